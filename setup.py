@@ -1,0 +1,26 @@
+"""Builds the Cython modules; everything else stands in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# SHARDSERVER_CHECKED=1 makes the build with bounds checks on (docs/development.md).
+CHECKED = os.environ.get("SHARDSERVER_CHECKED") == "1"
+
+EXTENSIONS = [
+    Extension(
+        "shardserver.protocol.batch",
+        ["shardserver/protocol/batch.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
+]
+
+setup(
+    ext_modules=cythonize(
+        EXTENSIONS,
+        language_level=3,
+        compiler_directives={"boundscheck": CHECKED, "wraparound": False},
+    )
+)

@@ -1,0 +1,120 @@
+"""What a Disk must do: every byte and every name that the server keeps passes through one of these.
+
+Three of them exist: the io_uring engine and the thread-pool engine in `io_uring/`, and the fault model
+in `tests/fault_disk.py`. One contract suite runs on all (`tests/io_uring/test_disk_contract.py`).
+
+Calls return an `asyncio.Future` and never block the loop. Completion order is not the order of
+submission. A future fails with DiskFullError (ENOSPC, EDQUOT) or StorageError; both carry `errno`.
+Short writes, EINTR and EAGAIN are handled below this contract: a write is whole or it failed.
+Buffers are immutable, and kept alive by the Disk, from submission to completion (even when the
+future is cancelled: an operation once submitted runs to its end).
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+
+class File(Protocol):
+    """An open file. Made by Disk.open only."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def direct(self) -> bool:
+        """True when its bytes bypass the page cache, so that positions, lengths and memory must be aligned."""
+        ...
+
+
+class Disk(Protocol):
+    """A disk engine. Paths are absolute or relative to the process, as the caller gives them."""
+
+    @property
+    def name(self) -> str:
+        """`io_uring`, `threads` or the name of a test engine; printed in `ready`."""
+        ...
+
+    @property
+    def block_bytes(self) -> int:
+        """Unit of positions, lengths and memory alignment of a direct file: at least 4096 (storage rule 7)."""
+        ...
+
+    def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[File]:
+        """Open for reading and writing.
+
+        create: O_CREAT | O_EXCL: the file must not exist. lock: hold flock(LOCK_EX) on the descriptor,
+        waiting for it off the loop (storage rule 15). direct: O_DIRECT where the filesystem takes it,
+        else the page cache (`File.direct` tells). Descriptors are O_CLOEXEC.
+        """
+        ...
+
+    def close(self, file: File) -> Future[None]:
+        """Close once all operations on it have completed."""
+        ...
+
+    def write(
+        self,
+        file: File,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future[None]:
+        """Write buffers back to back at position; with sync, then fdatasync, linked.
+
+        The future completes when all asked for is done. on_written is called (on the loop, before the
+        future completes) as soon as the device has taken the whole write, sync or not.
+        """
+        ...
+
+    def read(self, file: File, position: int, buffer: memoryview) -> Future[int]:
+        """Fill buffer from position; gives the bytes read, fewer only at the end of the file."""
+        ...
+
+    def sync(self, file: File) -> Future[None]:
+        """fdatasync."""
+        ...
+
+    def truncate(self, file: File, length: int) -> Future[None]:
+        """Set the file's length. Not durable before the next sync."""
+        ...
+
+    def file_bytes(self, file: File) -> Future[int]:
+        """The file's length in bytes."""
+        ...
+
+    def list_directory(self, path: str) -> Future[list[str]]:
+        """Names in a directory, sorted; fails with StorageError (ENOENT) when there is none."""
+        ...
+
+    def make_directory(self, path: str) -> Future[None]:
+        """Make one directory; an existing one is fine."""
+        ...
+
+    def rename(self, source: str, target: str) -> Future[None]:
+        """Rename, replacing an existing target. Durable after sync_directory of the parent."""
+        ...
+
+    def unlink(self, path: str) -> Future[None]:
+        """Remove a file. A missing one is fine."""
+        ...
+
+    def remove_directory(self, path: str) -> Future[None]:
+        """Remove an empty directory. A missing one is fine."""
+        ...
+
+    def sync_directory(self, path: str) -> Future[None]:
+        """fsync a directory: creates, renames and unlinks in it are durable afterwards."""
+        ...
+
+    def free_bytes(self, path: str) -> Future[int]:
+        """Bytes that an unprivileged process may still write to the filesystem of path."""
+        ...
+
+    def shut_down(self) -> Future[None]:
+        """Wait for what is in flight, then release threads and rings."""
+        ...

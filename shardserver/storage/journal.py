@@ -1,0 +1,359 @@
+"""The journal of one shard: a ring of files, written once at creation and used again and again.
+
+One write at a time, each an aligned O_DIRECT write linked to one fdatasync. A write is the atom: one
+checksum covers it with its padding, and its identity (journal id, nonce of the opening, file
+sequence, position) tells it from every other write that ever stood there.
+
+A file may be used again once a *synced* write has said that nothing older than some later file is
+needed (`oldest_live`); recovery asks only for the files from there on. The last free file is left
+for the next opening, which must be able to start before anything was flushed.
+
+Format: docs/formats/journal.md. Proof: docs/durability.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shardserver.errors import CorruptionError, StorageError
+from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.storage import journal_format as fmt
+from shardserver.storage.disk import Disk, File
+from shardserver.storage.settings import LogSettings
+
+log = logging.getLogger(__name__)
+
+# Kept at the end of each file for writes without batches, so that a full file can still say that older ones are free.
+RESERVED_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class JournalFile:
+    number: int
+    path: str
+    file: File
+    file_bytes: int
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredFile:
+    """One file's valid writes, in order. `buffer` holds the whole file."""
+
+    journal_file: JournalFile
+    sequence: int
+    writes: list[fmt.WriteHeader]
+    end: int
+    buffer: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatistics:
+    writes: int
+    written_bytes: int
+    files: int
+    files_in_use: int
+
+
+class Journal:
+    """Owns the ring's files, the staging memory and the identity of this opening."""
+
+    def __init__(self, disk: Disk, files: list[JournalFile], journal_id: int, settings: LogSettings) -> None:
+        self._disk = disk
+        self._files = files
+        self._journal_id = journal_id
+        self._settings = settings
+        self._staging = aligned_buffer(settings.max_write_bytes)
+        self._nonce = secrets.randbits(64)
+        self._current: JournalFile | None = None
+        self._position = 0
+        self._previous = (0, 0)  # sequence and end of the file before the current one
+        self._last_sequence = 0
+        self._published_oldest_live = 0
+        self._opening = True
+        self._writes = 0
+        self._written_bytes = 0
+        self._used = 0
+        self._records = 0
+        self.in_flight = False
+
+    @property
+    def sequence(self) -> int:
+        """Sequence of the file that the next record goes to."""
+        return self._last_sequence if self._current is not None else self._last_sequence + 1
+
+    @property
+    def files_in_use(self) -> int:
+        return sum(1 for file in self._files if file.sequence and file.sequence >= self._published_oldest_live)
+
+    @property
+    def journal_id(self) -> int:
+        return self._journal_id
+
+    @property
+    def free_files(self) -> int:
+        return len(self._files) - self.files_in_use
+
+    @property
+    def files(self) -> int:
+        return len(self._files)
+
+    def statistics(self) -> JournalStatistics:
+        return JournalStatistics(self._writes, self._written_bytes, self.files, self.files_in_use)
+
+    def adopt_end(self, sequence: int, end: int, oldest_live: int) -> None:
+        """Continue after what recovery found: the next opening links to that end."""
+        self._previous, self._last_sequence = (sequence, end), sequence
+        self._published_oldest_live = oldest_live
+
+    def begin(self) -> bool:
+        """Start building a write. False while one is in flight, or while no file can take batches."""
+        if self.in_flight or not self._has_room():
+            return False
+        self._used, self._records = fmt.WRITE_HEADER_BYTES, 0
+        return True
+
+    def begin_reserved(self) -> bool:
+        """Start building a write without batches, in the room that is kept for those."""
+        if self.in_flight or self._current is None or self._position + self._limit() > self._current.file_bytes:
+            return False
+        self._used, self._records = fmt.WRITE_HEADER_BYTES, 0
+        return True
+
+    def fits(self, payload_bytes: int) -> bool:
+        return self._used + fmt.RECORD_HEADER_BYTES + payload_bytes <= self._room()
+
+    @property
+    def records(self) -> int:
+        return self._records
+
+    def add(self, kind: int, flags: int, shard: int, uid: int, term: int, payload: bytes | bytearray) -> None:
+        """Copy one record into the write being built. The caller has asked `fits`."""
+        start = self._used + fmt.RECORD_HEADER_BYTES
+        header = fmt.encode_record_header(kind, flags, shard, uid, term, len(payload))
+        self._staging[self._used : start] = header
+        self._used = start + len(payload)
+        self._staging[start : self._used] = payload
+        self._records += 1
+
+    def submit(self, oldest_live: int, *, clean: bool, on_written: Callable[[], None]) -> asyncio.Future[None]:
+        """Write what was built and sync it. The future fails with StorageError: then this shard's journal is over."""
+        current = self._current
+        assert current is not None
+        length = align_up(self._used, fmt.BLOCK_BYTES)
+        self._staging[self._used : length] = bytes(length - self._used)
+        first = self._position == fmt.BLOCK_BYTES
+        flags = (fmt.FLAG_FILE_START if first else 0) | (fmt.FLAG_CLEAN if clean else 0)
+        flags |= fmt.FLAG_OPENING if self._opening else 0
+        fmt.seal_write(
+            self._staging,
+            fmt.WriteHeader(
+                flags=flags,
+                length=length,
+                journal_id=self._journal_id,
+                nonce=self._nonce,
+                sequence=current.sequence,
+                position=self._position,
+                previous_sequence=self._previous[0],
+                previous_end=self._previous[1],
+                oldest_live=oldest_live,
+                records=self._records,
+                records_bytes=self._used - fmt.WRITE_HEADER_BYTES,
+            ),
+        )
+        self.in_flight, self._opening = True, False
+        position, self._position = self._position, self._position + length
+        self._writes += 1
+        self._written_bytes += length
+        return asyncio.ensure_future(self._complete(current, position, length, oldest_live, on_written))
+
+    async def _complete(
+        self, current: JournalFile, position: int, length: int, oldest_live: int, on_written: Callable[[], None]
+    ) -> None:
+        # A failure leaves in_flight set: nothing may be written behind a write whose fate is unknown.
+        await self._disk.write(
+            current.file, position, [self._staging[:length]], sync=True, on_written=on_written
+        )
+        self._published_oldest_live = max(self._published_oldest_live, oldest_live)
+        self.in_flight = False
+
+    def _limit(self) -> int:
+        return fmt.BLOCK_BYTES * 4
+
+    def _room(self) -> int:
+        assert self._current is not None
+        left = self._current.file_bytes - self._position
+        return min(self._settings.max_write_bytes, left)
+
+    def _has_room(self) -> bool:
+        current = self._current
+        if current is not None:
+            needed = self._settings.max_write_bytes + RESERVED_BYTES
+            if self._position + needed <= current.file_bytes:
+                return True
+        return self._rotate()
+
+    def _rotate(self) -> bool:
+        """Take the next free file. The last free one is left for the next opening, unless this is an opening."""
+        free = [file for file in self._files if file.sequence < max(self._published_oldest_live, 1)]
+        if len(free) < (1 if self._current is None else 2):
+            return False
+        if self._current is not None:
+            self._previous = (self._current.sequence, self._position)
+        chosen = min(free, key=lambda file: (file.sequence, file.number))
+        self._last_sequence += 1
+        chosen.sequence = self._last_sequence
+        self._current, self._position = chosen, fmt.BLOCK_BYTES
+        return True
+
+    async def close(self) -> None:
+        for file in self._files:
+            await self._disk.close(file.file)
+
+
+async def create_journal(disk: Disk, parent: str, settings: LogSettings) -> None:
+    """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
+    building, target = os.path.join(parent, "journal.new"), os.path.join(parent, "journal")
+    await disk.make_directory(parent)
+    await disk.make_directory(building)
+    for name in await disk.list_directory(building):
+        await disk.unlink(os.path.join(building, name))
+    journal_id = secrets.randbits(64)
+    for number in range(settings.journal_files):
+        await _create_file(disk, building, number, journal_id, settings.journal_file_bytes)
+    await disk.sync_directory(building)
+    await disk.rename(building, target)
+    await disk.sync_directory(parent)
+
+
+async def _create_file(disk: Disk, directory: str, number: int, journal_id: int, file_bytes: int) -> None:
+    file = await disk.open(os.path.join(directory, f"{number:05d}.journal"), create=True)
+    zeros = aligned_buffer(min(file_bytes, 4 << 20))
+    for position in range(0, file_bytes, len(zeros)):
+        await disk.write(file, position, [zeros[: min(len(zeros), file_bytes - position)]])
+    zeros[: fmt.BLOCK_BYTES] = fmt.encode_file_header(fmt.FileHeader(number, journal_id, file_bytes))
+    await disk.write(file, 0, [zeros[: fmt.BLOCK_BYTES]], sync=True)
+    await disk.close(file)
+
+
+@dataclass(slots=True)
+class JournalRecovery:
+    """What stood in the ring: the live files in order of their sequences."""
+
+    journal: Journal
+    live: list[RecoveredFile]
+    read_bytes: int
+    clean: bool
+
+
+async def open_journal(disk: Disk, directory: str, settings: LogSettings) -> JournalRecovery:
+    """Lock, read and check the ring; make what it says durable (storage rule 16).
+
+    Raises:
+        CorruptionError: a live write is damaged and is not the torn tail.
+    """
+    files, journal_id = await _open_files(disk, directory)
+    journal = Journal(disk, files, journal_id, settings)
+    recovered = [await _read_file(disk, file, journal_id) for file in files]
+    read_bytes = sum(len(one.buffer) for one in recovered)
+    live = _live_files(recovered)
+    for one in live:
+        one.journal_file.sequence = one.sequence
+    for one in recovered:  # older than what is live: free
+        one.journal_file.sequence = one.sequence
+    if live:
+        newest = live[-1]
+        journal.adopt_end(newest.sequence, newest.end, live[0].sequence)
+        await _write_again(disk, newest)
+    clean = bool(live) and bool(live[-1].writes[-1].flags & fmt.FLAG_CLEAN)
+    return JournalRecovery(journal, live, read_bytes, clean)
+
+
+async def _open_files(disk: Disk, directory: str) -> tuple[list[JournalFile], int]:
+    files, ids = [], set()
+    for name in await disk.list_directory(directory):
+        if not name.endswith(".journal"):
+            continue
+        path = os.path.join(directory, name)
+        file = await disk.open(path)
+        block = aligned_buffer(fmt.BLOCK_BYTES)
+        await disk.read(file, 0, block)
+        header = fmt.decode_file_header(block)
+        if header is None:
+            raise CorruptionError(path, 0, "a journal file header of version 1")
+        files.append(JournalFile(header.number, path, file, header.file_bytes))
+        ids.add(header.journal_id)
+    if len(ids) != 1:
+        raise StorageError(f"{directory}: {len(files)} journal files of {len(ids)} journals, expected one journal")
+    return files, ids.pop()
+
+
+async def _read_file(disk: Disk, journal_file: JournalFile, journal_id: int) -> RecoveredFile:
+    buffer = aligned_buffer(journal_file.file_bytes)
+    got = await disk.read(journal_file.file, 0, buffer)
+    if got < journal_file.file_bytes:
+        raise CorruptionError(journal_file.path, got, f"{journal_file.file_bytes} bytes of journal file")
+    writes: list[fmt.WriteHeader] = []
+    position = fmt.BLOCK_BYTES
+    while position < journal_file.file_bytes:
+        header = fmt.decode_write(buffer[position:])
+        if header is None or not _continues(header, writes, journal_id, position):
+            break
+        writes.append(header)
+        position += header.length
+    sequence = writes[0].sequence if writes else 0
+    return RecoveredFile(journal_file, sequence, writes, position, buffer)
+
+
+def _continues(header: fmt.WriteHeader, writes: list[fmt.WriteHeader], journal_id: int, position: int) -> bool:
+    """Is this the write that stands here by its identity, and not one of an earlier turn of the ring?"""
+    if header.journal_id != journal_id or header.position != position:
+        return False
+    return not writes or (header.sequence, header.nonce) == (writes[0].sequence, writes[0].nonce)
+
+
+def _live_files(recovered: list[RecoveredFile]) -> list[RecoveredFile]:
+    """The files from `oldest_live` to the newest, checked to be all there and each to end where its successor says."""
+    by_sequence = {one.sequence: one for one in recovered if one.writes}
+    newest = max(by_sequence, default=0)
+    for one in recovered:
+        _refuse_damaged_end(one, newest)
+    if not newest:
+        return []
+    oldest = max(write.oldest_live for write in by_sequence[newest].writes)
+    live = []
+    for sequence in range(max(oldest, 1), newest + 1):
+        if sequence not in by_sequence:
+            raise CorruptionError(recovered[0].journal_file.path, 0, f"a ring that holds journal sequence {sequence}")
+        live.append(by_sequence[sequence])
+    for former, successor in zip(live, live[1:], strict=False):
+        said = (successor.writes[0].previous_sequence, successor.writes[0].previous_end)
+        if said != (former.sequence, former.end):
+            raise CorruptionError(former.journal_file.path, former.end, f"a journal write before position {said[1]}")
+    return live
+
+
+def _refuse_damaged_end(one: RecoveredFile, newest: int) -> None:
+    """An invalid write is a torn tail only if no valid write of the same or a later sequence follows it.
+
+    A write in front of which another was lost cannot exist otherwise: one is in flight, and each is synced.
+    """
+    floor = one.sequence or newest + 1
+    for position in range(one.end, len(one.buffer), fmt.BLOCK_BYTES):
+        if one.buffer[position : position + 8] != fmt.WRITE_MAGIC:
+            continue
+        header = fmt.decode_write(one.buffer[position:])
+        if header is not None and header.position == position and header.sequence >= floor:
+            raise CorruptionError(one.journal_file.path, one.end, f"the write before the valid one at {position}")
+
+
+async def _write_again(disk: Disk, newest: RecoveredFile) -> None:
+    """After a process crash the last write may be in the device's cache only: put the same bytes there again, synced."""
+    last = newest.writes[-1]
+    raw = newest.buffer[last.position : last.position + last.length]
+    await disk.write(newest.journal_file.file, last.position, [raw], sync=True)

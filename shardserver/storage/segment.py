@@ -1,0 +1,210 @@
+"""One segment file: a 4 KiB header, then runs. Format: docs/formats/segment.md."""
+
+from __future__ import annotations
+
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import xxhash
+
+from shardserver.errors import CorruptionError
+from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.protocol.batch import check_stored_batch, read_batch_header
+from shardserver.storage.disk import Disk, File
+from shardserver.storage.journal_format import Hint
+
+BLOCK_BYTES = 4096
+MAGIC = b"SSSEGMT1"
+FORMAT_VERSION = 1
+_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, zero, partition uid, base offset, last timestamp, checksum
+INDEX_INTERVAL_BYTES = 64 * 1024
+# The largest frame is 64 MiB, so is the largest batch.
+MAX_BATCH_BYTES = 64 << 20
+SCAN_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class SparseIndex:
+    """Where batches begin, about every 64 KiB: a hint only, each use is verified against the batch."""
+
+    offsets: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)
+
+    def add(self, offset: int, position: int, timestamp: int) -> None:
+        if not self.positions or position - self.positions[-1] >= INDEX_INTERVAL_BYTES:
+            self.offsets.append(offset)
+            self.positions.append(position)
+            self.timestamps.append(timestamp)
+
+    def at_or_before(self, offset: int) -> tuple[int, int] | None:
+        """(offset, position) of the nearest entry that is not behind `offset`."""
+        place = bisect_right(self.offsets, offset) - 1
+        return None if place < 0 else (self.offsets[place], self.positions[place])
+
+    def before_timestamp(self, timestamp: int) -> tuple[int, int] | None:
+        """The last entry whose batch is older than `timestamp`."""
+        place = bisect_right(self.timestamps, timestamp - 1) - 1
+        return None if place < 0 else (self.offsets[place], self.positions[place])
+
+
+@dataclass(slots=True)
+class Segment:
+    """`end` is the synced end, block aligned; runs begin there."""
+
+    path: str
+    base_offset: int
+    previous_timestamp: int = 0
+    end: int = BLOCK_BYTES
+    file: File | None = None
+    index: SparseIndex = field(default_factory=SparseIndex)
+    indexed: bool = True
+
+    @property
+    def data_bytes(self) -> int:
+        return self.end - BLOCK_BYTES
+
+
+def segment_path(directory: str, base_offset: int) -> str:
+    return os.path.join(directory, f"{base_offset:020d}.log")
+
+
+def encode_header(uid: int, base_offset: int, last_timestamp: int) -> bytes:
+    raw = _HEADER.pack(MAGIC, FORMAT_VERSION, 0, uid, base_offset, last_timestamp, 0)
+    return raw[:-8] + xxhash.xxh3_64_intdigest(raw).to_bytes(8, "little") + bytes(BLOCK_BYTES - _HEADER.size)
+
+
+def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
+    """(partition uid, base offset, last timestamp), or None when the header is not valid."""
+    magic, version, _, uid, base, last, checksum = _HEADER.unpack_from(raw)
+    zeroed = bytes(raw[: _HEADER.size - 8]) + bytes(8)
+    if magic != MAGIC or version != FORMAT_VERSION or checksum != xxhash.xxh3_64_intdigest(zeroed):
+        return None
+    return uid, base, last
+
+
+async def create_segment(disk: Disk, directory: str, uid: int, base_offset: int, last_timestamp: int) -> Segment:
+    """Header, sync, directory sync: all before the first run (storage rule 5). A leftover of a failed try is replaced."""
+    path = segment_path(directory, base_offset)
+    await disk.unlink(path)
+    file = await disk.open(path, create=True)
+    block = aligned_buffer(BLOCK_BYTES)
+    block[:] = encode_header(uid, base_offset, last_timestamp)
+    await disk.write(file, 0, [block], sync=True)
+    await disk.sync_directory(directory)
+    return Segment(path, base_offset, last_timestamp, file=file)
+
+
+def next_batch_position(view: memoryview, position: int, expected_offset: int, *, base: int) -> int | None:
+    """Where the batch with expected_offset begins: at position, or behind zeros at the next block boundary.
+
+    base: the file position of view[0]. None when neither place holds a valid batch with that offset.
+    """
+    boundary = align_up(base + position, BLOCK_BYTES) - base
+    places = [position]
+    if boundary != position and boundary < len(view) and not any(view[position:boundary]):
+        places = [boundary]
+    for place in places:
+        if check_stored_batch(view[place:], len(view) - place):
+            return place if read_batch_header(view[place:]).base_offset == expected_offset else None
+    return None
+
+
+@dataclass(slots=True)
+class StoredBatch:
+    position: int
+    base_offset: int
+    message_count: int
+    timestamp: int
+    data: memoryview
+
+    @property
+    def next_offset(self) -> int:
+        return self.base_offset + self.message_count
+
+
+def walk_batches(view: memoryview, base: int, offset: int) -> Iterator[StoredBatch]:
+    """The valid batches from view[0] on, as long as offsets continue from `offset`. base: file position of view[0]."""
+    position = 0
+    while position < len(view):
+        place = next_batch_position(view, position, offset, base=base)
+        if place is None:
+            return
+        header = read_batch_header(view[place:])
+        length = header.batch_length
+        yield StoredBatch(
+            base + place, offset, header.message_count, header.base_timestamp, view[place : place + length]
+        )
+        offset += header.message_count
+        position = place + length
+
+
+@dataclass(slots=True)
+class ScanResult:
+    """Where a segment ends: block aligned, with all before it whole."""
+
+    end: int
+    next_offset: int
+    last_timestamp: int
+    read_bytes: int
+
+
+async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bool) -> ScanResult:
+    """Walk batches from a hint to the end, filling the index.
+
+    The end is the last block boundary up to which all is whole: a run is padded, so what lies behind it belongs to a
+    run that was never acknowledged, or is held by the journal too. With rewrite, the same bytes are put there again,
+    synced: after a process crash they may be in the device's cache only (storage rule 16).
+    """
+    assert segment.file is not None
+    result = ScanResult(start.position, start.next_offset, start.last_timestamp, 0)
+    file_bytes = await disk.file_bytes(segment.file)
+    want = SCAN_BYTES
+    while result.end < file_bytes:
+        buffer = aligned_buffer(want)
+        got = await disk.read(segment.file, result.end, buffer)
+        result.read_bytes += got
+        before = result.end
+        _take_whole_blocks(segment, buffer[:got], result)
+        if result.end > before and rewrite:
+            await disk.write(segment.file, before, [buffer[: result.end - before]])
+        if result.end == before:
+            if got < want or want > MAX_BATCH_BYTES:
+                break
+            want *= 2  # a batch larger than what was read
+        else:
+            want = SCAN_BYTES
+    if rewrite and result.end > start.position:
+        await disk.sync(segment.file)
+    return result
+
+
+def _take_whole_blocks(segment: Segment, view: memoryview, result: ScanResult) -> None:
+    start = result.end
+    pending: list[StoredBatch] = []
+    for batch in walk_batches(view, start, result.next_offset):
+        pending.append(batch)
+        end = batch.position + len(batch.data)
+        boundary = align_up(end, BLOCK_BYTES)
+        padding = view[end - start : boundary - start]
+        if boundary - start <= len(view) and not any(padding):
+            for one in pending:
+                segment.index.add(one.base_offset, one.position, one.timestamp)
+            pending.clear()
+            result.end, result.next_offset, result.last_timestamp = boundary, batch.next_offset, batch.timestamp
+
+
+async def build_index(disk: Disk, segment: Segment, end_offset: int) -> None:
+    """Fill the index of a segment from its data, for one that was sealed before this start.
+
+    Raises:
+        CorruptionError: a batch before the segment's end is damaged.
+    """
+    segment.index = SparseIndex()
+    result = await scan_segment(disk, segment, Hint(segment.base_offset, BLOCK_BYTES, segment.base_offset, 0), rewrite=False)
+    segment.indexed = True
+    if result.next_offset < end_offset:
+        raise CorruptionError(segment.path, result.end, f"the batch with offset {result.next_offset}")

@@ -1,0 +1,50 @@
+"""What the log needs to know, as plain values. `config.py` has the same keys with their costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIB = 1 << 20
+
+
+class Durability(StrEnum):
+    """When an append is acknowledged (docs/durability.md)."""
+
+    FSYNC = "fsync"
+    WRITE = "write"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """Sizes in bytes, times in seconds."""
+
+    journal_file_bytes: int = 16 * MIB
+    journal_files: int = 8
+    max_write_bytes: int = MIB
+    direct_bytes: int = 256 * 1024
+    flush_run_bytes: int = 8 * MIB
+    tail_bytes: int = 256 * MIB
+    read_bytes: int = 256 * 1024
+    read_ahead_bytes: int = 4 * MIB
+    linger_s: float = 1.0
+    retry_s: float = 1.0
+    low_watermark_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionIdentity:
+    """What names a partition on disk, and how its log behaves.
+
+    uid: never used again. term: raised by a move. partition_id: the number that clients see.
+    max_bytes: retention limit of this partition's sealed segments; None keeps everything.
+    """
+
+    uid: int
+    term: int
+    partition_id: int
+    segment_bytes: int = 1 << 30
+    durability: Durability = Durability.FSYNC
+    offset_durability: Durability = Durability.FSYNC
+    max_bytes: int | None = None

@@ -1,0 +1,625 @@
+"""All logs of one shard: its partitions, their one journal, and their committed offsets.
+
+One turn, in this order: start the direct runs that are due, then, if no journal write is in flight,
+build one from the checkpoint, hints, committed offsets and small appends that wait, and submit it.
+Acknowledgements follow its completion. Nothing waits for a timer but `memory` records and hints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from shardserver.errors import BackpressureError, Code, RejectedError, ShardServerError, StorageError
+from shardserver.storage import journal_format as fmt
+from shardserver.storage import offsets as snapshot
+from shardserver.storage.disk import Disk
+from shardserver.storage.journal import Journal, JournalStatistics
+from shardserver.storage.partition_log import FaultEpoch, PartitionLog, ReadResult
+from shardserver.storage.settings import MIB, Durability, LogSettings, PartitionIdentity
+
+log = logging.getLogger(__name__)
+
+FLUSH_CONCURRENCY = 4
+
+OffsetDone = Callable[[ShardServerError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLogStatistics:
+    journal: JournalStatistics
+    partitions: int
+    tail_bytes: int
+    flushes: int
+    committed_offsets: int
+    recovery_bytes: int
+
+
+@dataclass(slots=True)
+class OffsetRecord:
+    uid: int
+    kind: int
+    consumer: int
+    offset: int
+    flags: int
+    done: OffsetDone | None
+
+
+@dataclass(slots=True)
+class WriteContent:
+    """What one journal write carries, to be answered when it completes."""
+
+    batches: list[tuple[PartitionLog, int]]
+    offsets: list[OffsetRecord]
+    checkpoint_sequence: int
+
+
+class ShardLog:
+    """Owned by one shard. `on_failure` is told when the journal is broken: the shard must end and recover."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        data_directory: str,
+        settings: LogSettings,
+        shard: int,
+        clock: Callable[[], int],
+        on_failure: Callable[[StorageError], None],
+    ) -> None:
+        self._disk, self._settings, self._shard, self._clock = disk, settings, shard, clock
+        self._on_failure = on_failure
+        self.directory = os.path.join(data_directory, "shards", str(shard))
+        self.partitions_directory = os.path.join(data_directory, "partitions")
+        self.journal: Journal
+        self.journal_id = 0
+        self.faults = FaultEpoch()
+        self.failed: StorageError | None = None
+        self.recovery_bytes = 0
+        self._partitions: dict[int, PartitionLog] = {}
+        self._offsets: dict[snapshot.OffsetKey, int] = {}
+        self._dirty: dict[PartitionLog, None] = {}
+        self._offset_queue: deque[OffsetRecord] = deque()
+        self._offset_positions: dict[int, set[snapshot.OffsetKey]] = {}
+        self._hints: dict[int, PartitionLog] = {}
+        self._checkpoint: deque[PartitionLog] = deque()
+        self._checkpoint_started = 0
+        self._checkpoint_sequence = 0
+        self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
+        self._pinned: dict[int, set[PartitionLog]] = {}
+        self._cached: deque[PartitionLog] = deque()
+        self._tail_bytes = 0
+        self._turn_due = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._force_write = False
+        self._flush_task: asyncio.Task[None] | None = None
+        self._flush_error: StorageError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flushes = 0
+        self._closing = False
+        self._published = asyncio.Event()
+
+    # Partitions
+
+    def partition(self, uid: int) -> PartitionLog:
+        """The log of a partition. Raises KeyError when this shard has none of that uid."""
+        return self._partitions[uid]
+
+    @property
+    def partitions(self) -> Iterable[PartitionLog]:
+        return self._partitions.values()
+
+    def create_partition(self, identity: PartitionIdentity) -> PartitionLog:
+        """A new, empty log. It takes no disk space before its first flush or direct run."""
+        directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
+        created = PartitionLog(
+            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults
+        )
+        self._partitions[identity.uid] = created
+        return created
+
+    def forget_partition(self, uid: int) -> None:
+        """Stop serving a partition whose deletion metadata has recorded; its waiting appends are refused."""
+        gone = self._partitions.pop(uid, None)
+        if gone is None:
+            return
+        gone.fence(StorageError(f"partition {uid} was deleted"))
+        self._unpin(gone)
+        self._dirty.pop(gone, None)
+        self._hints.pop(uid, None)
+        self._tail_bytes -= gone.tail.bytes
+        for key in self._offset_positions.pop(uid, set()):
+            self._offsets.pop(key, None)
+        self._track(gone.close())
+
+    async def remove_files(self, uid: int) -> None:
+        """Remove the directory of a dead partition; one that is gone already is fine."""
+        directory = os.path.join(self.partitions_directory, f"{uid:016x}")
+        await self.wait_idle()
+        try:
+            names = await self._disk.list_directory(directory)
+        except StorageError:
+            return
+        for name in names:
+            await self._disk.unlink(os.path.join(directory, name))
+        await self._disk.remove_directory(directory)
+        await self._disk.sync_directory(self.partitions_directory)
+
+    async def wait_idle(self) -> None:
+        """Wait for the background tasks that are running now."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # Committed offsets
+
+    def committed_offset(self, uid: int, kind: int, consumer: int) -> int | None:
+        return self._offsets.get((uid, kind, consumer))
+
+    def lowest_committed_offset(self, uid: int) -> int | None:
+        """The lowest offset that any consumer of the partition has stored."""
+        return min((self._offsets[key] for key in self._offset_positions.get(uid, ())), default=None)
+
+    def store_offset(self, uid: int, kind: int, consumer: int, offset: int, done: OffsetDone | None) -> None:
+        """Set a committed offset. done: told when it is durable; None: applied now, durable with the next write.
+
+        Raises:
+            RejectedError: the partition is empty, or offset is above its newest message.
+        """
+        partition = self._partitions[uid]
+        if offset >= partition.high_watermark:
+            raise RejectedError(Code.INVALID_OFFSET, f"offset {offset}, high watermark {partition.high_watermark}")
+        self._set_offset((uid, kind, consumer), offset)
+        self._queue_offset(OffsetRecord(uid, kind, consumer, offset, 0, done))
+
+    def commit_at_least(self, uid: int, kind: int, consumer: int, offset: int) -> None:
+        """Auto-commit: never moves a committed offset back."""
+        if self._offsets.get((uid, kind, consumer), -1) < offset:
+            self._set_offset((uid, kind, consumer), offset)
+            self._queue_offset(OffsetRecord(uid, kind, consumer, offset, 0, None))
+
+    def delete_offset(self, uid: int, kind: int, consumer: int, done: OffsetDone | None) -> None:
+        """Raises RejectedError when none is stored."""
+        if (uid, kind, consumer) not in self._offsets:
+            raise RejectedError(Code.CONSUMER_OFFSET_NOT_FOUND)
+        self._drop_offset((uid, kind, consumer))
+        self._queue_offset(OffsetRecord(uid, kind, consumer, 0, fmt.RECORD_TOMBSTONE, done))
+
+    def _set_offset(self, key: snapshot.OffsetKey, offset: int) -> None:
+        self._offsets[key] = offset
+        self._offset_positions.setdefault(key[0], set()).add(key)
+
+    def _drop_offset(self, key: snapshot.OffsetKey) -> None:
+        self._offsets.pop(key, None)
+        self._offset_positions.get(key[0], set()).discard(key)
+
+    def _queue_offset(self, record: OffsetRecord) -> None:
+        waits = record.done is not None
+        if waits and self._partitions[record.uid].identity.offset_durability is Durability.MEMORY:
+            assert record.done is not None
+            record.done(None)
+            record.done, waits = None, False
+        self._offset_queue.append(record)
+        if waits:
+            self._schedule_turn()
+        else:
+            self._linger_turn()
+
+    # The turn
+
+    def _mark_dirty(self, partition: PartitionLog) -> None:
+        if partition.uid not in self._partitions:
+            return
+        self._dirty[partition] = None
+        if partition.is_urgent or partition.unwritten_bytes >= MIB:
+            self._schedule_turn()
+        else:
+            self._linger_turn()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_due and self.failed is None:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _linger_turn(self) -> None:
+        """Something that nobody waits for: it goes with the next write, or after linger_s."""
+        if self._linger is None and self.failed is None:
+            loop = asyncio.get_running_loop()
+            self._linger = loop.call_later(self._settings.linger_s, self._schedule_turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self.failed is not None:
+            return
+        for partition in list(self._dirty):
+            if not partition.is_running and partition.unwritten_bytes >= self._settings.direct_bytes:
+                self._dirty.pop(partition)
+                self._track(self._direct(partition))
+        if not self.journal.in_flight:
+            self._build_write()
+
+    async def _direct(self, partition: PartitionLog) -> None:
+        before = partition.tail.bytes
+        await partition.direct()
+        self._count_tail(partition, partition.tail.bytes - before)
+        self._after_run(partition)
+
+    def _after_run(self, partition: PartitionLog) -> None:
+        self._unpin(partition)
+        sequence = partition.oldest_unflushed_sequence()
+        if sequence and partition.uid in self._partitions:
+            self._pin(partition, sequence)
+        if partition.uid in self._partitions:
+            self._hints[partition.uid] = partition
+            self._linger_turn()
+        self._evict()
+
+    def _build_write(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if not (self._dirty or self._offset_queue or self._hints or self._force_write):
+            return
+        if self.journal.begin():
+            content = self._fill()
+        elif self.journal.begin_reserved():
+            content = WriteContent([], [], 0)
+        else:
+            content = None
+        if content is None or not (content.checkpoint_sequence >= 0 and (self.journal.records or self._force_write)):
+            self._refuse_when_full()
+            return
+        self._submit(content, clean=False)
+
+    def _refuse_when_full(self) -> None:
+        """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
+        self._start_flush()
+        if self._flush_error is not None:
+            for partition in list(self._dirty):
+                partition.fail_waiting(self._flush_error)
+
+    def _fill(self) -> WriteContent:
+        sequence = self.journal.sequence
+        if sequence != self._checkpoint_started:
+            self._checkpoint_started = sequence
+            self._checkpoint = deque(self._partitions.values())
+        content = WriteContent([], [], 0)
+        self._add_checkpoint(content)
+        if not self._checkpoint:
+            self._add_hints()
+            self._add_offsets(content)
+            self._add_batches(content)
+        return content
+
+    def _add_checkpoint(self, content: WriteContent) -> None:
+        """The head of every file: where each partition's segment is synced up to (storage rule 11)."""
+        while self._checkpoint:
+            if not self._add_hint(self._checkpoint[0]):
+                return
+            self._checkpoint.popleft()
+        content.checkpoint_sequence = self._checkpoint_started
+
+    def _add_hint(self, partition: PartitionLog) -> bool:
+        hint = partition.hint() if partition.uid in self._partitions else None
+        if hint is None:
+            return True
+        raw = hint.encode()
+        if not self.journal.fits(len(raw)):
+            return False
+        self.journal.add(fmt.KIND_HINT, 0, self._shard, partition.uid, partition.identity.term, raw)
+        return True
+
+    def _add_hints(self) -> None:
+        while self._hints:
+            uid, partition = next(iter(self._hints.items()))
+            if not self._add_hint(partition):
+                return
+            del self._hints[uid]
+
+    def _add_offsets(self, content: WriteContent) -> None:
+        while self._offset_queue:
+            record = self._offset_queue[0]
+            partition = self._partitions.get(record.uid)
+            raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
+            if partition is not None:
+                if not self.journal.fits(len(raw)):
+                    return
+                term = partition.identity.term
+                self.journal.add(fmt.KIND_OFFSET, record.flags, self._shard, record.uid, term, raw)
+                self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
+            self._offset_queue.popleft()
+            content.offsets.append(record)
+
+    def _add_batches(self, content: WriteContent) -> None:
+        for partition in list(self._dirty):
+            before = partition.tail.bytes
+            end = partition.journal_into(self.journal, self._shard)
+            self._count_tail(partition, partition.tail.bytes - before)
+            if end >= 0:
+                content.batches.append((partition, end))
+                if not partition.pinned_sequence:
+                    self._pin(partition, self.journal.sequence)
+            del self._dirty[partition]
+            if partition.has_work and not partition.is_running:
+                self._dirty[partition] = None  # at the end: the others come first
+                if not self.journal.fits(self._settings.direct_bytes):
+                    return
+
+    def _submit(self, content: WriteContent, *, clean: bool) -> asyncio.Task[None]:
+        self._force_write = False
+
+        def on_written() -> None:
+            for partition, end in content.batches:
+                partition.note_written(end)
+
+        oldest_live = self._oldest_live()
+        future = self.journal.submit(oldest_live, clean=clean, on_written=on_written)
+        return self._track(self._commit(future, content))
+
+    async def _commit(self, future: asyncio.Future[None], content: WriteContent) -> None:
+        try:
+            await future
+        except StorageError as error:
+            self._fail(error)
+            return
+        self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
+        for partition, end in content.batches:
+            partition.note_durable(end)
+        for record in content.offsets:
+            if record.done is not None:
+                record.done(None)
+        self._published.set()
+        self._evict()
+        if self._has_work():
+            self._schedule_turn()
+        if self.journal.files_in_use > self.journal.files // 2:
+            self._start_flush()
+
+    def _has_work(self) -> bool:
+        urgent = any(partition.is_urgent for partition in self._dirty)
+        return bool(urgent or self._checkpoint or self._force_write or any(one.done for one in self._offset_queue))
+
+    def _fail(self, error: StorageError) -> None:
+        """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
+        if self.failed is None:
+            self.failed = error
+            log.critical("journal_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            for partition in self._partitions.values():
+                partition.fence(error)
+            for record in self._offset_queue:
+                if record.done is not None:
+                    record.done(error)
+            self._on_failure(error)
+
+    # Freeing journal files
+
+    def _pin(self, partition: PartitionLog, sequence: int) -> None:
+        partition.pinned_sequence = sequence
+        self._pinned.setdefault(sequence, set()).add(partition)
+
+    def _unpin(self, partition: PartitionLog) -> None:
+        holders = self._pinned.get(partition.pinned_sequence)
+        if holders is not None:
+            holders.discard(partition)
+            if not holders:
+                del self._pinned[partition.pinned_sequence]
+        partition.pinned_sequence = 0
+
+    def _oldest_live(self) -> int:
+        """The oldest file that recovery would need: nothing in older ones is unflushed, uncovered or the checkpoint."""
+        oldest = min(self._pinned, default=self.journal.sequence)
+        if self._uncovered_offsets:
+            oldest = min(oldest, self._uncovered_offsets)
+        return min(oldest, self._checkpoint_sequence or oldest)
+
+    def _start_flush(self) -> None:
+        if self._flush_task is None and not self._closing and self.failed is None:
+            self._flush_task = self._track(self._free_files())
+
+    async def _free_files(self) -> None:
+        try:
+            while self.journal.files_in_use > self.journal.files // 2 and self.failed is None:
+                oldest = self._oldest_live()
+                if oldest >= self.journal.sequence:
+                    break
+                await self._flush_through(oldest)
+                await self._publish()
+        except StorageError as error:
+            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            self._flush_error = error
+            asyncio.get_running_loop().call_later(self._settings.retry_s, self._schedule_turn)
+        else:
+            self._flush_error = None
+        finally:
+            self._flush_task = None
+
+    async def _flush_through(self, sequence: int) -> None:
+        """Move everything that the file of that sequence, or an older one, still holds."""
+        partitions = [one for held, members in self._pinned.items() if held <= sequence for one in members]
+        await self._flush_partitions(partitions)
+        if self._uncovered_offsets and self._uncovered_offsets <= sequence:
+            await self._snapshot_offsets()
+
+    async def _flush_partitions(self, partitions: list[PartitionLog]) -> None:
+        gate = asyncio.Semaphore(FLUSH_CONCURRENCY)
+
+        async def flush(partition: PartitionLog) -> None:
+            async with gate:
+                await partition.flush()
+                self._flushes += 1
+                self._after_run(partition)
+
+        results = await asyncio.gather(*(flush(one) for one in partitions), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _snapshot_offsets(self) -> None:
+        """Records of files before `covered` are in the snapshot; those of `covered` itself are replayed once more."""
+        uncovered, covered = self._uncovered_offsets, self.journal.sequence
+        terms = {uid: one.identity.term for uid, one in self._partitions.items()}
+        known = {key: offset for key, offset in self._offsets.items() if key[0] in terms}
+        raw = snapshot.encode_snapshot(known, terms, self.journal_id, covered)
+        self._uncovered_offsets = covered
+        try:
+            await snapshot.write_snapshot(self._disk, self.directory, raw)
+        except StorageError:
+            self._uncovered_offsets = uncovered
+            raise
+
+    async def _publish(self) -> None:
+        """Have a synced write say which files are free. Returns when one more write has completed."""
+        self._published.clear()
+        self._force_write = True
+        self._schedule_turn()
+        await self._published.wait()
+
+    # The tail's budget
+
+    def _count_tail(self, partition: PartitionLog, added: int) -> None:
+        if added:
+            self._tail_bytes += added
+            self._cached.append(partition)
+
+    def _evict(self) -> None:
+        """Drop the oldest cached batches that are in segments while the tail is above its budget."""
+        for _ in range(len(self._cached)):
+            if self._tail_bytes <= self._settings.tail_bytes:
+                return
+            partition = self._cached[0]
+            before = partition.tail.bytes
+            while self._tail_bytes > self._settings.tail_bytes:
+                freed = partition.tail.evict_oldest(min(partition.flushed_end, partition.high_watermark))
+                if not freed:
+                    break
+                self._tail_bytes -= freed
+            if partition.uid not in self._partitions or partition.tail.bytes == 0:
+                self._cached.popleft()
+            elif partition.tail.bytes == before:
+                self._cached.rotate(-1)
+
+    # Reads that need the shard's settings
+
+    async def read(self, uid: int, start: int, count: int, max_bytes: int) -> ReadResult:
+        return await self._partitions[uid].read(start, count, max_bytes)
+
+    # What recovery hands over
+
+    def adopt_tail(self, partition: PartitionLog, added: int) -> None:
+        """Count replayed bytes, and hang the partition to the journal file that holds its oldest ones."""
+        self._count_tail(partition, added)
+        sequence = partition.oldest_unflushed_sequence()
+        if sequence and not partition.pinned_sequence:
+            self._pin(partition, sequence)
+
+    def adopt_offsets(self, found: dict[snapshot.OffsetKey, int], *, oldest_sequence: int) -> None:
+        """Take recovered offsets, cut to their partition's end; a cut goes into the first write (storage rule 13)."""
+        self._uncovered_offsets = oldest_sequence
+        for key, offset in found.items():
+            partition = self._partitions[key[0]]
+            if partition.fenced is not None or offset < partition.next_offset:
+                self._set_offset(key, offset)
+                continue
+            flags = 0 if partition.next_offset else fmt.RECORD_TOMBSTONE
+            end = max(0, partition.next_offset - 1)
+            if not flags:
+                self._set_offset(key, end)
+            self._offset_queue.append(OffsetRecord(*key, end, flags, None))
+
+    async def start(self, *, needs_flush: bool) -> None:
+        """Serve. With too few free journal files, flush first: the first write then frees the others at once."""
+        if needs_flush:
+            await self._flush_partitions([one for members in self._pinned.values() for one in members])
+            await self._snapshot_offsets()
+
+    # Life
+
+    def _track(self, work: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]  # any coroutine of ours
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("log_task_failed", exc_info=task.exception())
+        self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
+
+    async def enforce_retention(self) -> int:
+        """Delete the oldest sealed segments of partitions above their limit; gives how many went."""
+        removed = 0
+        for partition in list(self._partitions.values()):
+            removed += await partition.enforce_retention()
+        return removed
+
+    async def close(self) -> None:
+        """Flush everything and say so in a last write, so that the next start replays nothing."""
+        if self.failed is None:
+            await self._drain()
+        self._closing = True
+        if self._linger is not None:
+            self._linger.cancel()
+        await self.wait_idle()
+        if self.failed is None:
+            await self._write_clean_end()
+        for partition in self._partitions.values():
+            await partition.close()
+        await self.journal.close()
+
+    async def _drain(self) -> None:
+        """Until nothing waits any more; a partition that cannot be written is given up after one failed try."""
+        while self.failed is None and any(one.has_work for one in self._partitions.values()):
+            self._schedule_turn()
+            self._published.clear()
+            waits = {asyncio.ensure_future(self._published.wait())}
+            await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+            for wait in waits:
+                wait.cancel()
+            if self._flush_error is not None:
+                return
+
+    async def _write_clean_end(self) -> None:
+        if not self._ever_wrote() and not self._offset_queue:
+            return
+        try:
+            await self._flush_partitions(list(self._partitions.values()))
+            if self._uncovered_offsets or self._offset_queue:
+                self._offset_queue.clear()
+                await self._snapshot_offsets()
+        except StorageError as error:
+            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            return
+        await self._write_last_checkpoint()
+
+    def _ever_wrote(self) -> bool:
+        return any(partition.flushed_end or partition.next_offset for partition in self._partitions.values())
+
+    async def _write_last_checkpoint(self) -> None:
+        """The checkpoint may take several writes; only the last one says that the stop was clean."""
+        self._checkpoint_started = 0
+        if self._linger is not None:
+            self._linger.cancel()
+        while self.failed is None and self.journal.begin():
+            content = self._fill()
+            self._uncovered_offsets = self._uncovered_offsets if not content.checkpoint_sequence else 0
+            done = not self._checkpoint
+            if done:
+                self._checkpoint_sequence = self.journal.sequence
+            await self._submit(content, clean=done)
+            if done:
+                return
+
+    def statistics(self) -> ShardLogStatistics:
+        return ShardLogStatistics(
+            self.journal.statistics(),
+            len(self._partitions),
+            self._tail_bytes,
+            self._flushes,
+            len(self._offsets),
+            self.recovery_bytes,
+        )
