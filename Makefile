@@ -1,0 +1,32 @@
+PYTHON ?= python3
+SECONDS ?= 60
+BIN := .venv/bin
+
+.PHONY: help setup serve test lint types crash-test fault-test clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
+
+setup: ## Install what is missing, make .venv, build
+	@PYTHON=$(PYTHON) sh scripts/setup
+
+serve: setup ## Run the server with its default configuration
+	@exec $(BIN)/shardserver
+
+test: setup ## Run all tests
+	@$(BIN)/python -m pytest -q
+
+lint: setup ## Style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . || { echo "ruff found something"; exit 1; }
+
+types: setup ## Strict types
+	@$(BIN)/mypy
+
+crash-test: setup ## kill -9 under load, SECONDS=60
+	@$(BIN)/python -m tests.crash.crash_test --seconds $(SECONDS)
+
+fault-test: setup ## Every crash point of the log on a modelled disk, SECONDS=60
+	@$(BIN)/python -m tests.crash.fault_test --seconds $(SECONDS)
+
+clean: ## Remove the build and .venv, never data
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,196 @@
+"""The configuration: one frozen tree. Defaults < TOML file < environment < flags; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+from shardserver.errors import ConfigError
+
+PREFIX = "SHARDSERVER_"
+# Read by the first start only; never part of the tree, so that no command can print them.
+SECRET_NAMES = frozenset({"SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
+
+
+def _key(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cores: Annotated[str, _key("Number of shards, or a list of cores such as 0-3,8. This release serves one shard.")] = "1"
+    pin: Annotated[str, _key("on: the shard stays on its core. off: the kernel moves it.")] = "on"
+    host: Annotated[str, _key("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _key("TCP port; 0 lets the kernel choose.")] = 8090
+    data: Annotated[str, _key("Data directory.")] = "data"
+    durability: Annotated[str, _key("fsync, write or memory: when a send is acknowledged (durability.md).")] = "fsync"
+    advertised_address: Annotated[str, _key("Host that cluster metadata names; empty: the socket's own address.")] = ""
+    disk_engine: Annotated[str, _key("auto or threads.")] = "auto"
+    shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.")] = 9.0
+    require_data: Annotated[bool, _key("Refuse to initialise an empty data directory (an unmounted volume).")] = False
+
+
+class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    max_frame_bytes: Annotated[int, _key("Bytes of the largest frame; costs twice that a connection at worst.")] = 64 << 20
+    first_frame_timeout_s: Annotated[float, _key("Seconds a new connection may stay silent.")] = 10.0
+    max_connections: Annotated[int, _key("Connections of a shard; one descriptor and some KiB each.")] = 8192
+    in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.")] = 64 << 20
+    in_flight_bytes_per_shard: Annotated[int, _key("The same for all connections together: memory.")] = 512 << 20
+
+
+class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    file_bytes: Annotated[int, _key("Bytes of a journal file, at creation only. More: longer recovery.")] = 16 << 20
+    files: Annotated[int, _key("Files of the ring, at creation only; disk space and memory = files x file_bytes.")] = 8
+    max_write_bytes: Annotated[int, _key("Bytes of one group commit.")] = 1 << 20
+    direct_bytes: Annotated[int, _key("From so many waiting bytes on a partition writes its segment directly.")] = 256 << 10
+
+
+class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tail_bytes: Annotated[int, _key("Bytes of recent batches kept in memory by a shard.")] = 256 << 20
+    read_bytes: Annotated[int, _key("Bytes of the first read behind the tail.")] = 256 << 10
+    read_ahead_bytes: Annotated[int, _key("Bytes that sequential reads grow to.")] = 4 << 20
+    retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.")] = 10.0
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    level: Annotated[str, _key("debug, info, warning or error.")] = "info"
+    format: Annotated[str, _key("text or json.")] = "text"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    server: ServerConfig = ServerConfig()
+    net: NetConfig = NetConfig()
+    journal: JournalConfig = JournalConfig()
+    storage: StorageConfig = StorageConfig()
+    log: LogConfig = LogConfig()
+
+
+Values = dict[str, dict[str, Any]]
+Sources = dict[str, str]
+CHOICES = {
+    "server.pin": ("on", "off"),
+    "server.durability": ("fsync", "write", "memory"),
+    "server.disk_engine": ("auto", "threads"),
+    "log.level": ("debug", "info", "warning", "error"),
+    "log.format": ("text", "json"),
+}
+
+
+def known_keys() -> dict[str, tuple[type, Any, str]]:
+    """`section.key` -> (type, default, description)."""
+    found = {}
+    for section, kind in get_type_hints(Config).items():
+        plain = get_type_hints(kind)
+        for field in msgspec.structs.fields(kind):
+            meta = field.type.__metadata__[0]
+            found[f"{section}.{field.name}"] = (plain[field.name], field.default, meta.description)
+    return found
+
+
+def load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, str]) -> tuple[Config, Sources, list[str]]:
+    """The effective configuration, where each set key came from, and warnings.
+
+    Args:
+        flags: `section.key` -> text, as given on the command line.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, a value of the wrong type or outside its choices.
+    """
+    values: Values = {}
+    sources: Sources = {}
+    if path is not None:
+        _take_file(path, values, sources)
+    warnings = _take_environment(environment, values, sources)
+    for key, text in flags.items():
+        _set(values, sources, key, text, "flag")
+    try:
+        config = msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+    _check_choices(config)
+    return config, sources, warnings
+
+
+def _set(values: Values, sources: Sources, key: str, value: object, source: str) -> None:
+    section, name = key.split(".")
+    values.setdefault(section, {})[name] = value
+    sources[key] = source
+
+
+def _refuse_unknown(key: str, source: str) -> None:
+    known = known_keys()
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"unknown key {key} in {source}{hint}")
+
+
+def _take_file(path: str, values: Values, sources: Sources) -> None:
+    try:
+        with open(path, "rb") as file:
+            tree = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for section, content in tree.items():
+        for name, value in (content.items() if isinstance(content, dict) else [("", content)]):
+            key = f"{section}.{name}" if name else section
+            _refuse_unknown(key, path)
+            _set(values, sources, key, value, path)
+
+
+def _take_environment(environment: Mapping[str, str], values: Values, sources: Sources) -> list[str]:
+    names = {PREFIX + key.replace(".", "_").upper(): key for key in known_keys()}
+    warnings = []
+    for name, text in environment.items():
+        if name in names:
+            _set(values, sources, names[name], text, name)
+        elif name.startswith(PREFIX) and name not in SECRET_NAMES:
+            near = difflib.get_close_matches(name, names, 1)
+            warnings.append(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    return warnings
+
+
+def _check_choices(config: Config) -> None:
+    for key, allowed in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in allowed:
+            raise ConfigError(f"{key} = {value!r}: one of {', '.join(allowed)}")
+
+
+def describe(config: Config, sources: Sources) -> str:
+    """The effective values as TOML, each with its source. There are no secrets in the tree."""
+    lines = []
+    for section in Config.__struct_fields__:
+        lines.append(f"[{section}]")
+        part = getattr(config, section)
+        for name in part.__struct_fields__:
+            text = msgspec.json.encode(getattr(part, name)).decode()
+            lines.append(f"{name} = {text}  # {sources.get(f'{section}.{name}', 'default')}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def reference_page() -> str:
+    """docs/configuration.md, whole."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `python -m shardserver.config > docs/configuration.md`; a test keeps it current. Order: defaults, the file of",
+        "`--config`, the environment (`SHARDSERVER_` + section + key), flags. Unknown keys are refused, unknown variables warned of.",
+        "",
+        "| key | default | meaning, unit, cost | environment |",
+        "|---|---|---|---|",
+    ]
+    for key, (_, default, text) in known_keys().items():
+        variable = PREFIX + key.replace(".", "_").upper()
+        lines.append(f"| `{key}` | `{msgspec.json.encode(default).decode()}` | {text} | `{variable}` |")
+    lines += ["", f"Read at the first start only: {', '.join(f'`{name}`' for name in sorted(SECRET_NAMES))}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

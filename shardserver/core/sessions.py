@@ -1,0 +1,59 @@
+"""Who is connected: one record a connection, one session a login."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardserver.protocol.commands import ClientInfo
+
+NOBODY = 0xFFFFFFFF
+TRANSPORT_TCP = 1
+
+
+@dataclass(slots=True)
+class Connection:
+    """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login."""
+
+    client_id: int
+    address: str
+    local_host: str = "127.0.0.1"
+    session: int = 0
+    user_id: int = NOBODY
+    client: bytes = b""
+
+    @property
+    def is_bound(self) -> bool:
+        return self.session != 0
+
+    def info(self) -> ClientInfo:
+        return ClientInfo(self.client_id, self.user_id, TRANSPORT_TCP, self.address)
+
+
+class Sessions:
+    """Connections of this shard. Session numbers are unique over the server's life (boot, counter, shard)."""
+
+    def __init__(self, boot_number: int, shard: int) -> None:
+        self._boot, self._shard = boot_number, shard
+        self._counter = 0
+        self._clients = 0
+        self.connections: dict[int, Connection] = {}
+
+    def connect(self, address: str, local_host: str) -> Connection:
+        self._clients += 1
+        # Client ids are shown to users only: unique among the connections of all shards of this start.
+        client_id = (self._clients << 8 | self._shard) & 0xFFFFFFFF
+        made = Connection(client_id, address, local_host)
+        self.connections[client_id] = made
+        return made
+
+    def disconnect(self, connection: Connection) -> None:
+        self.connections.pop(connection.client_id, None)
+
+    def bind(self, connection: Connection, user_id: int, client: bytes) -> int:
+        self._counter += 1
+        connection.session = self._boot << 40 | self._counter << 8 | self._shard
+        connection.user_id, connection.client = user_id, client
+        return connection.session
+
+    def unbind(self, connection: Connection) -> None:
+        connection.session, connection.user_id = 0, NOBODY

@@ -1,0 +1,209 @@
+"""A Disk on a pool of threads, for kernels and containers without io_uring. Contract: storage/disk.py."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from shardserver.errors import DiskFullError, StorageError
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4096
+IOV_MAX = 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenFile:
+    """A descriptor of ours."""
+
+    path: str
+    direct: bool
+    descriptor: int
+
+
+def storage_error(error: OSError, what: str) -> StorageError:
+    """Name an OSError by what its receiver must do."""
+    number = error.errno or 0
+    kind = DiskFullError if number in (errno.ENOSPC, errno.EDQUOT) else StorageError
+    return kind(f"{what}: {error.strerror or error}", errno=number)
+
+
+def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
+    """open(2) with O_DIRECT where the filesystem takes it, and the lock that keeps ghost writers out (storage rule 15)."""
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+    descriptor, is_direct = -1, direct
+    if direct:
+        try:
+            descriptor = os.open(path, flags | os.O_DIRECT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            is_direct = False
+            if create and os.path.exists(path):
+                flags &= ~os.O_EXCL  # some filesystems create the file before they refuse O_DIRECT
+    if descriptor < 0:
+        descriptor = os.open(path, flags, 0o600)
+    if lock:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return OpenFile(path, is_direct, descriptor)
+
+
+def write_whole(file: OpenFile, position: int, buffers: Sequence[memoryview]) -> None:
+    """pwritev until all is taken. A direct file resumes a short write at the last whole block."""
+    rest = [view for view in buffers if len(view)]
+    while rest:
+        written = os.pwritev(file.descriptor, rest[:IOV_MAX], position)
+        if file.direct:
+            written -= written % BLOCK_BYTES
+        if written == 0:
+            raise OSError(errno.EIO, "the device took no whole block")
+        position += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
+
+
+def read_whole(file: OpenFile, position: int, buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer):
+        got = os.preadv(file.descriptor, [buffer[done:]], position + done)
+        done += got
+        if got == 0 or (file.direct and got % BLOCK_BYTES):
+            break
+    return done
+
+
+def sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(path: str) -> int:
+    figures = os.statvfs(path)
+    return figures.f_bavail * figures.f_frsize
+
+
+class ThreadDisk:
+    """Each operation runs in one of a few threads."""
+
+    name = "threads"
+    block_bytes = BLOCK_BYTES
+
+    def __init__(self, threads: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk")
+
+    def _run(self, what: str, work: Callable[[], T]) -> Future[T]:
+        loop = asyncio.get_running_loop()
+        outcome: Future[T] = loop.create_future()
+
+        def in_thread() -> None:
+            try:
+                result = work()
+            except OSError as error:
+                _tell(loop, outcome, None, storage_error(error, what))
+            else:
+                _tell(loop, outcome, result, None)
+
+        self._pool.submit(in_thread)
+        return outcome
+
+    def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[OpenFile]:
+        return self._run(f"open {path}", lambda: open_file(path, create, direct, lock))
+
+    def close(self, file: OpenFile) -> Future[None]:
+        return self._run(f"close {file.path}", lambda: os.close(file.descriptor))
+
+    def write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future[None]:
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            write_whole(file, position, buffers)
+            if on_written is not None:
+                loop.call_soon_threadsafe(on_written)
+            if sync:
+                os.fdatasync(file.descriptor)
+
+        return self._run(f"write {file.path}", work)
+
+    def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
+        return self._run(f"read {file.path}", lambda: read_whole(file, position, buffer))
+
+    def sync(self, file: OpenFile) -> Future[None]:
+        return self._run(f"sync {file.path}", lambda: os.fdatasync(file.descriptor))
+
+    def truncate(self, file: OpenFile, length: int) -> Future[None]:
+        return self._run(f"truncate {file.path}", lambda: os.ftruncate(file.descriptor, length))
+
+    def file_bytes(self, file: OpenFile) -> Future[int]:
+        return self._run(f"stat {file.path}", lambda: os.fstat(file.descriptor).st_size)
+
+    def list_directory(self, path: str) -> Future[list[str]]:
+        return self._run(f"list {path}", lambda: sorted(os.listdir(path)))
+
+    def make_directory(self, path: str) -> Future[None]:
+        return self._run(f"mkdir {path}", lambda: os.makedirs(path, mode=0o700, exist_ok=True))
+
+    def rename(self, source: str, target: str) -> Future[None]:
+        return self._run(f"rename {source}", lambda: os.rename(source, target))
+
+    def unlink(self, path: str) -> Future[None]:
+        return self._run(f"unlink {path}", lambda: _ignoring_missing(os.unlink, path))
+
+    def remove_directory(self, path: str) -> Future[None]:
+        return self._run(f"rmdir {path}", lambda: _ignoring_missing(os.rmdir, path))
+
+    def sync_directory(self, path: str) -> Future[None]:
+        return self._run(f"sync {path}", lambda: sync_directory(path))
+
+    def free_bytes(self, path: str) -> Future[int]:
+        return self._run(f"statvfs {path}", lambda: free_bytes(path))
+
+    def shut_down(self) -> Future[None]:
+        outcome: Future[None] = asyncio.get_running_loop().create_future()
+        self._pool.shutdown(wait=True)
+        outcome.set_result(None)
+        return outcome
+
+
+def _tell(loop: asyncio.AbstractEventLoop, outcome: Future[T], result: T | None, error: StorageError | None) -> None:
+    """Finish a future from a thread; one that was cancelled, or whose loop is closed, needs no answer."""
+
+    def finish() -> None:
+        if outcome.done():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]  # T or None, as work() gave it
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(finish)
+
+
+def _ignoring_missing(remove: Callable[[str], None], path: str) -> None:
+    try:
+        remove(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,186 @@
+"""TCP around the connection machine: backpressure, time to the first frame, limits, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+
+from shardserver.core.dispatch import Dispatcher
+from shardserver.core.sessions import Connection, Sessions
+from shardserver.net.machine import Buffers, ConnectionMachine, Reply
+from shardserver.protocol.frame import Frame
+
+log = logging.getLogger(__name__)
+
+WRITE_HIGH_BYTES = 1 << 20
+JOIN_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NetLimits:
+    """Bytes and seconds; see the configuration page for what each costs."""
+
+    max_frame_bytes: int
+    in_flight_bytes_per_connection: int
+    in_flight_bytes_per_shard: int
+    max_connections: int
+    first_frame_timeout_s: float
+
+
+class Listener:
+    """All connections of one shard."""
+
+    def __init__(self, dispatcher: Dispatcher, sessions: Sessions, limits: NetLimits) -> None:
+        self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
+        self.protocols: set[ClientProtocol] = set()
+        self.refused = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: ClientProtocol(self), sock=listening)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return sum(protocol.machine.in_flight_bytes for protocol in self.protocols)
+
+    def stop_accepting(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Read no more; wait until what was read has been answered, at most deadline_s."""
+        end = asyncio.get_running_loop().time() + deadline_s
+        for protocol in list(self.protocols):
+            protocol.stop_reading()
+        while any(not one.is_drained for one in self.protocols) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.005)
+        for protocol in list(self.protocols):
+            protocol.end("the server stops")
+
+
+class ClientProtocol(asyncio.Protocol):
+    """One socket. Replies are addressed to the machine, so a late one never reaches another connection."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._connection: Connection | None = None
+        self._reading, self._stopped, self._writable, self._flush_due = True, False, True, False
+        self._first_frame: asyncio.TimerHandle | None = None
+        limits = listener.limits
+        self.machine = ConnectionMachine(
+            self._start_request, limits.max_frame_bytes, limits.in_flight_bytes_per_connection
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        limits, listener = self._listener.limits, self._listener
+        if len(listener.protocols) >= limits.max_connections:
+            listener.refused += 1
+            if listener.refused & (listener.refused - 1) == 0:  # at 1, 2, 4, 8 …: a bounded rate
+                log.warning("connection_refused", extra={"fields": {"limit": limits.max_connections}})
+            transport.abort()
+            return
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        host, port = transport.get_extra_info("peername")[:2]
+        self._connection = listener.sessions.connect(f"{host}:{port}", transport.get_extra_info("sockname")[0])
+        listener.protocols.add(self)
+        loop = asyncio.get_running_loop()
+        self._first_frame = loop.call_later(limits.first_frame_timeout_s, self._no_first_frame)
+
+    def _no_first_frame(self) -> None:
+        if self.machine.frames == 0:
+            self.end("no frame in time")
+
+    def data_received(self, data: bytes) -> None:
+        if self._connection is None:
+            return
+        self.machine.feed(data)
+        if self.machine.frames and self._first_frame is not None:
+            self._first_frame.cancel()
+            self._first_frame = None
+        self._flush()
+        self.update_reading()
+
+    def _start_request(self, frame: Frame, reply: Reply) -> None:
+        assert self._connection is not None
+
+        def complete(buffers: Buffers | None) -> None:
+            reply(buffers)
+            self._schedule_flush()
+
+        self._listener.dispatcher.start(self._connection, frame, complete)
+
+    def _schedule_flush(self) -> None:
+        """One write for all replies that become due in this turn of the loop."""
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        output, transport = self.machine.take_output(), self._transport
+        if transport is None:
+            return
+        if output:
+            if sum(map(len, output)) <= JOIN_BYTES:
+                transport.write(b"".join(output))
+            else:
+                transport.writelines(output)
+        if self.machine.close_reason and (self.machine.is_idle or self.machine.is_closed):
+            self.end(self.machine.close_reason)
+        elif not self._reading:
+            self.update_reading()
+
+    def update_reading(self) -> None:
+        """Backpressure: read only while this connection, this shard and the socket's own buffer have room."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        shard_has_room = self._listener.in_flight_bytes < self._listener.limits.in_flight_bytes_per_shard
+        wanted = self.machine.wants_more and self._writable and not self._stopped
+        wanted = wanted and (shard_has_room or self.machine.in_flight_bytes == 0)
+        if wanted and not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+        elif not wanted and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self.update_reading()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.update_reading()
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+        self.update_reading()
+
+    @property
+    def is_drained(self) -> bool:
+        written = self._transport is None or self._transport.get_write_buffer_size() == 0
+        return self.machine.is_idle and written
+
+    def end(self, reason: str) -> None:
+        """Close the connection; the reason is logged once."""
+        self.machine.close(reason)
+        if self._transport is not None and not self._transport.is_closing():
+            peer = self._connection.address if self._connection else ""
+            log.info("connection_closed", extra={"fields": {"peer": peer, "reason": reason}})
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.machine.close("the peer closed")
+        if self._first_frame is not None:
+            self._first_frame.cancel()
+        self._transport = None
+        if self._connection is not None:
+            self._listener.sessions.disconnect(self._connection)
+            self._listener.protocols.discard(self)

@@ -1,0 +1,193 @@
+"""Topic options: the catalogue, reading them from the wire, and what a topic reports (commands 6.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shardserver.errors import Code, RejectedError
+from shardserver.protocol import primitives as wire
+from shardserver.protocol.primitives import Reader
+
+KIND_STRING, KIND_BOOL, KIND_U32, KIND_U64 = 2, 3, 11, 12
+U64_MAX = (1 << 64) - 1
+MAX_ENTRIES, MAX_BLOCK_BYTES = 1024, 100_000
+OptionValue = str | bool | int
+
+_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
+_SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_SECOND = 1_000_000
+_TIMES = {"": 1, "us": 1, "ms": 1000, "s": _SECOND, "sec": _SECOND, "second": _SECOND, "m": 60 * _SECOND}
+_TIMES |= {"min": 60 * _SECOND, "minute": 60 * _SECOND, "h": 3600 * _SECOND, "hour": 3600 * _SECOND}
+_TIMES |= {"d": 86400 * _SECOND, "day": 86400 * _SECOND, "week": 7 * 86400 * _SECOND}
+_AMOUNT = re.compile(r"\s*(\d+)\s*([a-zA-Z]*)\s*")
+
+
+def _amount(text: str, units: dict[str, int]) -> int:
+    """ "7 days", "1 h 30 m", "10 GiB", "1000". Raises ValueError."""
+    lowered = text.strip().lower()
+    if lowered in ("unlimited", "never", "none"):
+        return U64_MAX
+    total, position = 0, 0
+    while position < len(text):
+        match = _AMOUNT.match(text, position)
+        if match is None:
+            raise ValueError(text)
+        unit = match.group(2).lower()
+        scale = units.get(unit) or units.get(unit.removesuffix("s"))
+        if scale is None:
+            raise ValueError(text)
+        total += int(match.group(1)) * scale
+        position = match.end()
+    if not text.strip():
+        raise ValueError(text)
+    return total
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOption:
+    key: str
+    kind: int
+    default: OptionValue
+    description: str
+    read_text: Callable[[str], OptionValue]
+    allowed: tuple[str, ...] = ()
+    lowest: int = 0
+    highest: int = U64_MAX
+    multiple_of: int = 1
+    updatable: bool = False
+
+
+def _size(text: str) -> int:
+    return _amount(text, _SIZES)
+
+
+def _time(text: str) -> int:
+    return _amount(text, _TIMES)
+
+
+_DURABILITIES = ("replicated", "persisted", "write", "memory")
+_CATALOGUE = (
+    TopicOption("compression_algorithm", KIND_STRING, "none", "a label, the server never compresses", str,
+                ("none", "gzip"), updatable=True),
+    TopicOption("consumer_offset_durability", KIND_STRING, "replicated", "when a committed offset is acknowledged", str,
+                _DURABILITIES),
+    TopicOption("durability", KIND_STRING, "replicated", "when a send is acknowledged", str, _DURABILITIES),
+    TopicOption("enforce_fsync", KIND_BOOL, False, "true: as durability = persisted", _boolean),
+    TopicOption("max_topic_size", KIND_U64, U64_MAX, "bytes to keep, oldest sealed segments go first", _size,
+                updatable=True),
+    TopicOption("message_expiry", KIND_U64, U64_MAX, "microseconds to keep messages", _time, updatable=True),
+    TopicOption("messages_required_to_save", KIND_U32, 1024, "paces the writing out of memory topics", int,
+                lowest=1, highest=16_777_216),
+    TopicOption("preallocate_segments", KIND_BOOL, False, "reserve disk space at segment creation", _boolean),
+    TopicOption("segment_size", KIND_U64, 1 << 30, "bytes at which a segment is rolled", _size,
+                lowest=1 << 20, highest=1 << 30, multiple_of=512),
+    TopicOption("size_of_messages_required_to_save", KIND_U64, 1 << 20, "paces the writing out of memory topics", _size,
+                highest=1 << 30),
+)  # fmt: skip
+CATALOGUE = {option.key: option for option in _CATALOGUE}
+
+
+def encode_value(option: TopicOption, value: OptionValue) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bool):
+        return wire.u8(int(value))
+    return wire.u32(value) if option.kind == KIND_U32 else wire.u64(value)
+
+
+def encode_entries(values: dict[str, OptionValue]) -> bytes:
+    """TLV entries sorted by key."""
+    parts = []
+    for key in sorted(values):
+        option = CATALOGUE[key]
+        raw = encode_value(option, values[key])
+        parts += [wire.u8(KIND_STRING), wire.str32(key), wire.u8(option.kind), wire.u32(len(raw)), raw]
+    return b"".join(parts)
+
+
+def read_entries(body: memoryview) -> dict[str, tuple[int, bytes]]:
+    """Raw entries: key -> (value kind, value bytes). Raises RejectedError 3, 4042 or 4043."""
+    if len(body) > MAX_BLOCK_BYTES:
+        raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE)
+    reader, entries = Reader(body), dict[str, tuple[int, bytes]]()
+    while reader.left:
+        if reader.u8() != KIND_STRING:
+            raise RejectedError(Code.INVALID_OPTION_VALUE, "an option key that is not text")
+        key = reader.str32()
+        kind, length = reader.u8(), reader.u32()
+        if not key or key in entries or not 1 <= length <= 255:
+            raise RejectedError(Code.INVALID_OPTION_VALUE, f"option {key!r}")
+        entries[key] = (kind, bytes(reader.take(length)))
+        if len(entries) > MAX_ENTRIES:
+            raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE)
+    return entries
+
+
+def parse_topic_options(body: memoryview, *, update: bool = False) -> dict[str, OptionValue]:
+    """Canonical values of the options in a request. Raises RejectedError 4041, 4042, 4043."""
+    values: dict[str, OptionValue] = {}
+    for key, (kind, raw) in read_entries(body).items():
+        option = CATALOGUE.get(key)
+        if option is None or (update and not option.updatable):
+            raise RejectedError(Code.UNSUPPORTED_OPTION_KEY, key)
+        values[key] = _canonical(option, kind, raw)
+    return values
+
+
+def _canonical(option: TopicOption, kind: int, raw: bytes) -> OptionValue:
+    try:
+        value = _decode(option, kind, raw)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {raw!r}") from error
+    if option.allowed and value not in option.allowed:
+        raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {value!r}")
+    numeric = isinstance(value, int) and not isinstance(value, bool)
+    if numeric and not (option.lowest <= value <= option.highest and value % option.multiple_of == 0):  # type: ignore[operator]  # an int
+        raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {value}")
+    return value
+
+
+def _decode(option: TopicOption, kind: int, raw: bytes) -> OptionValue:
+    if kind == KIND_STRING:
+        return option.read_text(raw.decode())
+    sizes = {KIND_BOOL: 1, KIND_U32: 4, KIND_U64: 8}
+    if kind != option.kind or len(raw) != sizes.get(kind):
+        raise ValueError(raw)
+    if kind == KIND_BOOL:
+        if raw[0] > 1:
+            raise ValueError(raw)
+        return raw[0] == 1
+    return int.from_bytes(raw, "little")
+
+
+def resolve_created(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:
+    """What a new topic reports as explicit: sentinels 0 replaced by the default. Raises RejectedError(1019)."""
+    resolved = dict(explicit)
+    for key in ("message_expiry", "max_topic_size", "size_of_messages_required_to_save"):
+        if resolved.get(key) == 0:
+            resolved[key] = CATALOGUE[key].default
+    check_topic_size(resolved)
+    return resolved
+
+
+def check_topic_size(values: dict[str, OptionValue]) -> None:
+    size, segment = effective(values, "max_topic_size"), effective(values, "segment_size")
+    if size != 0 and int(size) < int(segment):
+        raise RejectedError(Code.INVALID_TOPIC_SIZE, f"max_topic_size {size}, segment_size {segment}")
+
+
+def effective(values: dict[str, OptionValue], key: str) -> OptionValue:
+    return values.get(key, CATALOGUE[key].default)
+
+
+def derived(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:
+    """Every other key with the value in force."""
+    return {key: option.default for key, option in CATALOGUE.items() if key not in explicit}

@@ -1,0 +1,162 @@
+"""The metadata log: records, each with its own blocks and sync, and a snapshot. Format: docs/formats/metadata-log.md."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import xxhash
+
+from shardserver.errors import CorruptionError, StorageError
+from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.storage.disk import Disk, File
+
+BLOCK_BYTES = 4096
+MAGIC = b"SSMETAL1"
+KIND_SNAPSHOT, KIND_RECORD = 1, 2
+_HEADER = struct.Struct("<8sIIQQQ")  # magic, kind, payload bytes, revision, generation, checksum
+
+
+def _encode(kind: int, revision: int, generation: int, payload: bytes) -> memoryview:
+    head = _HEADER.pack(MAGIC, kind, len(payload), revision, generation, 0)
+    checksum = xxhash.xxh3_64_intdigest(head + payload)
+    buffer = aligned_buffer(align_up(_HEADER.size + len(payload), BLOCK_BYTES))
+    buffer[: _HEADER.size] = head[:-8] + checksum.to_bytes(8, "little")
+    buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
+    return buffer
+
+
+def _decode(raw: memoryview) -> tuple[int, int, int, bytes] | None:
+    """(kind, revision, generation, payload), or None when no valid entry begins at raw[0]."""
+    if len(raw) < BLOCK_BYTES:
+        return None
+    magic, kind, length, revision, generation, checksum = _HEADER.unpack_from(raw)
+    if magic != MAGIC or _HEADER.size + length > len(raw):
+        return None
+    payload = bytes(raw[_HEADER.size : _HEADER.size + length])
+    head = bytes(raw[: _HEADER.size - 8]) + bytes(8)
+    return (kind, revision, generation, payload) if xxhash.xxh3_64_intdigest(head + payload) == checksum else None
+
+
+class MetadataLog:
+    """One file a generation: `metadata.<generation>`, its first entry the snapshot that it begins with."""
+
+    def __init__(self, disk: Disk, directory: str) -> None:
+        self._disk, self._directory = disk, directory
+        self._file: File | None = None
+        self._generation = 0
+        self._revision = 0
+        self._position = 0
+        self._record_bytes = 0
+        self._failed: StorageError | None = None
+
+    @property
+    def record_bytes(self) -> int:
+        return self._record_bytes
+
+    async def replay(self) -> tuple[bytes | None, list[bytes]]:
+        """The snapshot (None in a new log) and the records after it, all durable.
+
+        Raises:
+            CorruptionError: an entry is damaged and is not the torn tail.
+        """
+        await self._disk.make_directory(self._directory)
+        await self._disk.sync_directory(os.path.dirname(self._directory))
+        names = await self._disk.list_directory(self._directory)
+        generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
+        if not generations:
+            await self._begin_generation(1, b"")
+            return None, []
+        self._generation = generations[-1]
+        path = self._path(self._generation)
+        self._file = await self._disk.open(path)
+        for generation in generations[:-1]:
+            await self._disk.unlink(self._path(generation))
+        buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
+        got = await self._disk.read(self._file, 0, buffer)
+        return await self._take_entries(path, buffer[:got])
+
+    async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
+        snapshot: bytes | None = None
+        records: list[bytes] = []
+        position, last = 0, 0
+        while position < len(raw):
+            entry = _decode(raw[position:])
+            if entry is None or entry[2] != self._generation:
+                break
+            kind, revision, _, payload = entry
+            if (kind == KIND_SNAPSHOT) != (position == 0) or (position and revision != self._revision + 1):
+                raise CorruptionError(path, position, f"revision {self._revision + 1}")
+            if kind == KIND_SNAPSHOT:
+                snapshot = payload or None
+            else:
+                records.append(payload)
+            self._revision, last = revision, position
+            position += align_up(_HEADER.size + len(payload), BLOCK_BYTES)
+        self._refuse_damage(path, raw, position)
+        self._position, self._record_bytes = position, position
+        await self._make_durable(raw[last:position], last, torn=position < len(raw))
+        return snapshot, records
+
+    def _refuse_damage(self, path: str, raw: memoryview, end: int) -> None:
+        """A torn tail has nothing valid behind it: one entry is in flight at a time. A file begins with a snapshot."""
+        if end == 0:
+            raise CorruptionError(path, 0, "a metadata snapshot of version 1")
+        for position in range(end + BLOCK_BYTES, len(raw), BLOCK_BYTES):
+            entry = _decode(raw[position:])
+            if entry is not None and entry[2] == self._generation and entry[1] > self._revision:
+                raise CorruptionError(path, end, f"the entry before the valid one at {position}")
+
+    async def _make_durable(self, last_entry: memoryview, position: int, *, torn: bool) -> None:
+        """Cut the torn tail, and put the last entry there again, synced: it may be in the device's cache only."""
+        assert self._file is not None
+        if torn:
+            await self._disk.truncate(self._file, self._position)
+        await self._disk.write(self._file, position, [last_entry], sync=True)
+
+    async def append(self, payload: bytes) -> int:
+        """Write and sync one record. After a failure nothing more is taken: its fate is unknown."""
+        if self._failed is not None:
+            raise self._failed
+        assert self._file is not None
+        entry = _encode(KIND_RECORD, self._revision + 1, self._generation, payload)
+        try:
+            await self._disk.write(self._file, self._position, [entry], sync=True)
+        except StorageError as error:
+            self._failed = error
+            raise
+        self._revision += 1
+        self._position += len(entry)
+        self._record_bytes += len(entry)
+        return self._revision
+
+    async def snapshot(self, payload: bytes) -> None:
+        """Go on in a new file that begins with this state."""
+        former = self._file
+        await self._begin_generation(self._generation + 1, payload)
+        if former is not None:
+            await self._disk.close(former)
+            await self._disk.unlink(self._path(self._generation - 1))
+
+    async def _begin_generation(self, generation: int, payload: bytes) -> None:
+        building = os.path.join(self._directory, "building")
+        await self._disk.unlink(building)
+        file = await self._disk.open(building, create=True)
+        entry = _encode(KIND_SNAPSHOT, self._revision, generation, payload)
+        await self._disk.write(file, 0, [entry], sync=True)
+        try:
+            await self._disk.rename(building, self._path(generation))
+            await self._disk.sync_directory(self._directory)
+        except StorageError as error:
+            # Which file a restart would find is unknown now: a record in either could be the lost one.
+            self._failed = error
+            raise
+        self._file, self._generation = file, generation
+        self._position, self._record_bytes = len(entry), 0
+
+    def _path(self, generation: int) -> str:
+        return os.path.join(self._directory, f"metadata.{generation}")
+
+    async def close(self) -> None:
+        if self._file is not None:
+            await self._disk.close(self._file)

@@ -1,0 +1,83 @@
+"""The data directory: kernel lock, format version, ready file."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from typing import Any
+
+from shardserver.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = "1"
+
+
+class DataDirectory:
+    """Held by the supervisor for as long as the server runs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.run = os.path.join(self.path, "run")
+        self._lock = -1
+
+    @property
+    def control_socket(self) -> str:
+        return os.path.join(self.run, "control.sock")
+
+    def open(self, *, require_data: bool) -> None:
+        """Lock and check. Raises ConfigError with a sentence when another server has it, or it cannot be used."""
+        if require_data and not os.path.exists(os.path.join(self.path, "format")):
+            raise ConfigError(f"{self.path} holds no data and --require-data was given: is the volume mounted?")
+        os.makedirs(self.run, mode=0o700, exist_ok=True)
+        self._take_lock()
+        self.remove_ready()
+        self._check_format()
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise ConfigError(f"the data directory {self.path} is in use by the server with process id {holder}") from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _check_format(self) -> None:
+        path = os.path.join(self.path, "format")
+        if os.path.exists(path):
+            with open(path) as file:
+                found = file.read().strip()
+            if found != FORMAT_VERSION:
+                raise ConfigError(f"{self.path} has data of format {found!r}; this server reads format {FORMAT_VERSION}")
+            return
+        log.warning("data_directory_initialised", extra={"fields": {"path": self.path}})
+        with open(path + ".new", "w") as file:
+            file.write(FORMAT_VERSION + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path + ".new", path)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def write_ready(self, content: dict[str, Any]) -> None:
+        """Atomically: a reader sees the former or the new content."""
+        path = os.path.join(self.run, "ready.json")
+        with open(path + ".new", "w") as file:
+            json.dump(content, file)
+        os.rename(path + ".new", path)
+
+    def remove_ready(self) -> None:
+        for name in ("ready.json", "control.sock"):
+            path = os.path.join(self.run, name)
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def close(self) -> None:
+        self.remove_ready()
+        if self._lock >= 0:
+            os.close(self._lock)
