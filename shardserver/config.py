@@ -21,7 +21,9 @@ def _key(text: str) -> msgspec.Meta:
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    cores: Annotated[str, _key("Number of shards, or a list of cores such as 0-3,8. This release serves one shard.")] = "1"
+    cores: Annotated[
+        str, _key("Number of shards, or a list of cores such as 0-3,8. This release serves one shard.")
+    ] = "1"
     pin: Annotated[str, _key("on: the shard stays on its core. off: the kernel moves it.")] = "on"
     host: Annotated[str, _key("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _key("TCP port; 0 lets the kernel choose.")] = 8090
@@ -34,7 +36,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    max_frame_bytes: Annotated[int, _key("Bytes of the largest frame; costs twice that a connection at worst.")] = 64 << 20
+    max_frame_bytes: Annotated[int, _key("Bytes of the largest frame; costs twice that a connection at worst.")] = (
+        64 << 20
+    )
     first_frame_timeout_s: Annotated[float, _key("Seconds a new connection may stay silent.")] = 10.0
     max_connections: Annotated[int, _key("Connections of a shard; one descriptor and some KiB each.")] = 8192
     in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.")] = 64 << 20
@@ -45,7 +49,9 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file_bytes: Annotated[int, _key("Bytes of a journal file, at creation only. More: longer recovery.")] = 16 << 20
     files: Annotated[int, _key("Files of the ring, at creation only; disk space and memory = files x file_bytes.")] = 8
     max_write_bytes: Annotated[int, _key("Bytes of one group commit.")] = 1 << 20
-    direct_bytes: Annotated[int, _key("From so many waiting bytes on a partition writes its segment directly.")] = 256 << 10
+    direct_bytes: Annotated[int, _key("From so many waiting bytes on a partition writes its segment directly.")] = (
+        256 << 10
+    )
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +96,9 @@ def known_keys() -> dict[str, tuple[type, Any, str]]:
     return found
 
 
-def load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, str]) -> tuple[Config, Sources, list[str]]:
+def load(
+    path: str | None, environment: Mapping[str, str], flags: Mapping[str, str]
+) -> tuple[Config, Sources, list[str]]:
     """The effective configuration, where each set key came from, and warnings.
 
     Args:
@@ -135,7 +143,7 @@ def _take_file(path: str, values: Values, sources: Sources) -> None:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for section, content in tree.items():
-        for name, value in (content.items() if isinstance(content, dict) else [("", content)]):
+        for name, value in content.items() if isinstance(content, dict) else [("", content)]:
             key = f"{section}.{name}" if name else section
             _refuse_unknown(key, path)
             _set(values, sources, key, value, path)

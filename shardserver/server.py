@@ -95,7 +95,9 @@ class Shard:
             root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
             await self._writer.change(lambda state, now: Plan([md.UserCreated(root)]))
         await self._writer.change(lambda state, now: Plan([md.BootEvent()]))
-        identities = [identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()]
+        identities = [
+            identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
+        ]
         source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities)
         logs = await recover_shard(
             self._disk,

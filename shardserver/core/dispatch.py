@@ -22,7 +22,6 @@ from shardserver.errors import (
     DiskFullError,
     RejectedError,
     ShardServerError,
-    StorageError,
 )
 from shardserver.protocol import frame as wire
 from shardserver.protocol.commands import PROTOCOL_VERSION, LoginRequest, encode_login_reply
@@ -123,7 +122,9 @@ class Dispatcher:
     def _explain(self, header: RequestHeader, error: BaseException) -> Buffers | None:
         if isinstance(error, ShardServerError):
             return [wire.encode_status(header, code_of(error))]
-        log.error("handler_failed", exc_info=error, extra={"fields": {"operation": header.operation, "code": header.code}})
+        log.error(
+            "handler_failed", exc_info=error, extra={"fields": {"operation": header.operation, "code": header.code}}
+        )
         return None
 
     def _route(self, connection: Connection, frame: Frame) -> Buffers | Awaitable[Buffers]:

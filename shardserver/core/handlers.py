@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import socket
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,14 @@ from shardserver.errors import Code, RejectedError, ShardServerError
 from shardserver.protocol import commands
 from shardserver.protocol import primitives as wire
 from shardserver.protocol.batch import verify_batch
-from shardserver.protocol.commands import PartitionAddress, PartitionInfo, PollRequest, SendRequest, StreamInfo, TopicInfo
+from shardserver.protocol.commands import (
+    PartitionAddress,
+    PartitionInfo,
+    PollRequest,
+    SendRequest,
+    StreamInfo,
+    TopicInfo,
+)
 from shardserver.protocol.primitives import Identifier, Reader
 from shardserver.storage.partition_log import PartitionLog, ReadResult
 
@@ -68,10 +74,15 @@ def get_stats(context: ShardContext, connection: Connection, body: memoryview) -
         *map(wire.u64, (process.memory_info().rss, memory.total, memory.available, now - context.started_at)),
         *map(wire.u64, (context.started_at, counters.read_bytes, counters.write_bytes)),
         wire.u64(sum(one.size_bytes for one in logs)),
-        *map(wire.u32, (len(context.metadata.streams), len(topics), len(logs), sum(one.segments_count for one in logs))),
+        *map(
+            wire.u32, (len(context.metadata.streams), len(topics), len(logs), sum(one.segments_count for one in logs))
+        ),
         wire.u64(sum(one.message_count for one in logs)),
         *map(wire.u32, (len(context.sessions.connections), 0)),
-        *map(wire.str32, (socket.gethostname(), platform.system(), platform.version(), platform.release(), context.version)),
+        *map(
+            wire.str32,
+            (socket.gethostname(), platform.system(), platform.version(), platform.release(), context.version),
+        ),
         *map(wire.u32, (_semantic_version(context.version), 0, process.num_threads())),
         *map(wire.u64, (disk.free, disk.total)),
     ]
@@ -152,9 +163,7 @@ def _partition_of(topic: Topic, number: int) -> Partition:
 # Messages
 
 
-def send_messages(
-    context: ShardContext, body: memoryview, done: Callable[[bytes | ShardServerError], None]
-) -> None:
+def send_messages(context: ShardContext, body: memoryview, done: Callable[[bytes | ShardServerError], None]) -> None:
     """done gets the reply's body once the batch is as durable as its topic says. Raises RejectedError."""
     request = SendRequest.decode(body)
     stream, topic = context.metadata.find_topic(request.stream, request.topic)

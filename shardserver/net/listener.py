@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
+from typing import cast
 
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.sessions import Connection, Sessions
@@ -76,7 +77,7 @@ class ClientProtocol(asyncio.Protocol):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's class does not derive from it
         limits, listener = self._listener.limits, self._listener
         if len(listener.protocols) >= limits.max_connections:
             listener.refused += 1

@@ -145,4 +145,3 @@ class FrameDecoder:
         foreign = name_foreign_protocol(bytes(self._buffer[:16]))
         if foreign:
             raise ProtocolError(f"first bytes look like {foreign}")
-

@@ -176,9 +176,7 @@ class Journal:
         self, current: JournalFile, position: int, length: int, oldest_live: int, on_written: Callable[[], None]
     ) -> None:
         # A failure leaves in_flight set: nothing may be written behind a write whose fate is unknown.
-        await self._disk.write(
-            current.file, position, [self._staging[:length]], sync=True, on_written=on_written
-        )
+        await self._disk.write(current.file, position, [self._staging[:length]], sync=True, on_written=on_written)
         self._published_oldest_live = max(self._published_oldest_live, oldest_live)
         self.in_flight = False
 

@@ -233,7 +233,9 @@ class PartitionLog:
 
     @property
     def unwritten_bytes(self) -> int:
-        backlog = self.tail.iterate_from(self.journaled_end, len(self.tail)) if self.journaled_end < self.next_offset else []
+        backlog = (
+            self.tail.iterate_from(self.journaled_end, len(self.tail)) if self.journaled_end < self.next_offset else []
+        )
         return self._waiting_bytes + sum(len(entry.data) for entry in backlog)
 
     @property
@@ -513,7 +515,9 @@ class PartitionLog:
             else:
                 want *= 4
 
-    async def _read_batches(self, segment: seg.Segment, position: int, expected: int, want: int) -> list[seg.StoredBatch]:
+    async def _read_batches(
+        self, segment: seg.Segment, position: int, expected: int, want: int
+    ) -> list[seg.StoredBatch]:
         assert segment.file is not None
         aligned = position - position % fmt.BLOCK_BYTES
         buffer = aligned_buffer(align_up(position - aligned + want, fmt.BLOCK_BYTES))
@@ -638,7 +642,9 @@ class PartitionLog:
             await self._disk.sync_directory(self.directory)
             return
         self.last_timestamp = max(self.last_timestamp, header[2])
-        found = seg.Segment(path, base_offset, header[2], end=align_up(max(file_bytes, fmt.BLOCK_BYTES), fmt.BLOCK_BYTES))
+        found = seg.Segment(
+            path, base_offset, header[2], end=align_up(max(file_bytes, fmt.BLOCK_BYTES), fmt.BLOCK_BYTES)
+        )
         found.file, found.indexed = file, False
         if not is_last:
             await self._disk.close(file)
@@ -673,7 +679,9 @@ class PartitionLog:
         if base_offset + count <= self.next_offset:
             return
         if base_offset != self.next_offset:
-            raise CorruptionError(self.directory, 0, f"offset {self.next_offset}, the journal goes on with {base_offset}")
+            raise CorruptionError(
+                self.directory, 0, f"offset {self.next_offset}, the journal goes on with {base_offset}"
+            )
         self.tail.append(TailEntry(base_offset, count, timestamp, bytearray(data), sequence))
         self.last_timestamp = max(self.last_timestamp, timestamp)
         end = base_offset + count

@@ -80,7 +80,9 @@ def _records(one: RecoveredFile, metadata: RecoveryInput) -> Iterable[fmt.Record
         for record in fmt.decode_records(raw, write):
             if record.uid >= metadata.next_uid:
                 path = one.journal_file.path
-                raise CorruptionError(path, write.position, f"partition uids below {metadata.next_uid}: metadata was lost")
+                raise CorruptionError(
+                    path, write.position, f"partition uids below {metadata.next_uid}: metadata was lost"
+                )
             if metadata.terms.get(record.uid) == record.term and record.shard == metadata.shard:
                 yield record
 

@@ -204,7 +204,9 @@ async def build_index(disk: Disk, segment: Segment, end_offset: int) -> None:
         CorruptionError: a batch before the segment's end is damaged.
     """
     segment.index = SparseIndex()
-    result = await scan_segment(disk, segment, Hint(segment.base_offset, BLOCK_BYTES, segment.base_offset, 0), rewrite=False)
+    result = await scan_segment(
+        disk, segment, Hint(segment.base_offset, BLOCK_BYTES, segment.base_offset, 0), rewrite=False
+    )
     segment.indexed = True
     if result.next_offset < end_offset:
         raise CorruptionError(segment.path, result.end, f"the batch with offset {result.next_offset}")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shardserver.errors import BackpressureError, Code, RejectedError, ShardServerError, StorageError
+from shardserver.errors import Code, RejectedError, ShardServerError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk

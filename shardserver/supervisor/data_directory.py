@@ -42,7 +42,9 @@ class DataDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise ConfigError(f"the data directory {self.path} is in use by the server with process id {holder}") from None
+            raise ConfigError(
+                f"the data directory {self.path} is in use by the server with process id {holder}"
+            ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
@@ -52,7 +54,9 @@ class DataDirectory:
             with open(path) as file:
                 found = file.read().strip()
             if found != FORMAT_VERSION:
-                raise ConfigError(f"{self.path} has data of format {found!r}; this server reads format {FORMAT_VERSION}")
+                raise ConfigError(
+                    f"{self.path} has data of format {found!r}; this server reads format {FORMAT_VERSION}"
+                )
             return
         log.warning("data_directory_initialised", extra={"fields": {"path": self.path}})
         with open(path + ".new", "w") as file:

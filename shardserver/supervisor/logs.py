@@ -21,8 +21,12 @@ class EventFormatter(logging.Formatter):
         if self._as_json:
             event = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields}
             return json.dumps(event | ({"traceback": trace} if trace else {}), default=str)
-        shown = " ".join(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in fields.items())
-        return f"{moment} {record.levelname:<8} {record.getMessage()} {shown}".rstrip() + (f"\n{trace}" if trace else "")
+        shown = " ".join(
+            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in fields.items()
+        )
+        return f"{moment} {record.levelname:<8} {record.getMessage()} {shown}".rstrip() + (
+            f"\n{trace}" if trace else ""
+        )
 
 
 def configure(level: str, log_format: str) -> None:

@@ -22,7 +22,9 @@ def listen(host: str, port: int, listeners: int, backlog: int = 1024) -> list[so
         guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return [_listener(family, host, guard.getsockname()[1], backlog) for _ in range(listeners)]
     except OSError as error:
-        what = "is in use by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        what = (
+            "is in use by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        )
         raise ConfigError(f"{host}:{port} {what}") from error
     finally:
         guard.close()

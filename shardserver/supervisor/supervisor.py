@@ -94,7 +94,9 @@ class Supervisor:
     def _start_shard(self) -> None:
         ours, theirs = self._spawn.Pipe()
         core = self._cores[0] if self._config.server.pin == "on" else None
-        arguments = ShardArguments(0, self._config, self._data.path, self._listeners[0], theirs, self._root_password_hash, core)
+        arguments = ShardArguments(
+            0, self._config, self._data.path, self._listeners[0], theirs, self._root_password_hash, core
+        )
         self._process = self._spawn.Process(target=run_shard_process, args=(arguments,), name="shard-0")
         self._process.start()
         theirs.close()
@@ -104,6 +106,8 @@ class Supervisor:
         self._selector.register(self._process.sentinel, selectors.EVENT_READ, self._on_exit)
 
     def _on_link(self, link: Any) -> None:
+        if link is not self._link:  # the process ended in the same round of events
+            return
         try:
             message = link.recv()
         except (EOFError, OSError):
