@@ -187,8 +187,9 @@ def reference_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m shardserver.config > docs/configuration.md`; a test keeps it current. Order: defaults, the file of",
-        "`--config`, the environment (`SHARDSERVER_` + section + key), flags. Unknown keys are refused, unknown variables warned of.",
+        "Made by `python -m shardserver.config > docs/configuration.md`; a test keeps it current.",
+        "Order: defaults, the file of `--config`, the environment (`SHARDSERVER_` + section + key), flags.",
+        "Unknown keys are refused, unknown variables warned of.",
         "",
         "| key | default | meaning, unit, cost | environment |",
         "|---|---|---|---|",

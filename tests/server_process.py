@@ -22,7 +22,17 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, port: str = "0") -> None:
-        command = [sys.executable, "-m", "shardserver", "--data", str(self.data), "--port", port, "--log-level", "warning"]
+        command = [
+            sys.executable,
+            "-m",
+            "shardserver",
+            "--data",
+            str(self.data),
+            "--port",
+            port,
+            "--log-level",
+            "warning",
+        ]
         environment = os.environ | {"SHARDSERVER_ROOT_PASSWORD": PASSWORD}
         (self.data / "run" / "ready.json").unlink(missing_ok=True)
         self._process = subprocess.Popen([*command, *self._flags], env=environment, stderr=subprocess.PIPE)

@@ -107,9 +107,9 @@ def create_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
 
 
 def _refuse_preallocation(options: dict[str, topic_options.OptionValue], count: int) -> None:
-    if topic_options.effective(options, "preallocate_segments"):
-        if int(topic_options.effective(options, "segment_size")) * count > MAX_PREALLOCATED_BYTES:
-            raise RejectedError(Code.INVALID_OPTION_VALUE, "preallocate_segments")
+    wanted = int(topic_options.effective(options, "segment_size")) * count
+    if topic_options.effective(options, "preallocate_segments") and wanted > MAX_PREALLOCATED_BYTES:
+        raise RejectedError(Code.INVALID_OPTION_VALUE, "preallocate_segments")
 
 
 def update_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:

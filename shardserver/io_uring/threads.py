@@ -39,7 +39,7 @@ def storage_error(error: OSError, what: str) -> StorageError:
 
 
 def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
-    """open(2) with O_DIRECT where the filesystem takes it, and the lock that keeps ghost writers out (storage rule 15)."""
+    """open(2) with O_DIRECT where the filesystem takes it, and the lock that keeps ghost writers out."""
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
     descriptor, is_direct = -1, direct
     if direct:

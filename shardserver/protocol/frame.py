@@ -12,7 +12,7 @@ MAX_FRAME_BYTES = 64 << 20
 COMMAND_REQUEST, COMMAND_REPLY, COMMAND_EVICTION = 5, 8, 13
 RESULT_OK = bytes(4)
 
-# size at 48, command at 60; client 128, checksum 144, timestamp 160, request 168, operation 176, session 184, user 192, code 196
+# From 128 on: client, checksum, timestamp, request, operation, session, user, code (framing 2).
 _SIZE = struct.Struct("<I")
 _TAIL = struct.Struct("<16s16sQQB7xQII")
 _REPLY = struct.Struct("<48xIIIB67x16s16x16sQQQQB7xI36x")

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 
-class File(Protocol):
-    """An open file. Made by Disk.open only."""
+class OpenFile(Protocol):
+    """An open file. Made by Disk.open only, and given back only to the Disk that made it."""
 
     @property
     def path(self) -> str: ...
@@ -27,6 +27,10 @@ class File(Protocol):
     def direct(self) -> bool:
         """True when its bytes bypass the page cache, so that positions, lengths and memory must be aligned."""
         ...
+
+
+# Each engine takes only its own files, which a Protocol cannot say.
+File: TypeAlias = Any
 
 
 class Disk(Protocol):
@@ -42,7 +46,7 @@ class Disk(Protocol):
         """Unit of positions, lengths and memory alignment of a direct file: at least 4096 (storage rule 7)."""
         ...
 
-    def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[File]:
+    def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[Any]:
         """Open for reading and writing.
 
         create: O_CREAT | O_EXCL: the file must not exist. lock: hold flock(LOCK_EX) on the descriptor,

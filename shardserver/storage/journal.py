@@ -14,6 +14,7 @@ Format: docs/formats/journal.md. Proof: docs/durability.md.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -329,7 +330,7 @@ def _live_files(recovered: list[RecoveredFile]) -> list[RecoveredFile]:
         if sequence not in by_sequence:
             raise CorruptionError(recovered[0].journal_file.path, 0, f"a ring that holds journal sequence {sequence}")
         live.append(by_sequence[sequence])
-    for former, successor in zip(live, live[1:], strict=False):
+    for former, successor in itertools.pairwise(live):
         said = (successor.writes[0].previous_sequence, successor.writes[0].previous_end)
         if said != (former.sequence, former.end):
             raise CorruptionError(former.journal_file.path, former.end, f"a journal write before position {said[1]}")
@@ -351,7 +352,7 @@ def _refuse_damaged_end(one: RecoveredFile, newest: int) -> None:
 
 
 async def _write_again(disk: Disk, newest: RecoveredFile) -> None:
-    """After a process crash the last write may be in the device's cache only: put the same bytes there again, synced."""
+    """After a process crash the last write may be in the device's cache only: put it there again, synced."""
     last = newest.writes[-1]
     raw = newest.buffer[last.position : last.position + last.length]
     await disk.write(newest.journal_file.file, last.position, [raw], sync=True)

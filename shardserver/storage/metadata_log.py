@@ -1,4 +1,4 @@
-"""The metadata log: records, each with its own blocks and sync, and a snapshot. Format: docs/formats/metadata-log.md."""
+"""The metadata log: records with their own blocks and sync, and snapshots. Format: docs/formats/metadata-log.md."""
 
 from __future__ import annotations
 

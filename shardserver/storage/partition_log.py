@@ -340,7 +340,8 @@ class PartitionLog:
             self._end_run()
 
     def _flush_entries(self, limit: int) -> list[TailEntry]:
-        taken, total = [], 0
+        taken: list[TailEntry] = []
+        total = 0
         for entry in self.tail.iterate_from(self.flushed_end, len(self.tail)):
             if entry.end_offset > limit or (taken and total + len(entry.data) > self._settings.flush_run_bytes):
                 break
@@ -653,7 +654,8 @@ class PartitionLog:
 
     async def _recover_active(self, hint: fmt.Hint | None) -> int:
         active = self.segments[-1]
-        assert active.file is not None
+        if active.file is None:  # its successor had a torn header and was removed
+            active.file = await self._disk.open(active.path)
         start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, self.last_timestamp)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint

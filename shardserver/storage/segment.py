@@ -87,7 +87,7 @@ def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
 
 
 async def create_segment(disk: Disk, directory: str, uid: int, base_offset: int, last_timestamp: int) -> Segment:
-    """Header, sync, directory sync: all before the first run (storage rule 5). A leftover of a failed try is replaced."""
+    """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
     path = segment_path(directory, base_offset)
     await disk.unlink(path)
     file = await disk.open(path, create=True)

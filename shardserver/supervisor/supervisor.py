@@ -105,8 +105,8 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, self._on_link)
         self._selector.register(self._process.sentinel, selectors.EVENT_READ, self._on_exit)
 
-    def _on_link(self, link: Any) -> None:
-        if link is not self._link:  # the process ended in the same round of events
+    def _on_link(self, link: Connection) -> None:
+        if link != self._link:  # the process ended in the same round of events
             return
         try:
             message = link.recv()

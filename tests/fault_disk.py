@@ -1,0 +1,289 @@
+"""A Disk in memory that forgets: what a device may do to bytes and names that were not synced.
+
+Operations complete one by one on the loop, in an order drawn from the seed. Each is counted; at a chosen
+number it fails (`fail_at`), or everything ends there (`die_at`). `after_power_loss` keeps of each file any subset of its
+unsynced 4 KiB blocks, and of each unsynced change of names either the old or the new state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shardserver.errors import DiskFullError, StorageError
+
+BLOCK_BYTES = 4096
+
+
+class Died(Exception):
+    """The modelled process is dead: nothing completes any more."""
+
+
+@dataclass(eq=False)
+class Node:
+    """One file: what is durable, and what was written since, block by block."""
+
+    durable: bytearray = field(default_factory=bytearray)
+    current: bytearray = field(default_factory=bytearray)
+    unsynced: set[int] = field(default_factory=set)
+
+    def write(self, position: int, data: bytes) -> None:
+        end = position + len(data)
+        if end > len(self.current):
+            self.current.extend(bytes(end - len(self.current)))
+        self.current[position:end] = data
+        self.unsynced.update(range(position // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1))
+
+    def sync(self) -> None:
+        self.durable = bytearray(self.current)
+        self.unsynced.clear()
+
+    def after_power_loss(self, chance: random.Random) -> Node:
+        length = chance.choice((len(self.durable), len(self.current)))
+        left = bytearray(self.durable[:length].ljust(length, b"\0"))
+        for block in self.unsynced:
+            start = block * BLOCK_BYTES
+            if chance.random() < 0.5 and start < length:
+                left[start : start + BLOCK_BYTES] = self.current[start : min(start + BLOCK_BYTES, length)]
+        return Node(bytearray(left), left)
+
+
+@dataclass(eq=False)
+class FaultFile:
+    path: str
+    node: Node
+    direct: bool = True
+
+
+class FaultDisk:
+    """See the module. `died` is set at the moment of death."""
+
+    name = "fault"
+    block_bytes = BLOCK_BYTES
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        fail_at: int = 0,
+        fail_errno: int = errno.EIO,
+        die_at: int = 0,
+        capacity_bytes: int | None = None,
+    ) -> None:
+        self._chance = random.Random(seed)
+        self._fail_at, self._fail_errno, self._die_at = fail_at, fail_errno, die_at
+        self.capacity_bytes = capacity_bytes
+        self.operations = 0
+        self.has_failed = False
+        self.is_dead = False
+        self.files: dict[str, Node] = {}
+        self.durable_files: dict[str, Node] = {}
+        self._pending: list[tuple[Future[object], Callable[[], object], str]] = []
+        self._due = False
+        self.died: Callable[[], None] = lambda: None
+
+    # What is left after a crash
+
+    def after_kill(self, seed: int) -> FaultDisk:
+        """The process is gone, the machine is not: all that was written is there, still as unsynced as it was."""
+        heir = FaultDisk(seed)
+        heir.files, heir.durable_files = self.files, self.durable_files
+        return heir
+
+    def after_power_loss(self, seed: int) -> FaultDisk:
+        heir = FaultDisk(seed)
+        chance = random.Random(seed)
+        kept: dict[int, Node] = {}
+        for path in sorted(self.files.keys() | self.durable_files.keys()):
+            durable, current = self.durable_files.get(path), self.files.get(path)
+            node = durable if durable is current else chance.choice((durable, current))
+            if node is not None:
+                heir.files[path] = kept.setdefault(id(node), node.after_power_loss(chance))
+        heir.durable_files = dict(heir.files)
+        return heir
+
+    def flip_bit(self, path: str, position: int) -> None:
+        for contents in (self.files[path].current, self.files[path].durable):
+            contents[position] ^= 1
+
+    # Completion
+
+    def _submit(self, what: str, work: Callable[[], object], partial: Callable[[], None] | None = None) -> Future:
+        outcome: Future[object] = asyncio.get_running_loop().create_future()
+        if self.is_dead:
+            return outcome
+        self.operations += 1
+        if self.operations == self._die_at:
+            self._die(partial)
+            return outcome
+        if self.operations == self._fail_at:
+            work = self._failing(what, partial)
+        self._pending.append((outcome, work, what))
+        self._schedule()
+        return outcome
+
+    def _failing(self, what: str, partial: Callable[[], None] | None) -> Callable[[], object]:
+        def fail() -> object:
+            self.has_failed = True
+            if partial is not None and self._chance.random() < 0.5:
+                partial()
+            kind = DiskFullError if self._fail_errno == errno.ENOSPC else StorageError
+            raise kind(f"{what}: injected", errno=self._fail_errno)
+
+        return fail
+
+    def _die(self, partial: Callable[[], None] | None) -> None:
+        """In-flight operations land or not, in any order; nobody hears of it."""
+        for _, work, what in self._chance.sample(self._pending, len(self._pending)):
+            if self._chance.random() < 0.5 and not what.startswith("sync"):
+                work()
+        if partial is not None and self._chance.random() < 0.5:
+            partial()
+        self._pending.clear()
+        self.is_dead = True
+        self.died()
+
+    def _schedule(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._complete_one)
+
+    def _complete_one(self) -> None:
+        self._due = False
+        if not self._pending:
+            return
+        outcome, work, _ = self._pending.pop(self._chance.randrange(len(self._pending)))
+        try:
+            result = work()
+        except StorageError as error:
+            if not outcome.done():
+                outcome.set_exception(error)
+        else:
+            if not outcome.done():
+                outcome.set_result(result)
+        if self._pending:
+            self._schedule()
+
+    # The contract
+
+    def _used(self) -> int:
+        return sum(len(node.current) for node in self.files.values())
+
+    def _write(self, node: Node, position: int, data: bytes) -> None:
+        grown = max(0, position + len(data) - len(node.current))
+        if self.capacity_bytes is not None and self._used() + grown > self.capacity_bytes:
+            raise DiskFullError("no room", errno=errno.ENOSPC)
+        node.write(position, data)
+
+    def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future:
+        def work() -> FaultFile:
+            if create == (path in self.files):
+                raise StorageError(path, errno=errno.EEXIST if create else errno.ENOENT)
+            return FaultFile(path, self.files.setdefault(path, Node()))
+
+        return self._submit("open", work)
+
+    def close(self, file: FaultFile) -> Future:
+        return self._submit("close", lambda: None)
+
+    def write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future:
+        data = b"".join(buffers)
+        assert position % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0, "O_DIRECT needs whole blocks"
+
+        def partial() -> None:
+            for start in range(0, len(data), BLOCK_BYTES):
+                if self._chance.random() < 0.5:
+                    file.node.write(position + start, data[start : start + BLOCK_BYTES])
+
+        def work() -> None:
+            self._write(file.node, position, data)
+            if on_written is not None and not self.is_dead:
+                on_written()
+
+        written = self._submit("write", work, partial)
+        return asyncio.ensure_future(self._then_sync(written, file)) if sync else written
+
+    async def _then_sync(self, written: Future, file: FaultFile) -> None:
+        await written
+        await self.sync(file)
+
+    def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future:
+        def work() -> int:
+            data = file.node.current[position : position + len(buffer)]
+            buffer[: len(data)] = data
+            return len(data)
+
+        return self._submit("read", work)
+
+    def sync(self, file: FaultFile) -> Future:
+        return self._submit("sync", file.node.sync)
+
+    def truncate(self, file: FaultFile, length: int) -> Future:
+        def work() -> None:
+            node = file.node
+            del node.current[length:]
+            node.current.extend(bytes(length - len(node.current)))
+            node.unsynced = {block for block in node.unsynced if block * BLOCK_BYTES < length}
+
+        return self._submit("truncate", work)
+
+    def file_bytes(self, file: FaultFile) -> Future:
+        return self._submit("stat", lambda: len(file.node.current))
+
+    def list_directory(self, path: str) -> Future:
+        def work() -> list[str]:
+            return sorted({name[len(path) + 1 :].split("/")[0] for name in self.files if name.startswith(path + "/")})
+
+        return self._submit("list", work)
+
+    def make_directory(self, path: str) -> Future:
+        return self._submit("mkdir", lambda: None)
+
+    def rename(self, source: str, target: str) -> Future:
+        """Of a file, or of a directory with all in it."""
+
+        def work() -> None:
+            for name in [name for name in self.files if name == source or name.startswith(source + "/")]:
+                self.files[target + name[len(source) :]] = self.files.pop(name)
+
+        return self._submit("rename", work)
+
+    def unlink(self, path: str) -> Future:
+        return self._submit("unlink", lambda: self.files.pop(path, None) and None)
+
+    def remove_directory(self, path: str) -> Future:
+        return self._submit("rmdir", lambda: None)
+
+    def sync_directory(self, path: str) -> Future:
+        def work() -> None:
+            for name in list(self.durable_files):
+                if name not in self.files and self._is_under(name, path):
+                    del self.durable_files[name]
+            for name, node in self.files.items():
+                if self._is_under(name, path):
+                    self.durable_files[name] = node
+
+        return self._submit("sync directory", work)
+
+    def _is_under(self, name: str, path: str) -> bool:
+        # One level, and one more: a renamed directory is an entry of its parent.
+        return os.path.dirname(name) == path or os.path.dirname(os.path.dirname(name)) == path
+
+    def free_bytes(self, path: str) -> Future:
+        return self._submit("statvfs", lambda: 1 << 40 if self.capacity_bytes is None else self.capacity_bytes - self._used())
+
+    def shut_down(self) -> Future:
+        return self._submit("shut down", lambda: None)

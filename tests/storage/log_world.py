@@ -1,0 +1,140 @@
+"""A shard's logs on the fault Disk, a load with numbered messages, and the oracle after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from shardserver.errors import ShardServerError, StorageError
+from shardserver.storage.recovery import RecoveryInput, recover_shard
+from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
+from shardserver.storage.shard_log import ShardLog
+from tests.batches import make_batch, payloads_of
+from tests.fault_disk import FaultDisk
+
+UIDS = (1, 2)
+SETTINGS = LogSettings(
+    journal_file_bytes=160 * 1024,
+    journal_files=4,
+    max_write_bytes=32 * 1024,
+    direct_bytes=12_000,
+    flush_run_bytes=24_000,
+    tail_bytes=30_000,
+    read_bytes=8192,
+    linger_s=0.01,
+    retry_s=0.001,
+)
+
+
+def ticking_clock():
+    moment = 0
+
+    def tick() -> int:
+        nonlocal moment
+        moment += 1
+        return moment
+
+    return tick
+
+
+async def open_logs(disk: FaultDisk, durability: Durability = Durability.FSYNC, **more: object) -> ShardLog:
+    identities = [
+        PartitionIdentity(uid, 1, uid - 1, segment_bytes=48 * 1024, durability=durability, **more) for uid in UIDS
+    ]
+    source = RecoveryInput(0, max(UIDS) + 1, identities)
+    return await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+
+
+def made_disk(seed: int) -> FaultDisk:
+    """A shard that was created and stopped."""
+    disk = FaultDisk(seed)
+
+    async def create() -> None:
+        await (await open_logs(disk)).close()
+
+    asyncio.run(create())
+    return disk
+
+
+def abandon(logs: ShardLog) -> None:
+    """The process is dead: what its tasks would still do must not start new ones."""
+    logs.failed = StorageError("the modelled process is dead")
+
+
+class Load:
+    """Appends of random sizes; each message begins with its number, rising per partition."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self.number = 0
+        self.acknowledged: dict[int, list[int]] = {uid: [] for uid in UIDS}
+        self.refused = 0
+
+    async def run(self, logs: ShardLog, disk: FaultDisk, rounds: int) -> None:
+        """Some appends at a time, until done or dead."""
+        for _ in range(rounds):
+            waiting = [self._append(logs) for _ in range(self._chance.randrange(1, 6))]
+            while not all(one.done() for one in waiting):
+                if disk.is_dead or logs.failed is not None:
+                    return
+                await asyncio.sleep(0)
+
+    def _append(self, logs: ShardLog) -> asyncio.Future[None]:
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        uid = self._chance.choice(UIDS)
+        numbers = []
+        for _ in range(self._chance.choice((1, 1, 3))):
+            self.number += 1
+            numbers.append(self.number)
+        size = self._chance.choice((10, 100, 3000, 9000))
+        batch = make_batch([f"{number} ".encode() + b"x" * size for number in numbers])
+
+        def done(result: int | ShardServerError) -> None:
+            if isinstance(result, int):
+                self.acknowledged[uid] += numbers
+            else:
+                self.refused += 1
+            outcome.set_result(None)
+
+        logs.partition(uid).append(batch, len(numbers), done)
+        return outcome
+
+
+async def read_numbers(logs: ShardLog, uid: int) -> list[int]:
+    """All messages of a partition from the first to the high watermark, by reads of a few at a time."""
+    log, found = logs.partition(uid), []
+    offset = log.first_offset
+    while offset < log.high_watermark:
+        result = await log.read(offset, 7, 20_000)
+        part = payloads_of(b"".join(result.buffers))
+        assert len(part) == result.count > 0
+        assert result.last_offset == offset + result.count - 1
+        found += [int(payload.split(b" ")[0]) for payload in part]
+        offset = result.last_offset + 1
+    return found
+
+
+def check_oracle(load: Load, found: dict[int, list[int]]) -> None:
+    """Each acknowledged message exactly once, in order; nothing twice."""
+    for uid, numbers in found.items():
+        assert numbers == sorted(set(numbers)), f"partition {uid}: doubled or out of order: {numbers}"
+        lost = set(load.acknowledged[uid]) - set(numbers)
+        assert not lost, f"partition {uid}: lost {sorted(lost)}"
+
+
+async def recover_and_check(disk: FaultDisk, load: Load) -> dict[int, list[int]]:
+    """Recover, compare, and see that the logs take new appends."""
+    logs = await open_logs(disk)
+    found = {uid: await read_numbers(logs, uid) for uid in UIDS}
+    check_oracle(load, found)
+    abandon(logs)
+    return found
+
+
+async def append_more(disk: FaultDisk, load: Load) -> None:
+    logs = await open_logs(disk)
+    before = sum(map(len, load.acknowledged.values()))
+    await load.run(logs, disk, 3)
+    assert sum(map(len, load.acknowledged.values())) > before
+    check_oracle(load, {uid: await read_numbers(logs, uid) for uid in UIDS})
+    await logs.close()
