@@ -2,7 +2,7 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test fault-test clean
+.PHONY: help setup serve test lint types crash-test clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -24,9 +24,6 @@ types: setup ## Strict types
 
 crash-test: setup ## kill -9 under load, SECONDS=60
 	@$(BIN)/python -m tests.crash.crash_test --seconds $(SECONDS)
-
-fault-test: setup ## Every crash point of the log on a modelled disk, SECONDS=60
-	@$(BIN)/python -m tests.crash.fault_test --seconds $(SECONDS)
 
 clean: ## Remove the build and .venv, never data
 	rm -rf .venv build *.egg-info

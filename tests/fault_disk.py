@@ -283,7 +283,9 @@ class FaultDisk:
         return os.path.dirname(name) == path or os.path.dirname(os.path.dirname(name)) == path
 
     def free_bytes(self, path: str) -> Future:
-        return self._submit("statvfs", lambda: 1 << 40 if self.capacity_bytes is None else self.capacity_bytes - self._used())
+        return self._submit(
+            "statvfs", lambda: 1 << 40 if self.capacity_bytes is None else self.capacity_bytes - self._used()
+        )
 
     def shut_down(self) -> Future:
         return self._submit("shut down", lambda: None)

@@ -295,6 +295,8 @@ class PartitionLog:
 
     async def direct(self) -> None:
         """One run of what only the journal holds so far and what waits, with its own sync (storage rule 2)."""
+        if self._running:  # a flush began between the decision and this task; its end wakes us again
+            return
         self._begin_run("direct")
         fallback = self.next_offset
         try:
