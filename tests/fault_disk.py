@@ -1,8 +1,8 @@
 """A Disk in memory that forgets: what a device may do to bytes and names that were not synced.
 
 Operations complete one by one on the loop, in an order drawn from the seed. Each is counted; at a chosen
-number it fails (`fail_at`), or everything ends there (`die_at`). `after_power_loss` keeps of each file any subset of its
-unsynced 4 KiB blocks, and of each unsynced change of names either the old or the new state.
+number it fails (`fail_at`), or everything ends there (`die_at`). `after_power_loss` keeps of each file any subset of
+its unsynced 4 KiB blocks, and of each unsynced change of names either the old or the new state.
 """
 
 from __future__ import annotations

@@ -189,5 +189,5 @@ def effective(values: dict[str, OptionValue], key: str) -> OptionValue:
 
 
 def derived(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:
-    """Every other key with the value in force."""
-    return {key: option.default for key, option in CATALOGUE.items() if key not in explicit}
+    """Every other key with the value in force. enforce_fsync is the older spelling of durability: told when set."""
+    return {key: one.default for key, one in CATALOGUE.items() if key not in explicit and key != "enforce_fsync"}

@@ -14,7 +14,7 @@ ROUNDS = 25
 
 
 def crash_at(seed: int, number: int, *, power_loss: bool) -> bool:
-    """Die at the number-th operation of opening and appending, then recover twice. False: there are fewer operations."""
+    """Die at the number-th operation, then recover twice. False: there are fewer operations."""
     disk = made_disk(seed).after_kill(seed)
     disk._die_at = number
     load = Load(seed)
