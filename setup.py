@@ -5,7 +5,7 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# SHARDSERVER_CHECKED=1 makes the build with bounds checks on (docs/development.md).
+# SHARDSERVER_CHECKED=1 makes the build with bounds checks on.
 CHECKED = os.environ.get("SHARDSERVER_CHECKED") == "1"
 
 EXTENSIONS = [

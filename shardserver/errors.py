@@ -1,7 +1,7 @@
 """The errors that we raise on purpose, and the codes that travel on the wire.
 
 A class names what the receiver must do; a code says why. Codes are those of the Apache Iggy 0.9
-protocol (docs/protocol.md, "Codes"); a code keeps its meaning for good.
+protocol; a code keeps its meaning for good.
 """
 
 from __future__ import annotations

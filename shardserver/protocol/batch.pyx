@@ -1,8 +1,7 @@
 # cython: language_level=3
-"""Batches in wire layout: verify, stamp, check what is stored, slice. Format: messages.md 1-2 as told in docs/protocol.md.
+"""Batches in wire layout: verify, stamp, check what is stored, slice. Format: messages.md 1-2.
 
 Every read of an untrusted length goes through `frame_end`, which proves that the frame lies in the buffer.
-The pure-Python twin is `batch_python.py`; one suite runs on both.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
