@@ -106,7 +106,8 @@ def next_batch_position(view: memoryview, position: int, expected_offset: int, *
     boundary = align_up(base + position, BLOCK_BYTES) - base
     places = [position]
     if boundary != position and boundary < len(view) and not any(view[position:boundary]):
-        places = [boundary]
+        # Not instead of it: the next batch may begin with zeros (partition 0) just before the boundary.
+        places = [position, boundary]
     for place in places:
         if check_stored_batch(view[place:], len(view) - place):
             return place if read_batch_header(view[place:]).base_offset == expected_offset else None
@@ -168,7 +169,7 @@ async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bo
         got = await disk.read(segment.file, result.end, buffer)
         result.read_bytes += got
         before = result.end
-        _take_whole_blocks(segment, buffer[:got], result)
+        _take_whole_blocks(segment, buffer[:got], result, at_end=before + got >= file_bytes)
         if result.end > before and rewrite:
             await disk.write(segment.file, before, [buffer[: result.end - before]])
         if result.end == before:
@@ -182,19 +183,31 @@ async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bo
     return result
 
 
-def _take_whole_blocks(segment: Segment, view: memoryview, result: ScanResult) -> None:
+def _take_whole_blocks(segment: Segment, view: memoryview, result: ScanResult, *, at_end: bool) -> None:
+    """Take the runs that are whole in view. A run ends where the next batch begins at a block boundary.
+
+    Zeros up to the boundary alone do not say so: they may be the first bytes of a batch of partition 0. At the end
+    of the file nothing follows, and what is cut there is at worst the beginning of a torn batch.
+    """
     start = result.end
     pending: list[StoredBatch] = []
     for batch in walk_batches(view, start, result.next_offset):
+        if batch.position % BLOCK_BYTES == 0:
+            _take_run(segment, pending, result)
         pending.append(batch)
-        end = batch.position + len(batch.data)
+    if pending and at_end:
+        end = pending[-1].position + len(pending[-1].data)
         boundary = align_up(end, BLOCK_BYTES)
-        padding = view[end - start : boundary - start]
-        if boundary - start <= len(view) and not any(padding):
-            for one in pending:
-                segment.index.add(one.base_offset, one.position, one.timestamp)
-            pending.clear()
-            result.end, result.next_offset, result.last_timestamp = boundary, batch.next_offset, batch.timestamp
+        if boundary - start <= len(view) and not any(view[end - start : boundary - start]):
+            _take_run(segment, pending, result)
+
+
+def _take_run(segment: Segment, pending: list[StoredBatch], result: ScanResult) -> None:
+    for one in pending:
+        segment.index.add(one.base_offset, one.position, one.timestamp)
+        result.next_offset, result.last_timestamp = one.next_offset, one.timestamp
+        result.end = align_up(one.position + len(one.data), BLOCK_BYTES)
+    pending.clear()
 
 
 async def build_index(disk: Disk, segment: Segment, end_offset: int) -> None:
