@@ -1,0 +1,3 @@
+from typing import NoReturn
+
+def serve_echo(listening: int, reply_bytes: int, messages: int, depth: int) -> NoReturn: ...
