@@ -16,7 +16,7 @@ SMALL_BYTES, LARGE_BYTES, FILE_BYTES = 4096, 1 << 20, 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class DiskSpeed:
-    """Latencies are medians, ns. is_direct: False when the file system refuses O_DIRECT, then all went through caches."""
+    """Latencies are medians, ns. is_direct: False when the file system refuses O_DIRECT; then caches are in it."""
 
     small_sync_ns: int
     small_write_ns: int

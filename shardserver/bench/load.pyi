@@ -16,7 +16,7 @@ class LoadResult(NamedTuple):
 def run_load(
     socket: int,
     frame: bytes | memoryview,
-    latencies: array[int] | memoryview,
+    latencies: memoryview,
     *,
     depth: int,
     measure_from_ns: int,

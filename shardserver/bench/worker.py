@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import time
-from array import array
 from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
@@ -42,10 +42,11 @@ def run_worker(plan: LoadPlan, pipe: Pipe) -> None:
             frame = _frame(plan, connection)
             pipe.send((None, None))
             schedule = pipe.recv()
-            latencies = array("Q", bytes(8)) * schedule.capacity
+            # Anonymous memory: only the pages that latencies reach are ever committed.
+            latencies = memoryview(mmap.mmap(-1, 8 * schedule.capacity)).cast("Q")
             result = _run(plan, connection, frame, latencies, schedule)
         pipe.send((tuple(result), None))
-        pipe.send_bytes(memoryview(latencies)[: result.recorded].tobytes())
+        pipe.send_bytes(latencies[: result.recorded].tobytes())
     except (OSError, ShardServerError) as error:
         pipe.send((None, f"{type(error).__name__}: {error}"))
 
@@ -57,9 +58,7 @@ def _frame(plan: LoadPlan, connection: Connection) -> bytes:
     return connection.poll_frame(STREAM, TOPIC, plan.partition, 0, shape.messages_per_batch)
 
 
-def _run(
-    plan: LoadPlan, connection: Connection, frame: bytes, latencies: array[int], schedule: Schedule
-) -> LoadResult:
+def _run(plan: LoadPlan, connection: Connection, frame: bytes, latencies: memoryview, schedule: Schedule) -> LoadResult:
     sends, follows = plan.kind == "send", plan.kind == "poll" and plan.log_messages == 0
     socket = connection.detach_socket()
     socket.setblocking(False)
@@ -98,7 +97,9 @@ class LoadGroup:
             self._processes.append(process)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in self._processes:
             if error is not None:
                 process.terminate()
@@ -127,8 +128,8 @@ class LoadGroup:
             before = cpu_seconds(peer_pids), cpu_seconds(load_pids)
             sleep_until(schedule.until_ns)
             return cpu_seconds(peer_pids) - before[0], cpu_seconds(load_pids) - before[1]
-        except FileNotFoundError as error:
-            raise LoadFailedError(f"a process ended while it was measured: {error.filename}") from error
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise LoadFailedError("a process ended while it was measured") from error
 
 
 def _receive(pipe: Pipe) -> Any:

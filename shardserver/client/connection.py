@@ -62,7 +62,9 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -91,7 +93,9 @@ class Connection:
         self, stream: Identifier, name: str, partitions: int, options: dict[str, OptionValue] | None = None
     ) -> int:
         """Gives the topic's id. options: keys of the catalogue, commands.md 6.3."""
-        return Reader(self._ask(OP_CREATE_TOPIC, requests.encode_create_topic(stream, name, partitions, options or {}))).u32()
+        return Reader(
+            self._ask(OP_CREATE_TOPIC, requests.encode_create_topic(stream, name, partitions, options or {}))
+        ).u32()
 
     def topic_message_count(self, stream: Identifier, topic: Identifier) -> int:
         """Messages in all partitions. Raises RequestRefusedError(2010) when there is no such topic."""
@@ -102,11 +106,15 @@ class Connection:
 
     def poll(self, stream: Identifier, topic: Identifier, partition: int, offset: int, count: int) -> PollReply:
         """At most `count` messages from `offset` on; none are waited for."""
-        return PollReply.decode(self._ask(OP_READ, requests.encode_poll(stream, topic, partition, offset, count), CODE_POLL))
+        return PollReply.decode(
+            self._ask(OP_READ, requests.encode_poll(stream, topic, partition, offset, count), CODE_POLL)
+        )
 
     def send(self, stream: Identifier, topic: Identifier, partition: int, batch: bytes, count: int) -> int:
         """Gives the base offset, once the batch is as durable as its topic says."""
-        return requests.decode_base_offset(self._ask(OP_SEND, requests.encode_send(stream, topic, partition, batch, count)))
+        return requests.decode_base_offset(
+            self._ask(OP_SEND, requests.encode_send(stream, topic, partition, batch, count))
+        )
 
     def send_all(
         self,
