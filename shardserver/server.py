@@ -65,6 +65,9 @@ class Shard:
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
+        # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
+        self._link.on_stop = lambda: os._exit(0)
+        self._link.start()
         progress = self._background(self._report_progress())
         try:
             await self._recover()
@@ -75,7 +78,6 @@ class Shard:
             progress.cancel()
         await self._serve()
         self._link.on_stop, self._link.on_query = self._stop.set, self._statistics
-        self._link.start()
         self._link.send_ready(self._disk.name)
         await self._stop.wait()
         await self._end()
