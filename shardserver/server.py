@@ -25,6 +25,7 @@ from shardserver.net.listener import Listener, NetLimits
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.synced_write import SyncFaults
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Shard:
     def __init__(self, arguments: ShardArguments, link: ShardLink) -> None:
         self._arguments, self._link, self._config = arguments, link, arguments.config
         self._disk = open_disk(self._config.server.disk_engine)
-        self._metadata_log = MetadataLog(self._disk, os.path.join(arguments.data_directory, "metadata"))
+        self._faults = SyncFaults()
+        self._metadata_log = MetadataLog(self._disk, os.path.join(arguments.data_directory, "metadata"), self._faults)
         self._writer = MetadataWriter(self._metadata_log, clock_us)
         self._stop = asyncio.Event()
         self._durability = Durability(self._config.server.durability)
@@ -100,7 +102,7 @@ class Shard:
         identities = [
             identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
         ]
-        source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities)
+        source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities, faults=self._faults)
         logs = await recover_shard(
             self._disk,
             self._arguments.data_directory,

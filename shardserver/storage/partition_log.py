@@ -30,18 +30,12 @@ from shardserver.storage import segment as seg
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import Journal
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
+from shardserver.storage.synced_write import SyncFaults, write_synced
 from shardserver.storage.tail import Tail, TailEntry
 
 log = logging.getLogger(__name__)
 
 AppendDone = Callable[[int | ShardServerError], None]
-
-
-@dataclass(slots=True)
-class FaultEpoch:
-    """Raised by every failed sync of a shard: unsynced writes of any file may be gone then (storage rule 20)."""
-
-    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ class PartitionLog:
         settings: LogSettings,
         clock: Callable[[], int],
         wake: Callable[[PartitionLog], None],
-        faults: FaultEpoch,
+        faults: SyncFaults,
     ) -> None:
         self.identity = identity
         self.directory = directory
@@ -376,14 +370,9 @@ class PartitionLog:
             staging[position : position + len(entry.data)] = entry.data
             places.append(segment.end + position)
             position += len(entry.data)
-        epoch = self._faults.number
         try:
-            await self._disk.write(segment.file, segment.end, [staging], sync=True, on_written=on_written)
-            if epoch != self._faults.number:
-                raise StorageError("another file's sync failed while this run was unsynced")
+            await write_synced(self._disk, self._faults, segment.file, segment.end, staging, on_written)
         except StorageError as error:
-            if epoch == self._faults.number and not isinstance(error, DiskFullError):
-                self._faults.number += 1
             await self._cut_failed_run(segment, error)
             raise
         for entry, place in zip(entries, places, strict=True):
@@ -418,7 +407,9 @@ class PartitionLog:
             self.segments.pop()
             await self._disk.close(active.file)
             active = None
-        created = await seg.create_segment(self._disk, self.directory, self.uid, base_offset, self.last_timestamp)
+        created = await seg.create_segment(
+            self._disk, self._faults, self.directory, self.uid, base_offset, self.last_timestamp
+        )
         self.segments.append(created)
         self._roll_due = False
         if active is not None:

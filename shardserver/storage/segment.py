@@ -15,6 +15,7 @@ from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.journal_format import Hint
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
@@ -86,14 +87,16 @@ def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
     return uid, base, last
 
 
-async def create_segment(disk: Disk, directory: str, uid: int, base_offset: int, last_timestamp: int) -> Segment:
+async def create_segment(
+    disk: Disk, faults: SyncFaults, directory: str, uid: int, base_offset: int, last_timestamp: int
+) -> Segment:
     """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
     path = segment_path(directory, base_offset)
     await disk.unlink(path)
     file = await disk.open(path, create=True)
     block = aligned_buffer(BLOCK_BYTES)
     block[:] = encode_header(uid, base_offset, last_timestamp)
-    await disk.write(file, 0, [block], sync=True)
+    await write_synced(disk, faults, file, 0, block)
     await disk.sync_directory(directory)
     return Segment(path, base_offset, last_timestamp, file=file)
 
