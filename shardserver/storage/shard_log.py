@@ -20,7 +20,10 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import Journal, JournalStatistics
-from shardserver.storage.partition_log import PartitionLog, ReadResult
+from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
+from shardserver.storage.read_builder import ReadResult
+from shardserver.storage.segment import Segment
+from shardserver.storage.segment_reader import SegmentFiles
 from shardserver.storage.settings import MIB, Durability, LogSettings, PartitionIdentity
 from shardserver.storage.synced_write import SyncFaults
 
@@ -82,6 +85,7 @@ class ShardLog:
         self.faults = faults
         self.failed: StorageError | None = None
         self.recovery_bytes = 0
+        self._files = SegmentFiles(disk, settings.open_segments)
         self._partitions: dict[int, PartitionLog] = {}
         self._offsets: dict[snapshot.OffsetKey, int] = {}
         self._dirty: dict[PartitionLog, None] = {}
@@ -119,7 +123,7 @@ class ShardLog:
         """A new, empty log. It takes no disk space before its first flush or direct run."""
         directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
         created = PartitionLog(
-            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults
+            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults, self._files
         )
         self._partitions[identity.uid] = created
         return created
@@ -258,7 +262,15 @@ class ShardLog:
         if partition.uid in self._partitions:
             self._hints[partition.uid] = partition
             self._linger_turn()
+            for segment in partition.indexes_due():
+                self._track(self._save_index(partition, segment))
         self._evict()
+
+    async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
+        try:
+            await partition.save_index(segment)
+        except StorageError as error:  # a hint: without it the next start reads more
+            log.warning("index_not_saved", extra={"fields": {"path": segment.path, "error": str(error)}})
 
     def _build_write(self) -> None:
         if self._linger is not None:
@@ -568,6 +580,8 @@ class ShardLog:
         if self.failed is None:
             await self._write_clean_end()
         for partition in self._partitions.values():
+            for segment in partition.indexes_due(INDEX_WORTH_BYTES) if self.failed is None else ():
+                await self._save_index(partition, segment)
             await partition.close()
         await self.journal.close()
 
