@@ -30,7 +30,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Annotated[str, _key("Data directory.")] = "data"
     durability: Annotated[str, _key("fsync, write or memory: when a send is acknowledged (durability.md).")] = "fsync"
     advertised_address: Annotated[str, _key("Host that cluster metadata names; empty: the socket's own address.")] = ""
-    disk_engine: Annotated[str, _key("auto or threads.")] = "auto"
+    disk_engine: Annotated[str, _key("auto, io_uring or threads; auto takes io_uring where the kernel has it.")] = (
+        "auto"
+    )
     shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.")] = 9.0
     require_data: Annotated[bool, _key("Refuse to initialise an empty data directory (an unmounted volume).")] = False
 
@@ -79,7 +81,7 @@ Sources = dict[str, str]
 CHOICES = {
     "server.pin": ("on", "off"),
     "server.durability": ("fsync", "write", "memory"),
-    "server.disk_engine": ("auto", "threads"),
+    "server.disk_engine": ("auto", "io_uring", "threads"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
 }

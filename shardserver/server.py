@@ -25,6 +25,7 @@ from shardserver.net.listener import Listener, NetLimits
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.synced_write import SyncFaults
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Shard:
     def __init__(self, arguments: ShardArguments, link: ShardLink) -> None:
         self._arguments, self._link, self._config = arguments, link, arguments.config
         self._disk = open_disk(self._config.server.disk_engine)
-        self._metadata_log = MetadataLog(self._disk, os.path.join(arguments.data_directory, "metadata"))
+        self._faults = SyncFaults()
+        self._metadata_log = MetadataLog(self._disk, os.path.join(arguments.data_directory, "metadata"), self._faults)
         self._writer = MetadataWriter(self._metadata_log, clock_us)
         self._stop = asyncio.Event()
         self._durability = Durability(self._config.server.durability)
@@ -65,6 +67,9 @@ class Shard:
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
+        # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
+        self._link.on_stop = lambda: os._exit(0)
+        self._link.start()
         progress = self._background(self._report_progress())
         try:
             await self._recover()
@@ -75,7 +80,6 @@ class Shard:
             progress.cancel()
         await self._serve()
         self._link.on_stop, self._link.on_query = self._stop.set, self._statistics
-        self._link.start()
         self._link.send_ready(self._disk.name)
         await self._stop.wait()
         await self._end()
@@ -98,7 +102,7 @@ class Shard:
         identities = [
             identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
         ]
-        source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities)
+        source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities, faults=self._faults)
         logs = await recover_shard(
             self._disk,
             self._arguments.data_directory,

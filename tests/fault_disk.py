@@ -2,12 +2,15 @@
 
 Operations complete one by one on the loop, in an order drawn from the seed. Each is counted; at a chosen
 number it fails (`fail_at`), or everything ends there (`die_at`). `after_power_loss` keeps of each file any subset of
-its unsynced 4 KiB blocks, and of each unsynced change of names either the old or the new state.
+its unsynced 512-byte sectors (so blocks tear), and of each unsynced change of names either the old or the new state.
+`after_kill` keeps all that was written, and lets some writes of the dead process land late, until somebody holds the
+file's lock. A failed sync drops unsynced blocks of other files too: they read back, and no later sync saves them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from shardserver.errors import DiskFullError, StorageError
 
 BLOCK_BYTES = 4096
+SECTOR_BYTES = 512
 
 
 class Died(Exception):
@@ -26,31 +30,59 @@ class Died(Exception):
 
 @dataclass(eq=False)
 class Node:
-    """One file: what is durable, and what was written since, block by block."""
+    """One file: what is durable, and what was written since. unsynced: sectors; dropped: those a failed sync lost."""
 
     durable: bytearray = field(default_factory=bytearray)
     current: bytearray = field(default_factory=bytearray)
     unsynced: set[int] = field(default_factory=set)
+    dropped: set[int] = field(default_factory=set)
 
     def write(self, position: int, data: bytes) -> None:
         end = position + len(data)
         if end > len(self.current):
             self.current.extend(bytes(end - len(self.current)))
         self.current[position:end] = data
-        self.unsynced.update(range(position // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1))
+        sectors = range(position // SECTOR_BYTES, (end - 1) // SECTOR_BYTES + 1)
+        self.unsynced.update(sectors)
+        self.dropped.difference_update(sectors)
 
     def sync(self) -> None:
-        self.durable = bytearray(self.current)
+        former, self.durable = self.durable, bytearray(self.current)
+        for sector in self.dropped:
+            start, end = sector * SECTOR_BYTES, min((sector + 1) * SECTOR_BYTES, len(self.durable))
+            if start < end:
+                self.durable[start:end] = former[start:end].ljust(end - start, b"\0")
         self.unsynced.clear()
+
+    def drop_unsynced(self) -> None:
+        self.dropped |= self.unsynced
+        self.unsynced.clear()
+
+    def cut(self, length: int) -> None:
+        del self.current[length:]
+        self.current.extend(bytes(length - len(self.current)))
+        for sectors in (self.unsynced, self.dropped):
+            sectors.difference_update([one for one in sectors if one * SECTOR_BYTES >= length])
 
     def after_power_loss(self, chance: random.Random) -> Node:
         length = chance.choice((len(self.durable), len(self.current)))
         left = bytearray(self.durable[:length].ljust(length, b"\0"))
-        for block in self.unsynced:
-            start = block * BLOCK_BYTES
-            if chance.random() < 0.5 and start < length:
-                left[start : start + BLOCK_BYTES] = self.current[start : min(start + BLOCK_BYTES, length)]
+        for sector in self._that_landed(chance):
+            start = sector * SECTOR_BYTES
+            if start < length:
+                left[start : start + SECTOR_BYTES] = self.current[start : min(start + SECTOR_BYTES, length)]
         return Node(bytearray(left), left)
+
+    def _that_landed(self, chance: random.Random) -> list[int]:
+        """Whole blocks land or not; one in eight tears."""
+        landed = []
+        per_block = BLOCK_BYTES // SECTOR_BYTES
+        for block in {sector // per_block for sector in self.unsynced}:
+            fate = chance.random()
+            for sector in range(block * per_block, (block + 1) * per_block):
+                if sector in self.unsynced and (fate < 0.45 or (fate > 0.875 and chance.random() < 0.5)):
+                    landed.append(sector)
+        return landed
 
 
 @dataclass(eq=False)
@@ -58,6 +90,16 @@ class FaultFile:
     path: str
     node: Node
     direct: bool = True
+
+
+@dataclass(eq=False)
+class Operation:
+    """Submitted and not complete. node: the file that a write changes."""
+
+    outcome: Future[object]
+    work: Callable[[], object]
+    what: str
+    node: Node | None
 
 
 class FaultDisk:
@@ -83,7 +125,8 @@ class FaultDisk:
         self.is_dead = False
         self.files: dict[str, Node] = {}
         self.durable_files: dict[str, Node] = {}
-        self._pending: list[tuple[Future[object], Callable[[], object], str]] = []
+        self._pending: list[Operation] = []
+        self._ghosts: list[Operation] = []
         self._due = False
         self.died: Callable[[], None] = lambda: None
 
@@ -91,12 +134,12 @@ class FaultDisk:
 
     def after_kill(self, seed: int) -> FaultDisk:
         """The process is gone, the machine is not: all that was written is there, still as unsynced as it was."""
-        heir = FaultDisk(seed)
-        heir.files, heir.durable_files = self.files, self.durable_files
+        heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
+        heir.files, heir.durable_files, heir._ghosts = self.files, self.durable_files, self._ghosts
         return heir
 
     def after_power_loss(self, seed: int) -> FaultDisk:
-        heir = FaultDisk(seed)
+        heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
         chance = random.Random(seed)
         kept: dict[int, Node] = {}
         for path in sorted(self.files.keys() | self.durable_files.keys()):
@@ -113,7 +156,13 @@ class FaultDisk:
 
     # Completion
 
-    def _submit(self, what: str, work: Callable[[], object], partial: Callable[[], None] | None = None) -> Future:
+    def _submit(
+        self,
+        what: str,
+        work: Callable[[], object],
+        partial: Callable[[], None] | None = None,
+        node: Node | None = None,
+    ) -> Future:
         outcome: Future[object] = asyncio.get_running_loop().create_future()
         if self.is_dead:
             return outcome
@@ -122,31 +171,49 @@ class FaultDisk:
             self._die(partial)
             return outcome
         if self.operations == self._fail_at:
-            work = self._failing(what, partial)
-        self._pending.append((outcome, work, what))
+            work = self._failing(what, partial, node)
+        self._pending.append(Operation(outcome, work, what, node))
         self._schedule()
         return outcome
 
-    def _failing(self, what: str, partial: Callable[[], None] | None) -> Callable[[], object]:
+    def _failing(self, what: str, partial: Callable[[], None] | None, node: Node | None) -> Callable[[], object]:
         def fail() -> object:
             self.has_failed = True
             if partial is not None and self._chance.random() < 0.5:
                 partial()
+            if what == "sync":
+                for other in self.files.values():
+                    if other is node or self._chance.random() < 0.5:
+                        other.drop_unsynced()
             kind = DiskFullError if self._fail_errno == errno.ENOSPC else StorageError
             raise kind(f"{what}: injected", errno=self._fail_errno)
 
         return fail
 
     def _die(self, partial: Callable[[], None] | None) -> None:
-        """In-flight operations land or not, in any order; nobody hears of it."""
-        for _, work, what in self._chance.sample(self._pending, len(self._pending)):
-            if self._chance.random() < 0.5 and not what.startswith("sync"):
-                work()
+        """In-flight operations land now, late or not at all, in any order; nobody hears of it."""
+        self.is_dead = True
+        for one in self._chance.sample(self._pending, len(self._pending)):
+            fate = self._chance.random()
+            if one.what == "write" and fate < 0.4:
+                self._ghosts.append(one)
+            elif one.what != "sync" and fate < 0.7:
+                self._land(one)
         if partial is not None and self._chance.random() < 0.5:
             partial()
         self._pending.clear()
-        self.is_dead = True
         self.died()
+
+    def _land(self, ghost: Operation) -> None:
+        with contextlib.suppress(StorageError):
+            ghost.work()
+
+    def _land_ghosts(self, node: Node | None) -> None:
+        """What flock on a file waits for; or, with None, one write that lands at any time."""
+        due = [one for one in self._ghosts if one.node is node] if node else self._ghosts[:1]
+        for one in due:
+            self._ghosts.remove(one)
+            self._land(one)
 
     def _schedule(self) -> None:
         if not self._due:
@@ -157,9 +224,12 @@ class FaultDisk:
         self._due = False
         if not self._pending:
             return
-        outcome, work, _ = self._pending.pop(self._chance.randrange(len(self._pending)))
+        if self._ghosts and self._chance.random() < 0.1:
+            self._land_ghosts(None)
+        one = self._pending.pop(self._chance.randrange(len(self._pending)))
+        outcome = one.outcome
         try:
-            result = work()
+            result = one.work()
         except StorageError as error:
             if not outcome.done():
                 outcome.set_exception(error)
@@ -184,7 +254,10 @@ class FaultDisk:
         def work() -> FaultFile:
             if create == (path in self.files):
                 raise StorageError(path, errno=errno.EEXIST if create else errno.ENOENT)
-            return FaultFile(path, self.files.setdefault(path, Node()))
+            node = self.files.setdefault(path, Node())
+            if lock:
+                self._land_ghosts(node)
+            return FaultFile(path, node)
 
         return self._submit("open", work)
 
@@ -213,7 +286,7 @@ class FaultDisk:
             if on_written is not None and not self.is_dead:
                 on_written()
 
-        written = self._submit("write", work, partial)
+        written = self._submit("write", work, partial, file.node)
         return asyncio.ensure_future(self._then_sync(written, file)) if sync else written
 
     async def _then_sync(self, written: Future, file: FaultFile) -> None:
@@ -229,16 +302,10 @@ class FaultDisk:
         return self._submit("read", work)
 
     def sync(self, file: FaultFile) -> Future:
-        return self._submit("sync", file.node.sync)
+        return self._submit("sync", file.node.sync, node=file.node)
 
     def truncate(self, file: FaultFile, length: int) -> Future:
-        def work() -> None:
-            node = file.node
-            del node.current[length:]
-            node.current.extend(bytes(length - len(node.current)))
-            node.unsynced = {block for block in node.unsynced if block * BLOCK_BYTES < length}
-
-        return self._submit("truncate", work)
+        return self._submit("truncate", lambda: file.node.cut(length))
 
     def file_bytes(self, file: FaultFile) -> Future:
         return self._submit("stat", lambda: len(file.node.current))

@@ -26,7 +26,8 @@ from shardserver.protocol.commands import (
     TopicInfo,
 )
 from shardserver.protocol.primitives import Identifier, Reader
-from shardserver.storage.partition_log import PartitionLog, ReadResult
+from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.read_builder import ReadResult
 
 Buffers = list[bytes | bytearray | memoryview]
 

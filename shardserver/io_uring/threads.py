@@ -49,6 +49,7 @@ def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
             if error.errno != errno.EINVAL:
                 raise
             is_direct = False
+            log.warning("no_direct_io", extra={"fields": {"path": path, "effect": "its bytes pass the page cache"}})
             if create and os.path.exists(path):
                 flags &= ~os.O_EXCL  # some filesystems create the file before they refuse O_DIRECT
     if descriptor < 0:

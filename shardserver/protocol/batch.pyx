@@ -143,6 +143,26 @@ def check_stored_batch(const uint8_t[::1] view not None, uint64_t limit):
     return length if code == 0 else 0
 
 
+def damaged_batch_extent(const uint8_t[::1] view not None):
+    """Length of the batch at view[0] whose header and framing are proved by the batch checksum, whatever its messages
+    hold; 0 when they are not. For stepping over a batch that check_stored_batch refuses.
+    """
+    cdef const uint8_t *data
+    cdef uint64_t length
+    cdef int code
+    if view.shape[0] < HEADER:
+        return 0
+    data = &view[0]
+    length = read_u64(data + 32)
+    if length < HEADER or length > <uint64_t>view.shape[0] or memcmp(data + 52, ZEROS, 204) != 0:
+        return 0
+    with nogil:
+        code = walk(data, length, read_u32(data + 48), True)
+        if code == 0 or code == BAD_MESSAGE:
+            code = 0 if batch_checksum(data, length) == read_u64(data + 40) else BAD_BATCH
+    return length if code == 0 else 0
+
+
 def read_batch_header(const uint8_t[::1] view not None):
     """The header's fields. Raises ValueError when there are fewer than 256 bytes."""
     if view.shape[0] < HEADER:

@@ -26,6 +26,7 @@ from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.settings import LogSettings
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,10 @@ class JournalStatistics:
 class Journal:
     """Owns the ring's files, the staging memory and the identity of this opening."""
 
-    def __init__(self, disk: Disk, files: list[JournalFile], journal_id: int, settings: LogSettings) -> None:
-        self._disk = disk
+    def __init__(
+        self, disk: Disk, files: list[JournalFile], journal_id: int, settings: LogSettings, faults: SyncFaults
+    ) -> None:
+        self._disk, self._faults = disk, faults
         self._files = files
         self._journal_id = journal_id
         self._settings = settings
@@ -177,7 +180,8 @@ class Journal:
         self, current: JournalFile, position: int, length: int, oldest_live: int, on_written: Callable[[], None]
     ) -> None:
         # A failure leaves in_flight set: nothing may be written behind a write whose fate is unknown.
-        await self._disk.write(current.file, position, [self._staging[:length]], sync=True, on_written=on_written)
+        staged = self._staging[:length]
+        await write_synced(self._disk, self._faults, current.file, position, staged, on_written)
         self._published_oldest_live = max(self._published_oldest_live, oldest_live)
         self.in_flight = False
 
@@ -250,14 +254,14 @@ class JournalRecovery:
     clean: bool
 
 
-async def open_journal(disk: Disk, directory: str, settings: LogSettings) -> JournalRecovery:
+async def open_journal(disk: Disk, directory: str, settings: LogSettings, faults: SyncFaults) -> JournalRecovery:
     """Lock, read and check the ring; make what it says durable (storage rule 16).
 
     Raises:
         CorruptionError: a live write is damaged and is not the torn tail.
     """
     files, journal_id = await _open_files(disk, directory)
-    journal = Journal(disk, files, journal_id, settings)
+    journal = Journal(disk, files, journal_id, settings, faults)
     recovered = [await _read_file(disk, file, journal_id) for file in files]
     read_bytes = sum(len(one.buffer) for one in recovered)
     live = _live_files(recovered)

@@ -10,6 +10,7 @@ import xxhash
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk, File
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSMETAL1"
@@ -41,8 +42,9 @@ def _decode(raw: memoryview) -> tuple[int, int, int, bytes] | None:
 class MetadataLog:
     """One file a generation: `metadata.<generation>`, its first entry the snapshot that it begins with."""
 
-    def __init__(self, disk: Disk, directory: str) -> None:
+    def __init__(self, disk: Disk, directory: str, faults: SyncFaults | None = None) -> None:
         self._disk, self._directory = disk, directory
+        self._faults = faults or SyncFaults()
         self._file: File | None = None
         self._generation = 0
         self._revision = 0
@@ -112,7 +114,7 @@ class MetadataLog:
         assert self._file is not None
         if torn:
             await self._disk.truncate(self._file, self._position)
-        await self._disk.write(self._file, position, [last_entry], sync=True)
+        await write_synced(self._disk, self._faults, self._file, position, last_entry)
 
     async def append(self, payload: bytes) -> int:
         """Write and sync one record. After a failure nothing more is taken: its fate is unknown."""
@@ -121,7 +123,7 @@ class MetadataLog:
         assert self._file is not None
         entry = _encode(KIND_RECORD, self._revision + 1, self._generation, payload)
         try:
-            await self._disk.write(self._file, self._position, [entry], sync=True)
+            await write_synced(self._disk, self._faults, self._file, self._position, entry)
         except StorageError as error:
             self._failed = error
             raise
@@ -143,7 +145,7 @@ class MetadataLog:
         await self._disk.unlink(building)
         file = await self._disk.open(building, create=True)
         entry = _encode(KIND_SNAPSHOT, self._revision, generation, payload)
-        await self._disk.write(file, 0, [entry], sync=True)
+        await write_synced(self._disk, self._faults, file, 0, entry)
         try:
             await self._disk.rename(building, self._path(generation))
             await self._disk.sync_directory(self._directory)

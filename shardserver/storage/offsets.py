@@ -10,6 +10,7 @@ import xxhash
 from shardserver.errors import CorruptionError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 MAGIC = b"SSOFFST1"
 FORMAT_VERSION = 1
@@ -49,14 +50,14 @@ def decode_snapshot(raw: memoryview, path: str) -> tuple[dict[OffsetKey, tuple[i
     return entries, journal_id, covered
 
 
-async def write_snapshot(disk: Disk, directory: str, raw: bytes) -> None:
+async def write_snapshot(disk: Disk, faults: SyncFaults, directory: str, raw: bytes) -> None:
     """Temporary file, sync, rename, directory sync."""
     building, target = os.path.join(directory, "offsets.new"), os.path.join(directory, "offsets")
     buffer = aligned_buffer(align_up(len(raw), 4096))
     buffer[: len(raw)] = raw
     await disk.unlink(building)
     file = await disk.open(building, create=True)
-    await disk.write(file, 0, [buffer], sync=True)
+    await write_synced(disk, faults, file, 0, buffer)
     await disk.close(file)
     await disk.rename(building, target)
     await disk.sync_directory(directory)

@@ -19,39 +19,29 @@ import logging
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from shardserver.errors import CorruptionError, DiskFullError, ShardServerError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
-from shardserver.protocol.batch import slice_batch, stamp_batch
+from shardserver.protocol.batch import stamp_batch
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import Disk
+from shardserver.storage.index import SparseIndex, index_path, read_index, write_index
 from shardserver.storage.journal import Journal
+from shardserver.storage.read_builder import ReadBuilder, ReadResult
+from shardserver.storage.segment_reader import Damage, SegmentFiles, walk_segment
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
+from shardserver.storage.synced_write import SyncFaults, write_synced
 from shardserver.storage.tail import Tail, TailEntry
 
 log = logging.getLogger(__name__)
 
+# How much an active segment grows between two writings of its index, and from what size on an index is worth a file.
+INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
+
 AppendDone = Callable[[int | ShardServerError], None]
-
-
-@dataclass(slots=True)
-class FaultEpoch:
-    """Raised by every failed sync of a shard: unsynced writes of any file may be gone then (storage rule 20)."""
-
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReadResult:
-    """Stored batches, whole or sliced, in order of their offsets. last_offset is -1 when there are none."""
-
-    buffers: list[memoryview | bytes | bytearray]
-    bytes: int
-    count: int
-    last_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,40 +55,6 @@ class PartitionStatistics:
     waiting_bytes: int
 
 
-class ReadBuilder:
-    """Collects batches up to a count of messages, a limit in bytes and the high watermark."""
-
-    def __init__(self, start: int, count: int, max_bytes: int, limit: int) -> None:
-        self.next_offset = start
-        self._end = min(start + count, limit)
-        self._max_bytes = max_bytes
-        self._buffers: list[memoryview | bytes | bytearray] = []
-        self._bytes = 0
-        self._count = 0
-        self._full = False
-
-    @property
-    def wants_more(self) -> bool:
-        return not self._full and self.next_offset < self._end
-
-    def add(self, data: memoryview | bytearray, base_offset: int, count: int) -> None:
-        """Take what is wanted of the batch that holds next_offset. The first batch is taken whatever its size."""
-        first, last = self.next_offset - base_offset, min(count, self._end - base_offset) - 1
-        part: memoryview | bytes | bytearray = data
-        if first > 0 or last < count - 1:
-            part = slice_batch(data, first, last)
-        if self._buffers and self._bytes + len(part) > self._max_bytes:
-            self._full = True
-            return
-        self._buffers.append(part)
-        self._bytes += len(part)
-        self._count += last - first + 1
-        self.next_offset = base_offset + last + 1
-
-    def result(self) -> ReadResult:
-        return ReadResult(self._buffers, self._bytes, self._count, self.next_offset - 1 if self._count else -1)
-
-
 class PartitionLog:
     """Owned by one shard. `wake` tells that shard's log that there is something to write."""
 
@@ -110,11 +66,13 @@ class PartitionLog:
         settings: LogSettings,
         clock: Callable[[], int],
         wake: Callable[[PartitionLog], None],
-        faults: FaultEpoch,
+        faults: SyncFaults,
+        files: SegmentFiles,
     ) -> None:
         self.identity = identity
         self.directory = directory
-        self._disk, self._settings, self._clock, self._wake, self._faults = disk, settings, clock, wake, faults
+        self._disk, self._settings, self._clock, self._wake = disk, settings, clock, wake
+        self._faults, self._files = faults, files
         self.tail = Tail()
         self.segments: list[seg.Segment] = []
         self.next_offset = 0
@@ -135,6 +93,7 @@ class PartitionLog:
         self._roll_due = False
         self._failed = False
         self._directory_ready = False
+        self.skipped_messages = 0
 
     # What readers ask
 
@@ -376,14 +335,9 @@ class PartitionLog:
             staging[position : position + len(entry.data)] = entry.data
             places.append(segment.end + position)
             position += len(entry.data)
-        epoch = self._faults.number
         try:
-            await self._disk.write(segment.file, segment.end, [staging], sync=True, on_written=on_written)
-            if epoch != self._faults.number:
-                raise StorageError("another file's sync failed while this run was unsynced")
+            await write_synced(self._disk, self._faults, segment.file, segment.end, staging, on_written)
         except StorageError as error:
-            if epoch == self._faults.number and not isinstance(error, DiskFullError):
-                self._faults.number += 1
             await self._cut_failed_run(segment, error)
             raise
         for entry, place in zip(entries, places, strict=True):
@@ -418,10 +372,13 @@ class PartitionLog:
             self.segments.pop()
             await self._disk.close(active.file)
             active = None
-        created = await seg.create_segment(self._disk, self.directory, self.uid, base_offset, self.last_timestamp)
+        created = await seg.create_segment(
+            self._disk, self._faults, self.directory, self.uid, base_offset, self.last_timestamp
+        )
         self.segments.append(created)
         self._roll_due = False
         if active is not None:
+            self._files.seal(active)
             log.info("segment_rolled", extra={"fields": {"partition": self.uid, "base_offset": base_offset}})
         return created
 
@@ -475,17 +432,50 @@ class PartitionLog:
             try:
                 await self._read_segment(builder)
             except CorruptionError:
-                if builder.result().count:
+                if builder.count:
                     break
                 raise
         return builder.result()
 
-    async def _open(self, segment: seg.Segment) -> None:
-        if segment.file is None:
-            # Sealed: all of it was synced by a process whose lock on it is gone, so no lock is needed.
-            segment.file = await self._disk.open(segment.path, lock=False)
-        if not segment.indexed:
-            await seg.build_index(self._disk, segment, self._end_of(segment))
+    async def _load_index(self, segment: seg.Segment) -> None:
+        """From its file, else from the data: needed once for what was there before this start."""
+        if segment.indexed:
+            return
+        stored = await read_index(self._disk, self.directory, self.uid, segment.base_offset)
+        if stored is None:
+            await self._rebuild_index(segment)
+            return
+        if not segment.indexed:  # no other reader was faster
+            stored.cut(segment.index.positions[0] if segment.index.positions else segment.end)
+            stored.extend(segment.index)
+            segment.index, segment.index_is_stored, segment.indexed = stored, True, True
+
+    async def _rebuild_index(self, segment: seg.Segment) -> None:
+        built = SparseIndex()
+        start = (segment.base_offset, fmt.BLOCK_BYTES)
+        async for one in self._walk(segment, start, self._end_of(segment)):
+            if not isinstance(one, Damage):
+                built.add(one.base_offset, one.position, one.timestamp)
+        built.extend(segment.index)
+        segment.index, segment.index_is_stored, segment.indexed = built, False, True
+
+    def _walk(self, segment: seg.Segment, start: tuple[int, int], end: int) -> AsyncIterator[seg.StoredBatch | Damage]:
+        return walk_segment(self._disk, self._files, segment, self._settings, start, end)
+
+    def indexes_due(self, least_bytes: int = INDEX_SAVE_BYTES) -> list[seg.Segment]:
+        """Segments whose index file is worth writing: sealed ones, and those that grew by least_bytes."""
+        due = []
+        for segment in self.segments:
+            grown = segment.end - segment.index_saved_end
+            least = least_bytes if segment is self.segments[-1] else min(least_bytes, INDEX_WORTH_BYTES)
+            if segment.indexed and grown >= least:
+                due.append(segment)
+        return due
+
+    async def save_index(self, segment: seg.Segment) -> None:
+        """Raises StorageError; the index is a hint, so nothing is lost then."""
+        segment.index_saved_end = segment.end
+        await write_index(self._disk, self.directory, segment.index, self.uid, segment.base_offset)
 
     def _end_of(self, segment: seg.Segment) -> int:
         place = self.segments.index(segment)
@@ -498,39 +488,39 @@ class PartitionLog:
     async def _read_segment(self, builder: ReadBuilder) -> None:
         """Take batches of one segment until the builder is full or the segment ends."""
         segment = self._segment_of(builder.next_offset)
-        await self._open(segment)
-        end = self._end_of(segment)
-        found = segment.index.at_or_before(builder.next_offset)
-        expected, position = found or (segment.base_offset, fmt.BLOCK_BYTES)
-        want = self._settings.read_bytes
-        while builder.wants_more and expected < end:
-            before = expected
-            for batch in await self._read_batches(segment, position, expected, want):
-                expected, position = batch.next_offset, batch.position + len(batch.data)
-                if expected > builder.next_offset and builder.wants_more:
-                    builder.add(batch.data, batch.base_offset, batch.message_count)
-                if not builder.wants_more:
+        try:
+            await self._load_index(segment)
+            await self._take_batches(segment, builder)
+        except CorruptionError:
+            raise
+        except StorageError:
+            if segment in self.segments:
+                raise
+            builder.skip_to(max(builder.next_offset, self.first_offset), self.high_watermark)  # deleted meanwhile
+
+    async def _take_batches(self, segment: seg.Segment, builder: ReadBuilder) -> None:
+        start = segment.index.at_or_before(builder.next_offset) or (segment.base_offset, fmt.BLOCK_BYTES)
+        async for one in self._walk(segment, start, self._end_of(segment)):
+            if not builder.wants_more:
+                return
+            if isinstance(one, Damage):
+                if segment.index_is_stored:
+                    await self._rebuild_index(segment)  # the index may be what is wrong: once more without it
                     return
-            if expected > before:
-                want = min(want * 2, self._settings.read_ahead_bytes)
-            elif want > seg.MAX_BATCH_BYTES or position + want > segment.end + seg.MAX_BATCH_BYTES:
-                raise self._damaged(segment, position, expected)
-            else:
-                want *= 4
+                self._meet_damage(segment, one, builder)
+            elif one.next_offset > builder.next_offset:
+                builder.add(one.data, one.base_offset, one.message_count)
 
-    async def _read_batches(
-        self, segment: seg.Segment, position: int, expected: int, want: int
-    ) -> list[seg.StoredBatch]:
-        assert segment.file is not None
-        aligned = position - position % fmt.BLOCK_BYTES
-        buffer = aligned_buffer(align_up(position - aligned + want, fmt.BLOCK_BYTES))
-        got = await self._disk.read(segment.file, aligned, buffer)
-        return list(seg.walk_batches(buffer[position - aligned : got], position, expected))
-
-    def _damaged(self, segment: seg.Segment, position: int, expected: int) -> CorruptionError:
-        error = CorruptionError(segment.path, position, f"the batch with offset {expected}")
-        log.error("batch_damaged", extra={"fields": {"path": segment.path, "position": position, "offset": expected}})
-        return error
+    def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
+        if damage.next_offset <= builder.next_offset:
+            return  # it lies before what is asked for
+        error = CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
+        fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
+        log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
+        if not self._settings.skip_damaged:
+            raise error
+        self.skipped_messages += damage.next_offset - builder.next_offset
+        builder.skip_to(damage.next_offset, self.high_watermark)
 
     async def offset_at(self, timestamp: int) -> int:
         """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none."""
@@ -552,21 +542,11 @@ class PartitionLog:
         return self.segments[place + 1].previous_timestamp if place + 1 < len(self.segments) else None
 
     async def _offset_in(self, segment: seg.Segment, timestamp: int) -> int | None:
-        await self._open(segment)
-        end = self._end_of(segment)
-        found = segment.index.before_timestamp(timestamp)
-        expected, position = found or (segment.base_offset, fmt.BLOCK_BYTES)
-        want = self._settings.read_bytes
-        while expected < end:
-            before = expected
-            for batch in await self._read_batches(segment, position, expected, want):
-                if batch.timestamp >= timestamp and batch.base_offset < end:
-                    return batch.base_offset
-                expected, position = batch.next_offset, batch.position + len(batch.data)
-            if expected == before:
-                if want > seg.MAX_BATCH_BYTES:
-                    raise self._damaged(segment, position, expected)
-                want *= 4
+        await self._load_index(segment)
+        start = segment.index.before_timestamp(timestamp) or (segment.base_offset, fmt.BLOCK_BYTES)
+        async for one in self._walk(segment, start, self._end_of(segment)):
+            if not isinstance(one, Damage) and one.timestamp >= timestamp:
+                return one.base_offset
         return None
 
     # Retention and removal
@@ -585,8 +565,8 @@ class PartitionLog:
         return len(removed)
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
-        if segment.file is not None:
-            await self._disk.close(segment.file)
+        await self._files.close(segment)
+        await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
 
     async def enforce_retention(self) -> int:
@@ -604,9 +584,7 @@ class PartitionLog:
         while self._running:
             await self._idle.wait()
         for segment in self.segments:
-            if segment.file is not None:
-                await self._disk.close(segment.file)
-                segment.file = None
+            await self._files.close(segment)
 
     # Recovery
 
@@ -648,7 +626,7 @@ class PartitionLog:
         found = seg.Segment(
             path, base_offset, header[2], end=align_up(max(file_bytes, fmt.BLOCK_BYTES), fmt.BLOCK_BYTES)
         )
-        found.file, found.indexed = file, False
+        found.file, found.indexed, found.index_saved_end = file, False, found.end
         if not is_last:
             await self._disk.close(file)
             found.file = None
@@ -668,7 +646,7 @@ class PartitionLog:
             await self._disk.sync(active.file)
         elif result.end > await self._disk.file_bytes(active.file):
             raise CorruptionError(active.path, result.end, "a segment that reaches up to its hint")
-        active.end = result.end
+        active.end = active.index_saved_end = result.end
         self.last_timestamp = max(self.last_timestamp, result.last_timestamp)
         end = result.next_offset
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = self.flushed_end = end

@@ -16,18 +16,20 @@ from shardserver.storage.journal import JournalRecovery, RecoveredFile, create_j
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.settings import LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.synced_write import SyncFaults
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class RecoveryInput:
-    """What metadata says is alive. next_uid: no record may carry this uid or a greater one."""
+    """What metadata says is alive. next_uid: no record may carry this uid or a greater one. faults: of this shard."""
 
     shard: int
     next_uid: int
     identities: Iterable[PartitionIdentity]
     terms: dict[int, int] = field(default_factory=dict)
+    faults: SyncFaults = field(default_factory=SyncFaults)
 
 
 async def recover_shard(
@@ -45,11 +47,11 @@ async def recover_shard(
         CorruptionError: the journal is damaged before its tail, or names partitions that metadata never made.
         StorageError: the disk failed.
     """
-    logs = ShardLog(disk, data_directory, settings, metadata.shard, clock, on_failure)
+    logs = ShardLog(disk, data_directory, settings, metadata.shard, clock, on_failure, metadata.faults)
     await _make_directories(disk, data_directory, logs)
     if "journal" not in await disk.list_directory(logs.directory):
         await create_journal(disk, logs.directory, settings)
-    ring = await open_journal(disk, os.path.join(logs.directory, "journal"), settings)
+    ring = await open_journal(disk, os.path.join(logs.directory, "journal"), settings, logs.faults)
     logs.journal, logs.journal_id = ring.journal, ring.journal.journal_id
     logs.recovery_bytes = ring.read_bytes
     on_progress(logs.recovery_bytes)

@@ -4,56 +4,34 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import xxhash
 
-from shardserver.errors import CorruptionError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
+from shardserver.storage.index import SparseIndex, index_path
 from shardserver.storage.journal_format import Hint
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
 FORMAT_VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, zero, partition uid, base offset, last timestamp, checksum
-INDEX_INTERVAL_BYTES = 64 * 1024
+BATCH_HEADER_BYTES = 256
 # The largest frame is 64 MiB, so is the largest batch.
 MAX_BATCH_BYTES = 64 << 20
 SCAN_BYTES = 1 << 20
 
 
-@dataclass(slots=True)
-class SparseIndex:
-    """Where batches begin, about every 64 KiB: a hint only, each use is verified against the batch."""
-
-    offsets: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    timestamps: list[int] = field(default_factory=list)
-
-    def add(self, offset: int, position: int, timestamp: int) -> None:
-        if not self.positions or position - self.positions[-1] >= INDEX_INTERVAL_BYTES:
-            self.offsets.append(offset)
-            self.positions.append(position)
-            self.timestamps.append(timestamp)
-
-    def at_or_before(self, offset: int) -> tuple[int, int] | None:
-        """(offset, position) of the nearest entry that is not behind `offset`."""
-        place = bisect_right(self.offsets, offset) - 1
-        return None if place < 0 else (self.offsets[place], self.positions[place])
-
-    def before_timestamp(self, timestamp: int) -> tuple[int, int] | None:
-        """The last entry whose batch is older than `timestamp`."""
-        place = bisect_right(self.timestamps, timestamp - 1) - 1
-        return None if place < 0 else (self.offsets[place], self.positions[place])
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Segment:
-    """`end` is the synced end, block aligned; runs begin there."""
+    """`end` is the synced end, block aligned; runs begin there.
+
+    indexed: the index covers the whole segment. index_is_stored: it came from a file, so damage may be the index's own.
+    """
 
     path: str
     base_offset: int
@@ -62,6 +40,8 @@ class Segment:
     file: File | None = None
     index: SparseIndex = field(default_factory=SparseIndex)
     indexed: bool = True
+    index_is_stored: bool = False
+    index_saved_end: int = BLOCK_BYTES
 
     @property
     def data_bytes(self) -> int:
@@ -86,14 +66,17 @@ def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
     return uid, base, last
 
 
-async def create_segment(disk: Disk, directory: str, uid: int, base_offset: int, last_timestamp: int) -> Segment:
+async def create_segment(
+    disk: Disk, faults: SyncFaults, directory: str, uid: int, base_offset: int, last_timestamp: int
+) -> Segment:
     """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
     path = segment_path(directory, base_offset)
+    await disk.unlink(index_path(directory, base_offset))
     await disk.unlink(path)
     file = await disk.open(path, create=True)
     block = aligned_buffer(BLOCK_BYTES)
     block[:] = encode_header(uid, base_offset, last_timestamp)
-    await disk.write(file, 0, [block], sync=True)
+    await write_synced(disk, faults, file, 0, block)
     await disk.sync_directory(directory)
     return Segment(path, base_offset, last_timestamp, file=file)
 
@@ -208,18 +191,3 @@ def _take_run(segment: Segment, pending: list[StoredBatch], result: ScanResult) 
         result.next_offset, result.last_timestamp = one.next_offset, one.timestamp
         result.end = align_up(one.position + len(one.data), BLOCK_BYTES)
     pending.clear()
-
-
-async def build_index(disk: Disk, segment: Segment, end_offset: int) -> None:
-    """Fill the index of a segment from its data, for one that was sealed before this start.
-
-    Raises:
-        CorruptionError: a batch before the segment's end is damaged.
-    """
-    segment.index = SparseIndex()
-    result = await scan_segment(
-        disk, segment, Hint(segment.base_offset, BLOCK_BYTES, segment.base_offset, 0), rewrite=False
-    )
-    segment.indexed = True
-    if result.next_offset < end_offset:
-        raise CorruptionError(segment.path, result.end, f"the batch with offset {result.next_offset}")

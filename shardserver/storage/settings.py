@@ -31,6 +31,8 @@ class LogSettings:
     linger_s: float = 1.0
     retry_s: float = 1.0
     low_watermark_bytes: int = 0
+    open_segments: int = 512
+    skip_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

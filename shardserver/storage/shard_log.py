@@ -20,8 +20,12 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import Journal, JournalStatistics
-from shardserver.storage.partition_log import FaultEpoch, PartitionLog, ReadResult
+from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
+from shardserver.storage.read_builder import ReadResult
+from shardserver.storage.segment import Segment
+from shardserver.storage.segment_reader import SegmentFiles
 from shardserver.storage.settings import MIB, Durability, LogSettings, PartitionIdentity
+from shardserver.storage.synced_write import SyncFaults
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class ShardLog:
         shard: int,
         clock: Callable[[], int],
         on_failure: Callable[[StorageError], None],
+        faults: SyncFaults,
     ) -> None:
         self._disk, self._settings, self._shard, self._clock = disk, settings, shard, clock
         self._on_failure = on_failure
@@ -77,9 +82,10 @@ class ShardLog:
         self.partitions_directory = os.path.join(data_directory, "partitions")
         self.journal: Journal
         self.journal_id = 0
-        self.faults = FaultEpoch()
+        self.faults = faults
         self.failed: StorageError | None = None
         self.recovery_bytes = 0
+        self._files = SegmentFiles(disk, settings.open_segments)
         self._partitions: dict[int, PartitionLog] = {}
         self._offsets: dict[snapshot.OffsetKey, int] = {}
         self._dirty: dict[PartitionLog, None] = {}
@@ -90,7 +96,7 @@ class ShardLog:
         self._checkpoint_started = 0
         self._checkpoint_sequence = 0
         self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
-        self._pinned: dict[int, set[PartitionLog]] = {}
+        self._pinned: dict[int, dict[PartitionLog, None]] = {}
         self._cached: deque[PartitionLog] = deque()
         self._tail_bytes = 0
         self._turn_due = False
@@ -117,7 +123,7 @@ class ShardLog:
         """A new, empty log. It takes no disk space before its first flush or direct run."""
         directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
         created = PartitionLog(
-            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults
+            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults, self._files
         )
         self._partitions[identity.uid] = created
         return created
@@ -256,7 +262,15 @@ class ShardLog:
         if partition.uid in self._partitions:
             self._hints[partition.uid] = partition
             self._linger_turn()
+            for segment in partition.indexes_due():
+                self._track(self._save_index(partition, segment))
         self._evict()
+
+    async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
+        try:
+            await partition.save_index(segment)
+        except StorageError as error:  # a hint: without it the next start reads more
+            log.warning("index_not_saved", extra={"fields": {"path": segment.path, "error": str(error)}})
 
     def _build_write(self) -> None:
         if self._linger is not None:
@@ -399,12 +413,12 @@ class ShardLog:
 
     def _pin(self, partition: PartitionLog, sequence: int) -> None:
         partition.pinned_sequence = sequence
-        self._pinned.setdefault(sequence, set()).add(partition)
+        self._pinned.setdefault(sequence, {})[partition] = None
 
     def _unpin(self, partition: PartitionLog) -> None:
         holders = self._pinned.get(partition.pinned_sequence)
         if holders is not None:
-            holders.discard(partition)
+            holders.pop(partition, None)
             if not holders:
                 del self._pinned[partition.pinned_sequence]
         partition.pinned_sequence = 0
@@ -460,16 +474,13 @@ class ShardLog:
 
     async def _snapshot_offsets(self) -> None:
         """Records of files before `covered` are in the snapshot; those of `covered` itself are replayed once more."""
-        uncovered, covered = self._uncovered_offsets, self.journal.sequence
+        covered = self.journal.sequence
         terms = {uid: one.identity.term for uid, one in self._partitions.items()}
         known = {key: offset for key, offset in self._offsets.items() if key[0] in terms}
         raw = snapshot.encode_snapshot(known, terms, self.journal_id, covered)
+        await snapshot.write_snapshot(self._disk, self.faults, self.directory, raw)
+        # Only now: a journal write made meanwhile may not say that the older records are needed no more.
         self._uncovered_offsets = covered
-        try:
-            await snapshot.write_snapshot(self._disk, self.directory, raw)
-        except StorageError:
-            self._uncovered_offsets = uncovered
-            raise
 
     async def _publish(self) -> None:
         """Have a synced write say which files are free. Returns when one more write has completed."""
@@ -569,6 +580,8 @@ class ShardLog:
         if self.failed is None:
             await self._write_clean_end()
         for partition in self._partitions.values():
+            for segment in partition.indexes_due(INDEX_WORTH_BYTES) if self.failed is None else ():
+                await self._save_index(partition, segment)
             await partition.close()
         await self.journal.close()
 

@@ -44,7 +44,7 @@ class ShardLink:
     def __init__(self, connection: Connection, core: int | None) -> None:
         self._connection, self._core = connection, core
         self.on_stop: Callable[[], None] = lambda: None
-        self.on_query: Callable[[str], dict[str, Any]] = lambda command: {}
+        self.on_query: Callable[[str], dict[str, Any]] = lambda command: {"state": "recovering"}
 
     def start(self) -> None:
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)

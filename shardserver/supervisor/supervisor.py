@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from shardserver.config import Config
+from shardserver.io_uring.choose import check_disk
 from shardserver.supervisor.data_directory import DataDirectory
 from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
 from shardserver.supervisor.sockets import listen
@@ -34,6 +35,7 @@ class Supervisor:
     def __init__(self, config: Config, data: DataDirectory, cores: list[int], root_password_hash: str | None) -> None:
         self._config, self._data, self._cores = config, data, cores
         self._root_password_hash = root_password_hash
+        check_disk(config.server.disk_engine, data.path)
         self._listeners = listen(config.server.host, config.server.port, 1)
         self._spawn = multiprocessing.get_context("spawn")
         self._process: BaseProcess | None = None

@@ -69,11 +69,15 @@ class Load:
         self.number = 0
         self.acknowledged: dict[int, list[int]] = {uid: [] for uid in UIDS}
         self.refused = 0
+        self.commits: dict[int, list[int]] = {uid: [] for uid in UIDS}  # tried, in order
+        self.committed: dict[int, int] = {}  # place in `commits` of the newest acknowledged one
 
     async def run(self, logs: ShardLog, disk: FaultDisk, rounds: int) -> None:
         """Some appends at a time, until done or dead."""
         for _ in range(rounds):
             waiting = [self._append(logs) for _ in range(self._chance.randrange(1, 6))]
+            if self._chance.random() < 0.3:
+                waiting += [self._commit(logs)]
             while not all(one.done() for one in waiting):
                 if disk.is_dead or logs.failed is not None:
                     return
@@ -98,6 +102,31 @@ class Load:
 
         logs.partition(uid).append(batch, len(numbers), done)
         return outcome
+
+    def _commit(self, logs: ShardLog) -> asyncio.Future[None]:
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        uid = self._chance.choice(UIDS)
+        if logs.partition(uid).is_empty:
+            outcome.set_result(None)
+            return outcome
+        tried = self.commits[uid]
+        tried.append(self._chance.randrange(logs.partition(uid).high_watermark))
+        place = len(tried) - 1
+
+        def done(error: ShardServerError | None) -> None:
+            if error is None:
+                self.committed[uid] = max(place, self.committed.get(uid, -1))
+            outcome.set_result(None)
+
+        logs.store_offset(uid, 1, 7, tried[-1], done)
+        return outcome
+
+    def check_commits(self, logs: ShardLog) -> None:
+        """A committed offset is the newest acknowledged one or a later try, and never beyond the end."""
+        for uid, place in self.committed.items():
+            found = logs.committed_offset(uid, 1, 7)
+            assert found in self.commits[uid][place:], f"partition {uid}: offset {found}, committed {self.commits[uid]}"
+            assert found < logs.partition(uid).high_watermark
 
 
 async def read_numbers(logs: ShardLog, uid: int) -> list[int]:
@@ -127,6 +156,7 @@ async def recover_and_check(disk: FaultDisk, load: Load) -> dict[int, list[int]]
     logs = await open_logs(disk)
     found = {uid: await read_numbers(logs, uid) for uid in UIDS}
     check_oracle(load, found)
+    load.check_commits(logs)
     abandon(logs)
     return found
 
@@ -137,4 +167,5 @@ async def append_more(disk: FaultDisk, load: Load) -> None:
     await load.run(logs, disk, 3)
     assert sum(map(len, load.acknowledged.values())) > before
     check_oracle(load, {uid: await read_numbers(logs, uid) for uid in UIDS})
+    load.check_commits(logs)
     await logs.close()

@@ -1,0 +1,227 @@
+"""One submission and completion queue on the `liburing` package, with operations that survive what a kernel may do.
+
+A turn of the loop collects submissions; one `io_uring_submit` sends them all. Completions arrive by a registered
+eventfd, in any order. An operation ends when all that was asked for is done: a short transfer, EAGAIN, EINTR and a
+cancelled linked sync are continued here (storage rule 20), so its future knows only whole success or failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import liburing as uring
+
+from shardserver.io_uring.threads import BLOCK_BYTES, IOV_MAX, OpenFile, storage_error
+
+ENTRIES = 256
+_REPEATED = (errno.EAGAIN, errno.EINTR)
+_NEEDED_OPCODES = ("IORING_OP_READV", "IORING_OP_WRITEV", "IORING_OP_FSYNC")
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """A transfer, a sync, or a transfer with a linked sync. `buffers` are what is left of it."""
+
+    file: OpenFile
+    position: int
+    buffers: list[memoryview]
+    outcome: Future[int]
+    is_read: bool = False
+    sync: bool = False
+    on_written: Callable[[], None] | None = None
+    left: int = 0
+    moved: int = 0
+    open_entries: int = 0
+    sync_result: int | None = None
+    error: int = 0
+    vector: object = None  # the kernel reads it until completion
+
+    def advance(self, moved: int) -> None:
+        """Step over what the kernel has taken; a direct file goes on at a whole block."""
+        if self.file.direct and moved < self.left:
+            moved -= moved % BLOCK_BYTES
+        self.position += moved
+        self.left -= moved
+        self.moved += moved
+        while self.buffers and moved >= len(self.buffers[0]):
+            moved -= len(self.buffers.pop(0))
+        if moved:
+            self.buffers[0] = self.buffers[0][moved:]
+
+
+def unsupported_reason() -> str:
+    """Why this process cannot use io_uring; empty when it can. Asks the kernel, never its version."""
+    try:
+        ring = uring.Ring()
+        uring.io_uring_queue_init(4, ring)
+    except OSError as error:
+        return f"io_uring_setup: {error.strerror or error}"
+    uring.io_uring_queue_exit(ring)
+    known = uring.probe() or {}
+    missing = [name for name in _NEEDED_OPCODES if not known.get(name)]
+    return f"the kernel lacks {', '.join(missing)}" if missing else ""
+
+
+class Ring:
+    """Owned by one loop: made and used on it only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ring = uring.Ring()
+        uring.io_uring_queue_init(ENTRIES, self._ring)
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        uring.io_uring_register_eventfd(self._ring, self._eventfd)
+        loop.add_reader(self._eventfd, self._take_completions)
+        self._completion = uring.Cqe()
+        self._waiting: deque[Operation] = deque()
+        self._open: dict[int, Operation] = {}
+        self._last_key = 0
+        self._open_entries = 0
+        self._submit_due = False
+        self._idle: Future[None] | None = None
+        self.submissions = 0
+
+    def start(self, operation: Operation) -> None:
+        """Queue an operation for this turn's submission."""
+        operation.left = sum(map(len, operation.buffers))
+        if operation.left or operation.sync:
+            self._queue(operation)
+        else:
+            operation.outcome.set_result(0)
+
+    def _queue(self, operation: Operation) -> None:
+        self._waiting.append(operation)
+        if not self._submit_due:
+            self._submit_due = True
+            self._loop.call_soon(self._submit)
+
+    def _submit(self) -> None:
+        """Fill the submission queue from what waits. Never more open entries than half the completion queue."""
+        self._submit_due = False
+        filled = False
+        while self._waiting and self._open_entries + 2 <= ENTRIES:
+            self._fill(self._waiting.popleft())
+            filled = True
+        if filled:
+            self.submissions += 1
+            uring.io_uring_submit(self._ring)
+
+    def _fill(self, operation: Operation) -> None:
+        self._last_key += 1
+        self._open[self._last_key] = operation
+        operation.sync_result, operation.error = None, 0
+        whole = len(operation.buffers) <= IOV_MAX
+        if operation.left:
+            entry = self._entry(operation, self._last_key << 1)
+            operation.vector = uring.Iovec(operation.buffers[:IOV_MAX])
+            prepare = uring.io_uring_prep_readv if operation.is_read else uring.io_uring_prep_writev
+            prepare(entry, operation.file.descriptor, operation.vector, operation.position, 0)
+            uring.io_uring_sqe_set_data64(entry, self._last_key << 1)
+            if operation.sync and whole:
+                uring.io_uring_sqe_set_flags(entry, uring.IOSQE_IO_LINK)
+        if operation.sync and whole:
+            entry = self._entry(operation, self._last_key << 1 | 1)
+            uring.io_uring_prep_fsync(entry, operation.file.descriptor, uring.IORING_FSYNC_DATASYNC)
+            uring.io_uring_sqe_set_data64(entry, self._last_key << 1 | 1)
+
+    def _entry(self, operation: Operation, key: int) -> uring.SQE:
+        operation.open_entries += 1
+        self._open_entries += 1
+        entry = uring.io_uring_get_sqe(self._ring)
+        assert entry is not None  # open entries are bounded by the queue's size
+        return entry
+
+    def _take_completions(self) -> None:
+        try:
+            os.eventfd_read(self._eventfd)
+        except BlockingIOError:
+            return
+        taken = []
+        for _ in uring.CqeIter(self._ring, self._completion):
+            entry = self._completion[0]
+            try:
+                result = entry.res
+            except OSError as error:
+                result = -(error.errno or errno.EIO)
+            taken.append((entry.user_data, result))
+        uring.io_uring_cq_advance(self._ring, len(taken))
+        self._open_entries -= len(taken)
+        for key, result in taken:
+            self._complete_entry(key, result)
+        if self._waiting and not self._submit_due:
+            self._submit()
+        if self._idle is not None and not self._open and not self._waiting and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _complete_entry(self, key: int, result: int) -> None:
+        operation = self._open[key >> 1]
+        operation.open_entries -= 1
+        if key & 1:
+            operation.sync_result = result
+        else:
+            self._take_transfer(operation, result)
+        # Both entries of a link are awaited before anything is done again: the order of completions says nothing.
+        if operation.open_entries == 0:
+            del self._open[key >> 1]
+            self._conclude(operation)
+
+    def _take_transfer(self, operation: Operation, result: int) -> None:
+        if result < 0:
+            operation.error = 0 if -result in _REPEATED else -result
+            return
+        before = operation.left
+        at_end = operation.is_read and (result == 0 or (operation.file.direct and result % BLOCK_BYTES != 0))
+        if at_end:
+            operation.moved += result
+            operation.left = 0
+            return
+        operation.advance(result)
+        if operation.left == before:
+            operation.error = errno.EIO  # the device took no whole block: trying again would never end
+        elif operation.left == 0 and operation.on_written is not None:
+            operation.on_written()
+
+    def _conclude(self, operation: Operation) -> None:
+        sync_result = operation.sync_result
+        error = operation.error
+        if not error and operation.sync and sync_result is not None and sync_result < 0:
+            repeated = -sync_result in _REPEATED or -sync_result == errno.ECANCELED
+            error = 0 if repeated else -sync_result
+        if error:
+            what = "sync" if not operation.error else "read" if operation.is_read else "write"
+            failure = storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")
+            if not operation.outcome.done():
+                operation.outcome.set_exception(failure)
+        elif operation.left or (operation.sync and sync_result != 0):
+            self._queue(operation)
+        elif not operation.outcome.done():
+            operation.outcome.set_result(operation.moved)
+
+    async def close(self) -> None:
+        """Wait until nothing is in flight, then give the ring back."""
+        if self._open or self._waiting:
+            self._idle = self._loop.create_future()
+            await self._idle
+        self._loop.remove_reader(self._eventfd)
+        uring.io_uring_queue_exit(self._ring)
+        os.close(self._eventfd)
+
+
+def make_operation(
+    file: OpenFile,
+    position: int,
+    buffers: Sequence[memoryview],
+    outcome: Future[int],
+    *,
+    is_read: bool = False,
+    sync: bool = False,
+    on_written: Callable[[], None] | None = None,
+) -> Operation:
+    kept = [memoryview(one) for one in buffers if len(one)]
+    return Operation(file, position, kept, outcome, is_read, sync, on_written)

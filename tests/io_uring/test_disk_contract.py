@@ -1,0 +1,190 @@
+"""What storage/disk.py promises, on each engine: io_uring, threads, both without O_DIRECT, and the fault model."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardserver.errors import DiskFullError, StorageError
+from shardserver.io_uring.ring import ENTRIES, unsupported_reason
+from shardserver.io_uring.threads import ThreadDisk
+from shardserver.io_uring.uring_disk import UringDisk
+from shardserver.memory.aligned import aligned_buffer
+from tests.fault_disk import FaultDisk
+
+BLOCK = 4096
+Check = Callable[[Any, str], Awaitable[None]]
+
+
+def pattern(blocks: int, seed: int = 0) -> memoryview:
+    buffer = aligned_buffer(blocks * BLOCK)
+    for block in range(blocks):
+        buffer[block * BLOCK : (block + 1) * BLOCK] = bytes([(seed + block) % 251 + 1]) * BLOCK
+    return buffer
+
+
+def make_engine(kind: str) -> Any:
+    if kind.startswith("io_uring"):
+        reason = unsupported_reason()
+        if reason:
+            pytest.skip(reason)
+        return UringDisk()
+    return FaultDisk(7) if kind == "fault" else ThreadDisk()
+
+
+@pytest.fixture(params=["io_uring", "threads", "io_uring without O_DIRECT", "threads without O_DIRECT", "fault"])
+def check(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Check], None]:
+    """Runs an async check with (disk, directory) on a loop of its own."""
+    if "without" in request.param:
+        monkeypatch.setattr(os, "O_DIRECT", 0)
+
+    def run(body: Check) -> None:
+        async def whole() -> None:
+            disk = make_engine(request.param)
+            await disk.make_directory(str(tmp_path / "d"))
+            await body(disk, str(tmp_path / "d"))
+            await disk.shut_down()
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_what_was_written_is_read_back(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        data = pattern(8)
+        order: list[str] = []
+        await disk.write(file, BLOCK, [data[: 3 * BLOCK], data[3 * BLOCK :]], on_written=lambda: order.append("w"))
+        await disk.write(file, 0, [pattern(1, 99)], sync=True, on_written=lambda: order.append("w"))
+        assert order == ["w", "w"]
+        found = aligned_buffer(16 * BLOCK)
+        assert await disk.read(file, 0, found) == 9 * BLOCK == await disk.file_bytes(file)
+        assert found[:BLOCK] == pattern(1, 99) and found[BLOCK : 9 * BLOCK] == data
+        assert await disk.read(file, 8 * BLOCK, found[:BLOCK]) == BLOCK
+        assert await disk.read(file, 32 * BLOCK, found[:BLOCK]) == 0
+        await disk.close(file)
+
+    check(body)
+
+
+def test_more_buffers_than_one_call_takes(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        one, count = pattern(1, 3), 1500
+        called: list[int] = []
+        await disk.write(file, 0, [one] * count, sync=True, on_written=lambda: called.append(1))
+        assert called == [1] and await disk.file_bytes(file) == count * BLOCK
+        found = aligned_buffer(BLOCK)
+        for block in (0, 1023, 1024, count - 1):
+            assert await disk.read(file, block * BLOCK, found) == BLOCK and found == one
+        await disk.close(file)
+
+    check(body)
+
+
+def test_many_operations_at_once_all_end(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        count = 3 * ENTRIES
+        blocks = [pattern(1, number) for number in range(count)]
+        await asyncio.gather(*(disk.write(file, n * BLOCK, [blocks[n]], sync=n % 3 == 0) for n in range(count)))
+        await disk.sync(file)
+        found = aligned_buffer(count * BLOCK)
+        assert await disk.read(file, 0, found) == count * BLOCK
+        assert all(found[n * BLOCK : (n + 1) * BLOCK] == blocks[n] for n in range(count))
+        await disk.close(file)
+
+    check(body)
+
+
+def test_a_cancelled_write_still_lands_and_harms_nothing(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        disk.write(file, 0, [pattern(4)], sync=True).cancel()
+        await disk.write(file, 4 * BLOCK, [pattern(1, 9)], sync=True)
+        await disk.close(file)
+        again = await disk.open(f"{directory}/a")
+        found = aligned_buffer(5 * BLOCK)
+        assert await disk.read(again, 0, found) == 5 * BLOCK
+        assert found[4 * BLOCK :] == pattern(1, 9)
+        await disk.close(again)
+
+    check(body)
+
+
+def test_names(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        await disk.close(await disk.open(f"{directory}/a", create=True))
+        with pytest.raises(StorageError) as exists:
+            await disk.open(f"{directory}/a", create=True)
+        assert exists.value.errno == errno.EEXIST
+        with pytest.raises(StorageError) as missing:
+            await disk.open(f"{directory}/b")
+        assert missing.value.errno == errno.ENOENT
+        await disk.close(await disk.open(f"{directory}/b", create=True))
+        await disk.rename(f"{directory}/a", f"{directory}/b")
+        assert await disk.list_directory(directory) == ["b"]
+        await disk.sync_directory(directory)
+        await disk.unlink(f"{directory}/b")
+        await disk.unlink(f"{directory}/b")
+        await disk.remove_directory(f"{directory}/gone")
+
+    check(body)
+
+
+def test_truncate_cuts_and_grows_with_zeros(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        await disk.write(file, 0, [pattern(4)], sync=True)
+        await disk.truncate(file, BLOCK)
+        assert await disk.file_bytes(file) == BLOCK
+        await disk.truncate(file, 3 * BLOCK)
+        found = aligned_buffer(3 * BLOCK)
+        assert await disk.read(file, 0, found) == 3 * BLOCK
+        assert found[:BLOCK] == pattern(1) and not any(found[BLOCK:])
+        await disk.close(file)
+
+    check(body)
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_no_room_is_an_error_of_its_own(kind: str) -> None:
+    async def body() -> None:
+        disk = make_engine(kind)
+        full = await disk.open("/dev/full", direct=False, lock=False)
+        with pytest.raises(DiskFullError) as error:
+            await disk.write(full, 0, [pattern(1)], sync=True)
+        assert error.value.errno == errno.ENOSPC
+        assert await disk.free_bytes("/") > 0
+        await disk.close(full)
+        await disk.shut_down()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_a_lock_is_held_until_close_and_the_next_opener_waits_for_it(kind: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        disk, path = make_engine(kind), str(tmp_path / "a")
+        file = await disk.open(path, create=True)
+        other = os.open(path, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        waiting = disk.open(path)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await disk.close(file)
+        await disk.close(await waiting)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        await disk.shut_down()
+
+    asyncio.run(body())
