@@ -94,6 +94,7 @@ class PartitionLog:
         self._failed = False
         self._directory_ready = False
         self.skipped_messages = 0
+        self._reported: set[int] = set()
 
     # What readers ask
 
@@ -370,7 +371,7 @@ class PartitionLog:
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
             self.segments.pop()
-            await self._disk.close(active.file)
+            await self._files.close(active)
             active = None
         created = await seg.create_segment(
             self._disk, self._faults, self.directory, self.uid, base_offset, self.last_timestamp
@@ -446,17 +447,18 @@ class PartitionLog:
             await self._rebuild_index(segment)
             return
         if not segment.indexed:  # no other reader was faster
-            stored.cut(segment.index.positions[0] if segment.index.positions else segment.end)
-            stored.extend(segment.index)
+            known = segment.index.positions[0] if segment.index.positions else segment.end
+            stored.cut(known)
+            stored.extend(segment.index, known)
             segment.index, segment.index_is_stored, segment.indexed = stored, True, True
 
     async def _rebuild_index(self, segment: seg.Segment) -> None:
-        built = SparseIndex()
+        built, walked_end = SparseIndex(), segment.end
         start = (segment.base_offset, fmt.BLOCK_BYTES)
         async for one in self._walk(segment, start, self._end_of(segment)):
             if not isinstance(one, Damage):
                 built.add(one.base_offset, one.position, one.timestamp)
-        built.extend(segment.index)
+        built.extend(segment.index, walked_end)  # what was written during the walk
         segment.index, segment.index_is_stored, segment.indexed = built, False, True
 
     def _walk(self, segment: seg.Segment, start: tuple[int, int], end: int) -> AsyncIterator[seg.StoredBatch | Damage]:
@@ -514,11 +516,12 @@ class PartitionLog:
     def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
         if damage.next_offset <= builder.next_offset:
             return  # it lies before what is asked for
-        error = CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
-        fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
-        log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
+        if damage.offset not in self._reported:  # a client may ask for it a thousand times a second
+            self._reported.add(damage.offset)
+            fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
+            log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
         if not self._settings.skip_damaged:
-            raise error
+            raise CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
         self.skipped_messages += damage.next_offset - builder.next_offset
         builder.skip_to(damage.next_offset, self.high_watermark)
 

@@ -42,6 +42,7 @@ class ShardLogStatistics:
     flushes: int
     committed_offsets: int
     recovery_bytes: int
+    skipped_messages: int
 
 
 @dataclass(slots=True)
@@ -636,4 +637,5 @@ class ShardLog:
             self._flushes,
             len(self._offsets),
             self.recovery_bytes,
+            sum(one.skipped_messages for one in self._partitions.values()),
         )
