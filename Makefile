@@ -2,7 +2,7 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test fault-test clean
+.PHONY: help setup serve test lint types crash-test fault-test powercut-test clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -27,6 +27,9 @@ crash-test: setup ## kill -9 under load, SECONDS=60
 
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
+
+powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS=60
+	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)
 
 clean: ## Remove the build and .venv, never data
 	rm -rf .venv build *.egg-info

@@ -60,6 +60,10 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tail_bytes: Annotated[int, _key("Bytes of recent batches kept in memory by a shard.")] = 256 << 20
     read_bytes: Annotated[int, _key("Bytes of the first read behind the tail.")] = 256 << 10
     read_ahead_bytes: Annotated[int, _key("Bytes that sequential reads grow to.")] = 4 << 20
+    open_segments: Annotated[int, _key("Sealed segments of a shard kept open; one descriptor each.")] = 512
+    damaged: Annotated[
+        str, _key("error: a poll that meets a damaged batch gets code 4011. skip: it goes on behind it; stats count.")
+    ] = "error"
     retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.")] = 10.0
 
 
@@ -82,6 +86,7 @@ CHOICES = {
     "server.pin": ("on", "off"),
     "server.durability": ("fsync", "write", "memory"),
     "server.disk_engine": ("auto", "io_uring", "threads"),
+    "storage.damaged": ("error", "skip"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
 }

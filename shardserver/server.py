@@ -46,6 +46,8 @@ def log_settings(config: Config) -> LogSettings:
         tail_bytes=config.storage.tail_bytes,
         read_bytes=config.storage.read_bytes,
         read_ahead_bytes=config.storage.read_ahead_bytes,
+        open_segments=config.storage.open_segments,
+        skip_damaged=config.storage.damaged == "skip",
     )
 
 

@@ -16,8 +16,9 @@ PASSWORD = "secret"
 class ServerProcess:
     """Start, wait for ready.json, stop or kill."""
 
-    def __init__(self, data: Path, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, module: str = "shardserver") -> None:
         self.data = data
+        self._module = module
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -25,7 +26,7 @@ class ServerProcess:
         command = [
             sys.executable,
             "-m",
-            "shardserver",
+            self._module,
             "--data",
             str(self.data),
             "--port",

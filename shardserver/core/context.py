@@ -67,4 +67,6 @@ def identity_of(topic: Topic, partition: Partition, default: Durability) -> Part
         durability=durability_of(topic, "durability", default),
         offset_durability=durability_of(topic, "consumer_offset_durability", default),
         max_bytes=None if unlimited else int(limit) // max(1, len(topic.partitions)),
+        save_messages=int(topic.options.get("messages_required_to_save", 0)),
+        save_bytes=int(topic.options.get("size_of_messages_required_to_save", 0)),
     )

@@ -35,6 +35,7 @@ class Operation:
     is_read: bool = False
     sync: bool = False
     on_written: Callable[[], None] | None = None
+    on_end: Callable[[], None] = lambda: None  # also when nobody waits for the outcome any more
     left: int = 0
     moved: int = 0
     open_entries: int = 0
@@ -94,6 +95,7 @@ class Ring:
             self._queue(operation)
         else:
             operation.outcome.set_result(0)
+            operation.on_end()
 
     def _queue(self, operation: Operation) -> None:
         self._waiting.append(operation)
@@ -193,15 +195,19 @@ class Ring:
         if not error and operation.sync and sync_result is not None and sync_result < 0:
             repeated = -sync_result in _REPEATED or -sync_result == errno.ECANCELED
             error = 0 if repeated else -sync_result
-        if error:
-            what = "sync" if not operation.error else "read" if operation.is_read else "write"
-            failure = storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")
-            if not operation.outcome.done():
-                operation.outcome.set_exception(failure)
-        elif operation.left or (operation.sync and sync_result != 0):
+        if not error and (operation.left or (operation.sync and sync_result != 0)):
             self._queue(operation)
-        elif not operation.outcome.done():
+            return
+        if operation.outcome.done():  # cancelled: needs no answer
+            pass
+        elif error:
+            what = "sync" if not operation.error else "read" if operation.is_read else "write"
+            operation.outcome.set_exception(
+                storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")
+            )
+        else:
             operation.outcome.set_result(operation.moved)
+        operation.on_end()
 
     async def close(self) -> None:
         """Wait until nothing is in flight, then give the ring back."""

@@ -99,34 +99,71 @@ def free_bytes(path: str) -> int:
 
 
 class ThreadDisk:
-    """Each operation runs in one of a few threads."""
+    """Each operation runs in one of a few threads. Only the loop's thread touches the counts of what is in flight."""
 
     name = "threads"
     block_bytes = BLOCK_BYTES
 
     def __init__(self, threads: int = 8) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk")
+        self._in_flight: dict[OpenFile, int] = {}
+        self._closing: dict[OpenFile, Callable[[], None]] = {}
 
-    def _run(self, what: str, work: Callable[[], T]) -> Future[T]:
+    def _run(self, what: str, work: Callable[[], T], file: OpenFile | None = None) -> Future[T]:
+        """Start work in a thread. file: what it uses, so that a close waits for it even if nobody else does."""
         loop = asyncio.get_running_loop()
         outcome: Future[T] = loop.create_future()
 
+        def finish(result: T | None, error: StorageError | None) -> None:
+            if file is not None:
+                self._leave(file)
+            if outcome.done():  # cancelled: needs no answer
+                return
+            if error is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(result)  # type: ignore[arg-type]  # T or None, as work() gave it
+
         def in_thread() -> None:
+            result, failure = None, None
             try:
                 result = work()
             except OSError as error:
-                _tell(loop, outcome, None, storage_error(error, what))
-            else:
-                _tell(loop, outcome, result, None)
+                failure = storage_error(error, what)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(finish, result, failure)
 
+        if file is not None:
+            self._enter(file)
         self._pool.submit(in_thread)
         return outcome
+
+    def _enter(self, file: OpenFile) -> None:
+        self._in_flight[file] = self._in_flight.get(file, 0) + 1
+
+    def _leave(self, file: OpenFile) -> None:
+        self._in_flight[file] -= 1
+        if self._in_flight[file] == 0:
+            del self._in_flight[file]
+            close = self._closing.pop(file, None)
+            if close is not None:
+                close()
 
     def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[OpenFile]:
         return self._run(f"open {path}", lambda: open_file(path, create, direct, lock))
 
     def close(self, file: OpenFile) -> Future[None]:
-        return self._run(f"close {file.path}", lambda: os.close(file.descriptor))
+        outcome: Future[None] = asyncio.get_running_loop().create_future()
+
+        def start() -> None:
+            closed = self._run(f"close {file.path}", lambda: os.close(file.descriptor))
+            closed.add_done_callback(lambda done: _hand_on(done, outcome))
+
+        if file in self._in_flight:
+            self._closing[file] = start
+        else:
+            start()
+        return outcome
 
     def write(
         self,
@@ -146,19 +183,19 @@ class ThreadDisk:
             if sync:
                 os.fdatasync(file.descriptor)
 
-        return self._run(f"write {file.path}", work)
+        return self._run(f"write {file.path}", work, file)
 
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
-        return self._run(f"read {file.path}", lambda: read_whole(file, position, buffer))
+        return self._run(f"read {file.path}", lambda: read_whole(file, position, buffer), file)
 
     def sync(self, file: OpenFile) -> Future[None]:
-        return self._run(f"sync {file.path}", lambda: os.fdatasync(file.descriptor))
+        return self._run(f"sync {file.path}", lambda: os.fdatasync(file.descriptor), file)
 
     def truncate(self, file: OpenFile, length: int) -> Future[None]:
-        return self._run(f"truncate {file.path}", lambda: os.ftruncate(file.descriptor, length))
+        return self._run(f"truncate {file.path}", lambda: os.ftruncate(file.descriptor, length), file)
 
     def file_bytes(self, file: OpenFile) -> Future[int]:
-        return self._run(f"stat {file.path}", lambda: os.fstat(file.descriptor).st_size)
+        return self._run(f"stat {file.path}", lambda: os.fstat(file.descriptor).st_size, file)
 
     def list_directory(self, path: str) -> Future[list[str]]:
         return self._run(f"list {path}", lambda: sorted(os.listdir(path)))
@@ -188,19 +225,14 @@ class ThreadDisk:
         return outcome
 
 
-def _tell(loop: asyncio.AbstractEventLoop, outcome: Future[T], result: T | None, error: StorageError | None) -> None:
-    """Finish a future from a thread; one that was cancelled, or whose loop is closed, needs no answer."""
-
-    def finish() -> None:
-        if outcome.done():
-            return
-        if error is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # T or None, as work() gave it
-
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(finish)
+def _hand_on(done: Future[None], outcome: Future[None]) -> None:
+    error = done.exception()
+    if outcome.done():
+        return
+    if error is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(None)
 
 
 def _ignoring_missing(remove: Callable[[str], None], path: str) -> None:

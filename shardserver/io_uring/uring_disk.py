@@ -7,9 +7,9 @@ open, truncate, unlink and their like would run in the kernel's worker threads a
 from __future__ import annotations
 
 import asyncio
-import os
 from asyncio import Future
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from shardserver.io_uring.ring import Operation, Ring, make_operation
 from shardserver.io_uring.threads import OpenFile, ThreadDisk
@@ -23,14 +23,12 @@ class UringDisk(ThreadDisk):
     def __init__(self) -> None:
         super().__init__(threads=4)
         self._ring: Ring | None = None
-        self._busy: dict[OpenFile, set[Future[int]]] = {}
 
     def _start(self, operation: Operation) -> Future[int]:
         if self._ring is None:
             self._ring = Ring(asyncio.get_running_loop())
-        busy = self._busy.setdefault(operation.file, set())
-        busy.add(operation.outcome)
-        operation.outcome.add_done_callback(busy.discard)
+        self._enter(operation.file)
+        operation.on_end = partial(self._leave, operation.file)
         self._ring.start(operation)
         return operation.outcome
 
@@ -55,15 +53,6 @@ class UringDisk(ThreadDisk):
         outcome = asyncio.get_running_loop().create_future()
         self._start(make_operation(file, 0, [], outcome, sync=True))
         return outcome
-
-    def close(self, file: OpenFile) -> Future[None]:
-        return asyncio.ensure_future(self._close_when_idle(file))
-
-    async def _close_when_idle(self, file: OpenFile) -> None:
-        busy = self._busy.pop(file, set())
-        if busy:
-            await asyncio.wait(busy)
-        await self._run(f"close {file.path}", lambda: os.close(file.descriptor))
 
     def shut_down(self) -> Future[None]:
         return asyncio.ensure_future(self._shut_down())

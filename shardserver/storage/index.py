@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 import xxhash
@@ -50,20 +50,19 @@ class SparseIndex:
 
     def before_timestamp(self, timestamp: int) -> tuple[int, int] | None:
         """The last entry whose batch is older than `timestamp`."""
-        place = bisect_right(self.timestamps, timestamp - 1) - 1
+        place = bisect_left(self.timestamps, timestamp) - 1
         return None if place < 0 else (self.offsets[place], self.positions[place])
 
-    def extend(self, later: SparseIndex) -> None:
-        """Take the entries of `later` that lie behind ours."""
-        last = self.positions[-1] if self.positions else -1
-        keep = bisect_right(later.positions, last)
+    def extend(self, later: SparseIndex, position: int) -> None:
+        """Take the entries of `later` from `position` on; ours lie before it."""
+        keep = bisect_left(later.positions, position)
         self.offsets += later.offsets[keep:]
         self.positions += later.positions[keep:]
         self.timestamps += later.timestamps[keep:]
 
     def cut(self, position: int) -> None:
         """Forget the entries from `position` on."""
-        keep = bisect_right(self.positions, position - 1)
+        keep = bisect_left(self.positions, position)
         del self.offsets[keep:], self.positions[keep:], self.timestamps[keep:]
 
 

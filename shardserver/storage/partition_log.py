@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 # How much an active segment grows between two writings of its index, and from what size on an index is worth a file.
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
+# What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
+MAX_GATHER_BYTES, BACKLOG_LIMIT_BYTES = 8 << 20, 64 << 20
+
 AppendDone = Callable[[int | ShardServerError], None]
 
 
@@ -86,6 +89,7 @@ class PartitionLog:
         self._start_offset = 0
         self._waiting: deque[tuple[bytearray, int, AppendDone]] = deque()
         self._waiting_bytes = 0
+        self._backlog_bytes = 0  # stamped, and neither in the journal nor in a segment yet
         self._acks: deque[tuple[int, int, AppendDone]] = deque()
         self._running = ""
         self._idle = asyncio.Event()
@@ -94,6 +98,7 @@ class PartitionLog:
         self._failed = False
         self._directory_ready = False
         self.skipped_messages = 0
+        self._reported: set[int] = set()
 
     # What readers ask
 
@@ -156,13 +161,13 @@ class PartitionLog:
         if self.fenced is not None:
             done(self.fenced)
             return
-        if self.identity.durability is Durability.MEMORY:
-            base = self._stamp(batch, count).base_offset
-            self._wake(self)
-            done(base)
-            return
-        self._waiting.append((batch, count, done))
-        self._waiting_bytes += len(batch)
+        if self.is_memory:
+            entry = self._stamp(batch, count)
+            self._acks.append((entry.end_offset, entry.base_offset, done))
+            self._release_acks()
+        else:
+            self._waiting.append((batch, count, done))
+            self._waiting_bytes += len(batch)
         self._wake(self)
 
     def _stamp(self, batch: bytearray, count: int) -> TailEntry:
@@ -171,6 +176,7 @@ class PartitionLog:
         entry = TailEntry(self.next_offset, count, self.last_timestamp, batch)
         self.tail.append(entry)
         self.next_offset += count
+        self._backlog_bytes += len(batch)
         return entry
 
     def _stamp_waiting(self) -> TailEntry:
@@ -186,16 +192,39 @@ class PartitionLog:
         return bool(self._waiting) or self.journaled_end < self.next_offset
 
     @property
-    def is_urgent(self) -> bool:
-        """A client waits for it."""
-        return bool(self._waiting)
+    def is_memory(self) -> bool:
+        return self.identity.durability is Durability.MEMORY
 
     @property
     def unwritten_bytes(self) -> int:
-        backlog = (
-            self.tail.iterate_from(self.journaled_end, len(self.tail)) if self.journaled_end < self.next_offset else []
-        )
-        return self._waiting_bytes + sum(len(entry.data) for entry in backlog)
+        return self._waiting_bytes + self._backlog_bytes
+
+    @property
+    def is_due(self) -> bool:
+        """Write now: a client waits, or so much has gathered in a `memory` partition as its topic wants at once."""
+        identity = self.identity
+        if not self.is_memory:
+            return bool(self._waiting) or self._backlog_bytes >= self._settings.max_write_bytes
+        if self._running:
+            return False
+        gathered = self.next_offset - self.journaled_end
+        return self._backlog_bytes >= self._gather_bytes or 0 < identity.save_messages <= gathered
+
+    @property
+    def _gather_bytes(self) -> int:
+        return min(self.identity.save_bytes or MAX_GATHER_BYTES, self._settings.flush_run_bytes)
+
+    def wants_run(self, *, lingered: bool) -> bool:
+        """So much waits that a run of its own is cheaper than the journal. lingered: it has waited its second."""
+        if self._running:
+            return False
+        least = self._settings.direct_bytes
+        return self.unwritten_bytes >= (max(least, self._gather_bytes) if self.is_memory and not lingered else least)
+
+    def _recount_backlog(self) -> None:
+        backlog = self.journaled_end < self.next_offset
+        entries = self.tail.iterate_from(self.journaled_end, len(self.tail)) if backlog else []
+        self._backlog_bytes = sum(len(entry.data) for entry in entries)
 
     @property
     def is_running(self) -> bool:
@@ -203,7 +232,7 @@ class PartitionLog:
 
     def journal_into(self, journal: Journal, shard: int) -> int:
         """Stage what may go into the journal write being built; gives the first offset not in it (or -1: nothing)."""
-        if self._running == "direct" or self.fenced is not None:
+        if self._running == "direct" or self.fenced is not None or (self.is_memory and self._running):
             return -1
         before = self.journaled_end
         while self.journaled_end < self.next_offset:
@@ -220,6 +249,7 @@ class PartitionLog:
         journal.add(fmt.KIND_BATCH, 0, shard, self.uid, self.identity.term, entry.data)
         entry.sequence = journal.sequence
         self.journaled_end = entry.end_offset
+        self._backlog_bytes -= len(entry.data)
 
     def note_written(self, end: int) -> None:
         self.written_end = max(self.written_end, end)
@@ -232,6 +262,8 @@ class PartitionLog:
 
     def _release_acks(self) -> None:
         visible = self.high_watermark
+        if self.is_memory and self._backlog_bytes > BACKLOG_LIMIT_BYTES:
+            visible = self.written_end  # the disk is slower than the producers: let them wait for it
         while self._acks and self._acks[0][0] <= visible:
             _, base, done = self._acks.popleft()
             done(base)
@@ -256,6 +288,9 @@ class PartitionLog:
         """One run of what only the journal holds so far and what waits, with its own sync (storage rule 2)."""
         if self._running:  # a flush began between the decision and this task; its end wakes us again
             return
+        if self.is_memory:
+            await self._flush_memory()
+            return
         self._begin_run("direct")
         fallback = self.next_offset
         try:
@@ -272,6 +307,12 @@ class PartitionLog:
             log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
         finally:
             self._end_run()
+
+    async def _flush_memory(self) -> None:
+        try:
+            await self.flush()
+        except StorageError as error:  # what was acknowledged stays in memory; the end of the run tries again
+            log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
 
     def _roll_back(self, offset: int, error: StorageError) -> None:
         """Nothing from offset on was acknowledged or journaled: give those offsets back, refuse their batches."""
@@ -292,7 +333,7 @@ class PartitionLog:
             await self._idle.wait()
         self._begin_run("flush")
         try:
-            limit = self.next_offset if self.identity.durability is Durability.MEMORY else self.durable_end
+            limit = self.next_offset if self.is_memory else self.durable_end
             while self.flushed_end < limit:
                 await self._write_run(self._flush_entries(limit), on_written=None)
                 self.journaled_end = max(self.journaled_end, self.flushed_end)
@@ -316,6 +357,8 @@ class PartitionLog:
 
     def _end_run(self) -> None:
         self._running = ""
+        self._recount_backlog()
+        self._release_acks()
         self._idle.set()
         failed, self._failed = self._failed, False
         if not self.has_work:
@@ -370,7 +413,7 @@ class PartitionLog:
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
             self.segments.pop()
-            await self._disk.close(active.file)
+            await self._files.close(active)
             active = None
         created = await seg.create_segment(
             self._disk, self._faults, self.directory, self.uid, base_offset, self.last_timestamp
@@ -446,17 +489,18 @@ class PartitionLog:
             await self._rebuild_index(segment)
             return
         if not segment.indexed:  # no other reader was faster
-            stored.cut(segment.index.positions[0] if segment.index.positions else segment.end)
-            stored.extend(segment.index)
+            known = segment.index.positions[0] if segment.index.positions else segment.end
+            stored.cut(known)
+            stored.extend(segment.index, known)
             segment.index, segment.index_is_stored, segment.indexed = stored, True, True
 
     async def _rebuild_index(self, segment: seg.Segment) -> None:
-        built = SparseIndex()
+        built, walked_end = SparseIndex(), segment.end
         start = (segment.base_offset, fmt.BLOCK_BYTES)
         async for one in self._walk(segment, start, self._end_of(segment)):
             if not isinstance(one, Damage):
                 built.add(one.base_offset, one.position, one.timestamp)
-        built.extend(segment.index)
+        built.extend(segment.index, walked_end)  # what was written during the walk
         segment.index, segment.index_is_stored, segment.indexed = built, False, True
 
     def _walk(self, segment: seg.Segment, start: tuple[int, int], end: int) -> AsyncIterator[seg.StoredBatch | Damage]:
@@ -514,11 +558,12 @@ class PartitionLog:
     def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
         if damage.next_offset <= builder.next_offset:
             return  # it lies before what is asked for
-        error = CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
-        fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
-        log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
+        if damage.offset not in self._reported:  # a client may ask for it a thousand times a second
+            self._reported.add(damage.offset)
+            fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
+            log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
         if not self._settings.skip_damaged:
-            raise error
+            raise CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
         self.skipped_messages += damage.next_offset - builder.next_offset
         builder.skip_to(damage.next_offset, self.high_watermark)
 

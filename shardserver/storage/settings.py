@@ -41,6 +41,7 @@ class PartitionIdentity:
 
     uid: never used again. term: raised by a move. partition_id: the number that clients see.
     max_bytes: retention limit of this partition's sealed segments; None keeps everything.
+    save_messages, save_bytes: under `memory`, write once so much has gathered; 0: within a second.
     """
 
     uid: int
@@ -50,3 +51,5 @@ class PartitionIdentity:
     durability: Durability = Durability.FSYNC
     offset_durability: Durability = Durability.FSYNC
     max_bytes: int | None = None
+    save_messages: int = 0
+    save_bytes: int = 0

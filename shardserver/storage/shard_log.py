@@ -24,7 +24,7 @@ from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.read_builder import ReadResult
 from shardserver.storage.segment import Segment
 from shardserver.storage.segment_reader import SegmentFiles
-from shardserver.storage.settings import MIB, Durability, LogSettings, PartitionIdentity
+from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.synced_write import SyncFaults
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class ShardLogStatistics:
     flushes: int
     committed_offsets: int
     recovery_bytes: int
+    skipped_messages: int
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ class ShardLog:
         self._tail_bytes = 0
         self._turn_due = False
         self._linger: asyncio.TimerHandle | None = None
+        self._lingered = False
         self._force_write = False
         self._flush_task: asyncio.Task[None] | None = None
         self._flush_error: StorageError | None = None
@@ -221,7 +223,7 @@ class ShardLog:
         if partition.uid not in self._partitions:
             return
         self._dirty[partition] = None
-        if partition.is_urgent or partition.unwritten_bytes >= MIB:
+        if partition.is_due:
             self._schedule_turn()
         else:
             self._linger_turn()
@@ -232,20 +234,27 @@ class ShardLog:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _linger_turn(self) -> None:
-        """Something that nobody waits for: it goes with the next write, or after linger_s."""
-        if self._linger is None and self.failed is None:
+        """What nobody waits for goes with the next write, or after linger_s."""
+        waits = self._dirty or self._offset_queue or self._hints
+        if waits and self._linger is None and self.failed is None:
             loop = asyncio.get_running_loop()
-            self._linger = loop.call_later(self._settings.linger_s, self._schedule_turn)
+            self._linger = loop.call_later(self._settings.linger_s, self._end_linger)
+
+    def _end_linger(self) -> None:
+        self._linger, self._lingered = None, True
+        self._schedule_turn()
 
     def _turn(self) -> None:
         self._turn_due = False
         if self.failed is not None:
             return
         for partition in list(self._dirty):
-            if not partition.is_running and partition.unwritten_bytes >= self._settings.direct_bytes:
+            if partition.wants_run(lingered=self._lingered):
                 self._dirty.pop(partition)
                 self._track(self._direct(partition))
-        if not self.journal.in_flight:
+        if not self._has_work():
+            self._linger_turn()
+        elif not self.journal.in_flight:
             self._build_write()
 
     async def _direct(self, partition: PartitionLog) -> None:
@@ -276,6 +285,7 @@ class ShardLog:
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
+        self._lingered = False
         if not (self._dirty or self._offset_queue or self._hints or self._force_write):
             return
         if self.journal.begin():
@@ -390,12 +400,15 @@ class ShardLog:
         self._evict()
         if self._has_work():
             self._schedule_turn()
+        else:
+            self._linger_turn()
         if self.journal.files_in_use > self.journal.files // 2:
             self._start_flush()
 
     def _has_work(self) -> bool:
-        urgent = any(partition.is_urgent for partition in self._dirty)
-        return bool(urgent or self._checkpoint or self._force_write or any(one.done for one in self._offset_queue))
+        if self._lingered or self._checkpoint or self._force_write:
+            return True
+        return any(partition.is_due for partition in self._dirty) or any(one.done for one in self._offset_queue)
 
     def _fail(self, error: StorageError) -> None:
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
@@ -588,6 +601,7 @@ class ShardLog:
     async def _drain(self) -> None:
         """Until nothing waits any more; a partition that cannot be written is given up after one failed try."""
         while self.failed is None and any(one.has_work for one in self._partitions.values()):
+            self._lingered = True
             self._schedule_turn()
             self._published.clear()
             waits = {asyncio.ensure_future(self._published.wait())}
@@ -636,4 +650,5 @@ class ShardLog:
             self._flushes,
             len(self._offsets),
             self.recovery_bytes,
+            sum(one.skipped_messages for one in self._partitions.values()),
         )

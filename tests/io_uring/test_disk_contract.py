@@ -120,6 +120,23 @@ def test_a_cancelled_write_still_lands_and_harms_nothing(check: Callable[[Check]
     check(body)
 
 
+def test_a_close_waits_for_what_was_started_before(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        file = await disk.open(f"{directory}/a", create=True)
+        await disk.write(file, 0, [pattern(64)])
+        found = [aligned_buffer(64 * BLOCK) for _ in range(20)]
+        reads = [disk.read(file, 0, one) for one in found]
+        closed = disk.close(file)
+        # A descriptor that is closed too early is given to the next file, and the reads would see that one.
+        other = await disk.open(f"{directory}/b", create=True)
+        assert await asyncio.gather(*reads) == [64 * BLOCK] * 20
+        await closed
+        assert all(one == found[0] == pattern(64) for one in found)
+        await disk.close(other)
+
+    check(body)
+
+
 def test_names(check: Callable[[Check], None]) -> None:
     async def body(disk: Any, directory: str) -> None:
         await disk.close(await disk.open(f"{directory}/a", create=True))
