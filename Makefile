@@ -2,7 +2,7 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test fault-test powercut-test clean
+.PHONY: help setup serve test lint types crash-test fault-test powercut-test bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -30,6 +30,10 @@ fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 
 powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS=60
 	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)
+
+bench: setup ## Sends, then polls, beside the disk and a loopback echo, SECONDS=60
+	@$(BIN)/shardserver-bench --mode send --seconds $(SECONDS)
+	@$(BIN)/shardserver-bench --mode poll --seconds $(SECONDS)
 
 clean: ## Remove the build and .venv, never data
 	rm -rf .venv build *.egg-info

@@ -15,6 +15,8 @@ MAY_IMPORT = {
     "io_uring": {"errors", "memory", "storage"},
     "core": {"errors", "memory", "protocol", "storage"},
     "net": {"errors", "memory", "protocol", "storage", "core"},
+    "client": {"errors", "protocol"},
+    "bench": {"errors", "memory", "protocol", "client"},
     "cli": {"errors", "config", "supervisor", "admin", "core"},
 }
 

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     report["command"] = shlex.join(["shardserver-bench", *given])
     print(json.dumps(report) if arguments.json else reporting.as_text(report))
-    return 0 if report["correct"] else 1
+    return 1 - bool(report["correct"])
 
 
 def measure(arguments: argparse.Namespace, shape: Shape) -> Figures:

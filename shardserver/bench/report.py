@@ -129,8 +129,8 @@ def as_text(report: Figures) -> str:
         f"  {settings['producers']} connection(s) a kind, depth {settings['depth']}, batches of "
         f"{settings['messages_per_batch']} x {settings['message_bytes']} bytes = {settings['batch_bytes']} bytes, "
         f"durability {settings['durability']}",
-        f"  window {settings['seconds']:g} s after {settings['warmup_seconds']:g} s of warm-up; closed loop, latency from "
-        "a free slot to the reply's last byte",
+        f"  window {settings['seconds']:g} s after {settings['warmup_seconds']:g} s of warm-up; closed loop, latency "
+        "from a free slot to the reply's last byte",
         *(f"  warning: {warning}" for warning in report["warnings"]),
         "",
         *_table(report),
