@@ -7,8 +7,10 @@ from shardserver.core import metadata as md
 from shardserver.core.metadata_commands import create_stream, create_topic
 from shardserver.protocol import frame as wire
 from shardserver.protocol.batch import check_stored_batch, slice_batch, stamp_batch, verify_batch
-from shardserver.protocol.commands import PROTOCOL_VERSION, LoginRequest
 from shardserver.protocol.frame import FrameDecoder
+from shardserver.protocol.login import PROTOCOL_VERSION, LoginRequest
+from shardserver.protocol.streams import CreateStreamRequest
+from shardserver.protocol.topics import CreateTopicRequest
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 
@@ -54,7 +56,7 @@ def test_create_stream_answers_the_vectors_bytes() -> None:
     vector = load("006-create_stream")
     frame = frame_of(vector)
     created_at = int(str(values(vector["reply"])["stream.created_at"]))
-    plan = create_stream(md.Metadata(), frame.body, created_at)
+    plan = create_stream(md.Metadata(), CreateStreamRequest.decode(frame.body), created_at)
     check_reply(vector, frame, wire.RESULT_OK + plan.reply)
 
 
@@ -75,7 +77,7 @@ def test_create_topic_with_every_option_answers_the_vectors_bytes() -> None:
             md.apply(metadata, md.TopicCreated(0, number, f"other {number}", 1, {}, []))
         stream = wire_stream(frame)
         metadata.streams[0].name = stream if isinstance(stream, str) else metadata.streams[0].name
-        reply = create_topic(metadata, frame.body, created_at).reply
+        reply = create_topic(metadata, CreateTopicRequest.decode(frame.body), created_at).reply
         check_reply(vector, frame, wire.RESULT_OK + reply)
 
 
