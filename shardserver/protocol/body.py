@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from shardserver.errors import Code, RejectedError
+
 
 class Body(Protocol):
     """The body of a request or the payload of a reply.
@@ -24,10 +26,25 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Nothing to say: ping, most reads of lists, most replies of changes."""
+    """The request of a command that needs no more than its code."""
 
     @classmethod
     def decode(cls, body: memoryview) -> Self:
+        return cls()
+
+    def encode(self) -> bytes:
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The reply of a command that has nothing to tell but that it was done."""
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Self:
+        """Raises RejectedError(3) when there are bytes."""
+        if len(body):
+            raise RejectedError(Code.INVALID_COMMAND, f"{len(body)} bytes in a reply without payload")
         return cls()
 
     def encode(self) -> bytes:

@@ -16,7 +16,7 @@ from shardserver.protocol.addresses import (
     TopicAddress,
     UserAddress,
 )
-from shardserver.protocol.body import Body, Empty
+from shardserver.protocol.body import Body, Done, Empty
 from shardserver.protocol.clients import ClientDetails, ClientList, GetClientRequest
 from shardserver.protocol.groups import Assignment, CreateGroupRequest, GroupDetails, GroupList
 from shardserver.protocol.login import LoginReply, LoginRequest
@@ -143,7 +143,7 @@ class Row:
     operation: int
     right: Right
     request: type[Body]
-    reply: type[Body] = Empty
+    reply: type[Body] = Done
     may_be_missing: bool = False
     self_allowed: bool = False
 

@@ -16,7 +16,7 @@ from shardserver.core.metadata_commands import create_stream, create_topic
 from shardserver.protocol import frame as wire
 from shardserver.protocol.batch import check_stored_batch, slice_batch, stamp_batch, verify_batch
 from shardserver.protocol.batch_values import Batch, decode_batches
-from shardserver.protocol.body import Body, Empty
+from shardserver.protocol.body import Body, Done, Empty
 from shardserver.protocol.frame import FrameDecoder, ReplyHeader, RequestHeader
 from shardserver.protocol.login import PROTOCOL_VERSION, LoginRequest
 from shardserver.protocol.messages import PollReply, SendRequest
@@ -84,10 +84,10 @@ def read_request(raw: bytes) -> tuple[RequestHeader, Body, bytes]:
 def reply_codec(header: ReplyHeader, code: int) -> tuple[type[Body], bool]:
     """The payload's codec, and whether a result section stands before it."""
     if header.operation == OP_TRUNCATE_PARTITION:
-        return Empty, True
+        return Done, True
     row = find_row(header.operation, code)
     if row is None:
-        return Empty, False
+        return Done, False
     return row.reply, row.has_result_section
 
 
@@ -103,7 +103,7 @@ def read_reply(raw: bytes, code: int) -> tuple[list, bytes]:
         errors, body = wire.split_result(body)
         rows += vector_rows.result_rows(errors)
         made += wire.encode_rejection(errors[0][1]) if errors else wire.RESULT_OK
-        codec = Empty if errors else codec
+        codec = Done if errors else codec
     if header.status != 0 or (not body and not framed):
         assert not body
         return rows, made
@@ -144,7 +144,7 @@ def test_an_empty_reply_means_missing_only_where_the_table_says_so() -> None:
     for name, vector in PAIRS.items():
         header = RequestHeader.decode(bytes.fromhex(vector["request"]["hex"]))
         row, reply = find_row(header.operation, header.code), values(vector["reply"])
-        if row is None or reply["size"] != 256 or reply.get("status") != 0 or row.reply is Empty:
+        if row is None or reply["size"] != 256 or reply.get("status") != 0 or row.reply is Done:
             continue
         assert row.may_be_missing, name
 

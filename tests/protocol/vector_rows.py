@@ -8,7 +8,7 @@ from functools import singledispatch
 from shardserver.protocol import addresses, clients, groups, login, messages, offsets, statistics, system, tokens
 from shardserver.protocol import permissions as perms
 from shardserver.protocol.batch_values import Batch, Message, decode_batches
-from shardserver.protocol.body import Empty
+from shardserver.protocol.body import Done, Empty
 from shardserver.protocol.frame import Eviction, ReplyHeader, RequestHeader
 from shardserver.protocol.primitives import Identifier
 from shardserver.protocol.streams import (
@@ -292,8 +292,9 @@ def body_rows(value) -> Rows:
     raise TypeError(value)
 
 
-@body_rows.register
-def _(value: Empty) -> Rows:
+@body_rows.register(Empty)
+@body_rows.register(Done)
+def _(value) -> Rows:
     return []
 
 
