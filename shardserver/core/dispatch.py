@@ -1,5 +1,6 @@
-"""From a request to its reply: one table of commands, the rules before login, and how errors travel.
+"""From a request to its reply: handlers of the commands in protocol/table.py, the rules before login, errors.
 
+A row without a handler here is a feature not offered (5); what has no row is no command (3).
 A reply is a list of buffers, or None: close the connection. Sends and data polls answer without a task where they can.
 """
 
@@ -8,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-
-import xxhash
+from typing import Any
 
 from shardserver.core import handlers
 from shardserver.core.context import ShardContext
-from shardserver.core.metadata_commands import PLANNERS
+from shardserver.core.metadata import Metadata
+from shardserver.core.metadata_commands import PLANNERS, Plan
+from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import (
     BackpressureError,
@@ -24,38 +26,51 @@ from shardserver.errors import (
     ShardServerError,
 )
 from shardserver.protocol import frame as wire
-from shardserver.protocol.commands import PROTOCOL_VERSION, LoginRequest, encode_login_reply
 from shardserver.protocol.frame import Frame, RequestHeader
+from shardserver.protocol.login import PROTOCOL_VERSION, LoginReply, LoginRequest
+from shardserver.protocol.messages import SendRequest
+from shardserver.protocol.table import (
+    OP_READ,
+    OP_SEND,
+    OP_TRUNCATE_PARTITION,
+    RETIRED_LOGIN_CODES,
+    TABLE,
+    Command,
+    Right,
+    Row,
+    find_row,
+)
 
 log = logging.getLogger(__name__)
 
-OP_REGISTER, OP_READ, OP_LOGOUT = 1, 2, 3
-OP_DELETE_SEGMENTS, OP_TRUNCATE_PARTITION = 138, 68
-OP_SEND, OP_STORE_OFFSET, OP_DELETE_OFFSET = 160, 161, 162
-CODE_PING = 1
-METADATA_OPERATIONS = range(128, 150)
-# Users, tokens and consumer groups: their issue is not done yet.
-UNSERVED_OPERATIONS = range(139, 150)
-UNSERVED_CODES = frozenset({11, 31, 32, 41, 102, 600, 601, 606})
-EVICT_NO_SESSION, EVICT_CREDENTIALS, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 9, 14, 15
+EVICT_NO_SESSION, EVICT_CREDENTIALS, EVICT_TOKEN, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 9, 10, 14, 15
 
 Buffers = list[bytes | bytearray | memoryview]
-ReadHandler = Callable[[ShardContext, Connection, memoryview], "Buffers | Awaitable[Buffers]"]
+# The request is a value of the row's request codec.
+ReadHandler = Callable[[ShardContext, Connection, Any], "Buffers | Awaitable[Buffers]"]
+ChangeHandler = Callable[[ShardContext, Any], Awaitable[None]]
 
-READS: dict[int, ReadHandler] = {
-    10: handlers.get_stats,
-    12: handlers.get_cluster_metadata,
-    13: handlers.describe_options,
-    20: handlers.get_me,
-    21: handlers.get_client,
-    22: handlers.get_clients,
-    100: handlers.poll_messages,
-    120: handlers.get_consumer_offset,
-    200: handlers.get_stream,
-    201: handlers.get_streams,
-    300: handlers.get_topic,
-    301: handlers.get_topics,
+READS: dict[Command, ReadHandler] = {
+    Command.GET_STATS: handlers.get_stats,
+    Command.GET_CLUSTER_METADATA: handlers.get_cluster_metadata,
+    Command.DESCRIBE_OPTIONS: handlers.describe_options,
+    Command.GET_ME: handlers.get_me,
+    Command.GET_CLIENT: handlers.get_client,
+    Command.GET_CLIENTS: handlers.get_clients,
+    Command.POLL_MESSAGES: handlers.poll_messages,
+    Command.GET_OFFSET: handlers.get_consumer_offset,
+    Command.GET_STREAM: handlers.get_stream,
+    Command.GET_STREAMS: handlers.get_streams,
+    Command.GET_TOPIC: handlers.get_topic,
+    Command.GET_TOPICS: handlers.get_topics,
 }
+# Changes that do not pass the metadata writer; their replies hold no payload.
+CHANGES: dict[Command, ChangeHandler] = {
+    Command.STORE_OFFSET: handlers.store_consumer_offset,
+    Command.DELETE_OFFSET: handlers.delete_consumer_offset,
+    Command.DELETE_SEGMENTS: handlers.delete_segments,
+}
+SEND_ROW = TABLE[Command.SEND_MESSAGES]
 
 
 def code_of(error: ShardServerError) -> Code:
@@ -86,13 +101,13 @@ class Dispatcher:
             if not _checksum_is_good(frame):
                 reply([wire.encode_status(header, Code.INVALID_FORMAT)])
             elif header.operation == OP_SEND and connection.is_bound:
-                self._send(frame, reply)
+                self._send(connection, frame, reply)
             else:
                 self._answer(connection, frame, reply)
         except Exception as error:  # the boundary of decisions: an error of ours, or a bug that must not end the shard
             reply(self._explain(header, error))
 
-    def _send(self, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
+    def _send(self, connection: Connection, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
         header = frame.header
 
         def done(outcome: bytes | ShardServerError) -> None:
@@ -101,7 +116,9 @@ class Dispatcher:
             else:
                 reply([wire.encode_reply_header(header, len(outcome)) + outcome])
 
-        handlers.send_messages(self._context, frame.body, done)
+        request = SendRequest.decode(frame.body)
+        check_right(self._context.metadata, connection.user_id, SEND_ROW, request)
+        handlers.send_messages(self._context, request, done)
 
     def _answer(self, connection: Connection, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
         outcome = self._route(connection, frame)
@@ -129,51 +146,53 @@ class Dispatcher:
 
     def _route(self, connection: Connection, frame: Frame) -> Buffers | Awaitable[Buffers]:
         header = frame.header
-        if header.operation == OP_REGISTER:
-            return self._login(connection, frame)
-        if header.operation == OP_LOGOUT:
-            self._context.sessions.unbind(connection)
-            return [wire.encode_status(header, 0)]
-        if header.operation == OP_READ:
-            return self._read(connection, frame)
+        row = find_row(header.operation, header.code)
+        if header.operation == OP_READ and header.code in RETIRED_LOGIN_CODES:
+            return [wire.encode_eviction(header, EVICT_MALFORMED)]
+        if row is not None and row.right is Right.OPEN:
+            return self._answer_open(connection, frame, row)
+        if not connection.is_bound and header.operation == OP_READ:
+            return [wire.encode_status(header, Code.UNAUTHENTICATED)]
         if not connection.is_bound:
             return [wire.encode_eviction(header, EVICT_NO_SESSION)]
-        if header.operation in PLANNERS:
-            return self._change(frame)
-        if header.operation == OP_DELETE_SEGMENTS:
-            return self._delete_segments(frame)
-        if header.operation == OP_STORE_OFFSET:
-            return self._result_framed(header, handlers.store_consumer_offset(self._context, frame.body))
-        if header.operation == OP_DELETE_OFFSET:
-            return self._result_framed(header, handlers.delete_consumer_offset(self._context, frame.body))
-        code = Code.FEATURE_UNAVAILABLE if header.operation in UNSERVED_OPERATIONS else Code.INVALID_COMMAND
-        return [wire.encode_status(header, code)]
+        if row is None:
+            return [wire.encode_status(header, Code.INVALID_COMMAND)]
+        return self._answer_bound(connection, frame, row)
 
-    def _read(self, connection: Connection, frame: Frame) -> Buffers | Awaitable[Buffers]:
+    def _answer_open(self, connection: Connection, frame: Frame, row: Row) -> Buffers | Awaitable[Buffers]:
+        if row.command is Command.LOGIN:
+            return self._login(connection, frame)
+        if row.command is Command.LOGOUT:
+            self._context.sessions.unbind(connection)
+        return [wire.encode_status(frame.header, 0)]
+
+    def _answer_bound(self, connection: Connection, frame: Frame, row: Row) -> Buffers | Awaitable[Buffers]:
+        if row.command in READS:
+            return self._read(connection, frame, row)
+        if row.command in PLANNERS:
+            return self._plan(connection, frame, row)
+        if row.command in CHANGES:
+            return self._change(connection, frame, row)
+        return [wire.encode_status(frame.header, Code.FEATURE_UNAVAILABLE)]
+
+    def _read(self, connection: Connection, frame: Frame, row: Row) -> Buffers | Awaitable[Buffers]:
+        request = row.request.decode(frame.body)
+        check_right(self._context.metadata, connection.user_id, row, request)
+        body = READS[row.command](self._context, connection, request)
+        return _framed(frame.header, body) if isinstance(body, list) else _framed_later(frame.header, body)
+
+    async def _plan(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
+        """A change of metadata. What the plan refuses is told in the result section."""
         header = frame.header
-        if header.code == CODE_PING:
-            return [wire.encode_status(header, 0)]
-        if header.code in (38, 44):
-            return [wire.encode_eviction(header, EVICT_MALFORMED)]
-        if not connection.is_bound:
-            return [wire.encode_status(header, Code.UNAUTHENTICATED)]
-        handler = READS.get(header.code)
-        if handler is None:
-            code = Code.FEATURE_UNAVAILABLE if header.code in UNSERVED_CODES else Code.INVALID_COMMAND
-            return [wire.encode_status(header, code)]
-        body = handler(self._context, connection, frame.body)
-        return _framed(header, body) if isinstance(body, list) else _framed_later(header, body)
-
-    async def _result_framed(self, header: RequestHeader, work: Awaitable[None]) -> Buffers:
-        await work
-        return _framed(header, [wire.RESULT_OK])
-
-    async def _change(self, frame: Frame) -> Buffers:
-        header, body = frame.header, frame.body
-        planner = PLANNERS[header.operation]
         try:
+            request = row.request.decode(frame.body)
+
+            def plan(metadata: Metadata, now: int) -> Plan:
+                check_right(metadata, connection.user_id, row, request)
+                return PLANNERS[row.command](metadata, request, now)
+
             payload = await self._context.writer.change(
-                lambda metadata, now: planner(metadata, body, now),
+                plan,
                 client=header.client,
                 request=header.request,
                 request_checksum=header.request_checksum,
@@ -182,10 +201,13 @@ class Dispatcher:
             return _framed(header, [wire.encode_rejection(error.code)])
         return _framed(header, [wire.RESULT_OK, payload])
 
-    async def _delete_segments(self, frame: Frame) -> Buffers:
-        await handlers.delete_segments(self._context, frame.body)
-        head = wire.encode_reply_header(frame.header, len(wire.RESULT_OK), operation=OP_TRUNCATE_PARTITION)
-        return [head + wire.RESULT_OK]
+    async def _change(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
+        """Errors travel in the status. Without a result section of its own, a reply takes the operation of one."""
+        request = row.request.decode(frame.body)
+        check_right(self._context.metadata, connection.user_id, row, request)
+        await CHANGES[row.command](self._context, request)
+        operation = row.operation if row.has_result_section else OP_TRUNCATE_PARTITION
+        return [wire.encode_reply_header(frame.header, len(wire.RESULT_OK), operation=operation), wire.RESULT_OK]
 
     async def _login(self, connection: Connection, frame: Frame) -> Buffers:
         header = frame.header
@@ -202,18 +224,18 @@ class Dispatcher:
         user = next((one for one in users if one.name == request.username and one.status == 1), None)
         good = await self._context.verifier.verify(user.password_hash if user else None, request.password)
         if not good or user is None:
-            return [wire.encode_eviction(header, EVICT_CREDENTIALS if request.username else 10)]
+            return [wire.encode_eviction(header, EVICT_CREDENTIALS if request.username else EVICT_TOKEN)]
         self._context.sessions.bind(connection, user.id, header.client)
         return self._login_reply(header, connection)
 
     def _login_reply(self, header: RequestHeader, connection: Connection) -> Buffers:
-        payload = encode_login_reply(connection.user_id, connection.session, self._context.version)
-        return _framed(header, [wire.RESULT_OK, payload])
+        reply = LoginReply(connection.user_id, connection.session, PROTOCOL_VERSION, self._context.version)
+        return _framed(header, [wire.RESULT_OK, reply.encode()])
 
 
 def _checksum_is_good(frame: Frame) -> bool:
-    checksum = int.from_bytes(frame.header.request_checksum, "little")
-    return checksum == 0 or checksum == xxhash.xxh3_64_intdigest(frame.body)
+    checksum = frame.header.request_checksum
+    return not any(checksum) or checksum == wire.request_checksum(frame.body)
 
 
 def _framed(header: RequestHeader, body: Buffers) -> Buffers:

@@ -1,4 +1,4 @@
-"""Handlers of data and read commands. Each takes (context, connection, body) and gives the reply's body."""
+"""Handlers of data and read commands. Each takes (context, connection, request) and gives the reply's body."""
 
 from __future__ import annotations
 
@@ -14,85 +14,96 @@ from shardserver.core.context import ShardContext
 from shardserver.core.metadata import Partition, Stream, Topic
 from shardserver.core.sessions import Connection
 from shardserver.errors import Code, RejectedError, ShardServerError
-from shardserver.protocol import commands
-from shardserver.protocol import primitives as wire
+from shardserver.protocol.addresses import CONSUMER_GROUP, PartitionAddress, StreamAddress, TopicAddress
 from shardserver.protocol.batch import verify_batch
-from shardserver.protocol.commands import (
-    PartitionAddress,
-    PartitionInfo,
+from shardserver.protocol.body import Empty
+from shardserver.protocol.clients import ClientDetails, ClientList, GetClientRequest
+from shardserver.protocol.messages import (
+    BY_OFFSET,
+    BY_TIMESTAMP,
+    FIRST,
+    KIND_KEY,
+    KIND_PARTITION,
+    LAST,
+    Confirmation,
     PollRequest,
+    SendReply,
     SendRequest,
-    StreamInfo,
-    TopicInfo,
+    encode_poll_head,
 )
-from shardserver.protocol.primitives import Identifier, Reader
+from shardserver.protocol.offsets import ACK_COMMITTED, DeleteOffsetRequest, OffsetReply, StoreOffsetRequest
+from shardserver.protocol.primitives import Identifier
+from shardserver.protocol.statistics import Statistics, semver_number
+from shardserver.protocol.streams import StreamDetails, StreamList
+from shardserver.protocol.system import ClusterMetadata, ClusterNode, DescribeOptionsRequest, OptionCatalogue
+from shardserver.protocol.topics import DeleteSegmentsRequest, PartitionInfo, TopicDetails, TopicList
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.read_builder import ReadResult
 
 Buffers = list[bytes | bytearray | memoryview]
 
-KIND_BALANCED, KIND_PARTITION, KIND_KEY = 1, 2, 3
-CONSUMER_GROUP = 2
-BY_OFFSET, BY_TIMESTAMP, FIRST, LAST, NEXT = 1, 2, 3, 4, 5
-
 
 # System
 
 
-def get_cluster_metadata(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
+def get_cluster_metadata(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
     host = context.advertised_host or connection.local_host
-    return [commands.encode_cluster_metadata(host, context.port)]
+    return [ClusterMetadata("single-node", (ClusterNode("iggy-node", host, context.port),)).encode()]
 
 
-def describe_options(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    return [commands.encode_option_catalogue(Reader(body).u8())]
+def describe_options(context: ShardContext, connection: Connection, request: DescribeOptionsRequest) -> Buffers:
+    return [OptionCatalogue.of(request.scope).encode()]
 
 
-def get_me(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    return [connection.info().encode()]
+def get_me(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
+    return [ClientDetails(connection.info()).encode()]
 
 
-def get_client(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    found = context.sessions.connections.get(Reader(body).u32())
-    return [] if found is None else [found.info().encode()]
+def get_client(context: ShardContext, connection: Connection, request: GetClientRequest) -> Buffers:
+    found = context.sessions.connections.get(request.client_id)
+    return [] if found is None else [ClientDetails(found.info()).encode()]
 
 
-def get_clients(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    return [one.info().encode() for one in context.sessions.connections.values()]
+def get_clients(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
+    return [ClientList(tuple(one.info() for one in context.sessions.connections.values())).encode()]
 
 
-def get_stats(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
+def get_stats(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
     process, memory = psutil.Process(), psutil.virtual_memory()
     disk = psutil.disk_usage(context.data_directory)
     counters = process.io_counters()
     logs = list(context.logs.partitions)
-    topics = [topic for stream in context.metadata.streams.values() for topic in stream.topics.values()]
-    now = context.clock()
-    parts = [
-        wire.u32(process.pid),
-        wire.f32(process.cpu_percent()),
-        wire.f32(psutil.cpu_percent()),
-        *map(wire.u64, (process.memory_info().rss, memory.total, memory.available, now - context.started_at)),
-        *map(wire.u64, (context.started_at, counters.read_bytes, counters.write_bytes)),
-        wire.u64(sum(one.size_bytes for one in logs)),
-        *map(
-            wire.u32, (len(context.metadata.streams), len(topics), len(logs), sum(one.segments_count for one in logs))
-        ),
-        wire.u64(sum(one.message_count for one in logs)),
-        *map(wire.u32, (len(context.sessions.connections), 0)),
-        *map(
-            wire.str32,
-            (socket.gethostname(), platform.system(), platform.version(), platform.release(), context.version),
-        ),
-        *map(wire.u32, (_semantic_version(context.version), 0, process.num_threads())),
-        *map(wire.u64, (disk.free, disk.total)),
-    ]
-    return [b"".join(parts)]
-
-
-def _semantic_version(text: str) -> int:
-    major, minor, patch = (int(part) for part in text.split(".")[:3])
-    return major * 1_000_000 + minor * 1000 + patch
+    statistics = Statistics(
+        process_id=process.pid,
+        cpu_usage=process.cpu_percent(),
+        total_cpu_usage=psutil.cpu_percent(),
+        memory_usage=process.memory_info().rss,
+        total_memory=memory.total,
+        available_memory=memory.available,
+        run_time=context.clock() - context.started_at,
+        start_time=context.started_at,
+        read_bytes=counters.read_bytes,
+        written_bytes=counters.write_bytes,
+        messages_size_bytes=sum(one.size_bytes for one in logs),
+        streams_count=len(context.metadata.streams),
+        topics_count=sum(len(stream.topics) for stream in context.metadata.streams.values()),
+        partitions_count=len(logs),
+        segments_count=sum(one.segments_count for one in logs),
+        messages_count=sum(one.message_count for one in logs),
+        clients_count=len(context.sessions.connections),
+        consumer_groups_count=0,
+        hostname=socket.gethostname(),
+        os_name=platform.system(),
+        os_version=platform.version(),
+        kernel_version=platform.release(),
+        server_version=context.version,
+        server_semver=semver_number(context.version),
+        cache_metrics=(),
+        threads_count=process.num_threads(),
+        free_disk_space=disk.free,
+        total_disk_space=disk.total,
+    )
+    return [statistics.encode()]
 
 
 # Streams and topics
@@ -105,54 +116,50 @@ def _partition_info(context: ShardContext, partition: Partition) -> PartitionInf
     )
 
 
-def _topic_info(context: ShardContext, topic: Topic) -> TopicInfo:
-    partitions = tuple(_partition_info(context, one) for one in topic.partitions)
-    return TopicInfo(topic.id, topic.created_at, topic.name, topic.options, partitions)
+def _topic_details(context: ShardContext, topic: Topic) -> TopicDetails:
+    partitions = [_partition_info(context, one) for one in topic.partitions]
+    return TopicDetails.of(topic.id, topic.created_at, topic.name, topic.options, partitions)
 
 
-def _stream_info(context: ShardContext, stream: Stream) -> StreamInfo:
-    topics = tuple(_topic_info(context, one) for one in stream.topics.values())
-    return StreamInfo(stream.id, stream.created_at, stream.name, topics)
+def _stream_details(context: ShardContext, stream: Stream) -> StreamDetails:
+    topics = [_topic_details(context, one).header for one in stream.topics.values()]
+    return StreamDetails.of(stream.id, stream.created_at, stream.name, topics)
 
 
-def get_stream(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    identifier = Reader(body).identifier()
+def get_stream(context: ShardContext, connection: Connection, request: StreamAddress) -> Buffers:
     try:
-        return [_stream_info(context, context.metadata.find_stream(identifier)).encode()]
+        return [_stream_details(context, context.metadata.find_stream(request.stream)).encode()]
     except RejectedError:
         return []
 
 
-def get_streams(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    return [_stream_info(context, one).encode_header() for one in context.metadata.streams.values()]
+def get_streams(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
+    streams = context.metadata.streams.values()
+    return [StreamList(tuple(_stream_details(context, one).header for one in streams)).encode()]
 
 
-def get_topic(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    reader = Reader(body)
-    stream, topic = reader.identifier(), reader.identifier()
+def get_topic(context: ShardContext, connection: Connection, request: TopicAddress) -> Buffers:
     try:
-        return [_topic_info(context, context.metadata.find_topic(stream, topic)[1]).encode()]
+        return [_topic_details(context, context.metadata.find_topic(request.stream, request.topic)[1]).encode()]
     except RejectedError:
         return []
 
 
-def get_topics(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    identifier = Reader(body).identifier()
+def get_topics(context: ShardContext, connection: Connection, request: StreamAddress) -> Buffers:
     try:
-        topics = context.metadata.find_stream(identifier).topics.values()
+        topics = context.metadata.find_stream(request.stream).topics.values()
     except RejectedError:
-        return [wire.u32(0)]
-    return [wire.u32(len(topics)), *(_topic_info(context, one).encode_header() for one in topics)]
+        return [TopicList(()).encode()]
+    return [TopicList(tuple(_topic_details(context, one).header for one in topics)).encode()]
 
 
-async def delete_segments(context: ShardContext, body: memoryview) -> None:
+async def delete_segments(context: ShardContext, request: DeleteSegmentsRequest) -> None:
     """Oldest sealed segments first, none that a stored offset has not passed."""
-    reader = Reader(body)
-    _, topic = context.metadata.find_topic(reader.identifier(), reader.identifier())
-    partition = _partition_of(topic, reader.u32())
+    _, topic = context.metadata.find_topic(request.stream, request.topic)
+    partition = _partition_of(topic, request.partition)
     lowest = context.logs.lowest_committed_offset(partition.uid)
     keep_from = None if lowest is None else lowest + 1
-    await context.log_of(partition).delete_segments(reader.u32(), keep_from=keep_from)
+    await context.log_of(partition).delete_segments(request.count, keep_from=keep_from)
 
 
 def _partition_of(topic: Topic, number: int) -> Partition:
@@ -164,9 +171,10 @@ def _partition_of(topic: Topic, number: int) -> Partition:
 # Messages
 
 
-def send_messages(context: ShardContext, body: memoryview, done: Callable[[bytes | ShardServerError], None]) -> None:
+def send_messages(
+    context: ShardContext, request: SendRequest, done: Callable[[bytes | ShardServerError], None]
+) -> None:
     """done gets the reply's body once the batch is as durable as its topic says. Raises RejectedError."""
-    request = SendRequest.decode(body)
     stream, topic = context.metadata.find_topic(request.stream, request.topic)
     if not topic.partitions:
         raise RejectedError(Code.NO_PARTITIONS)
@@ -179,7 +187,7 @@ def send_messages(context: ShardContext, body: memoryview, done: Callable[[bytes
         if isinstance(outcome, ShardServerError):
             done(outcome)
         else:
-            done(commands.encode_send_reply(stream.id, topic.id, partition.id, outcome))
+            done(SendReply((Confirmation(stream.id, topic.id, partition.id, outcome),)).encode())
 
     context.log_of(partition).append(bytearray(request.batch), request.count, appended)
 
@@ -208,8 +216,7 @@ def _resolve(context: ShardContext, address: PartitionAddress) -> tuple[Partitio
     return partition, context.log_of(partition)
 
 
-def poll_messages(context: ShardContext, connection: Connection, body: memoryview) -> Buffers | Awaitable[Buffers]:
-    request = PollRequest.decode(body)
+def poll_messages(context: ShardContext, connection: Connection, request: PollRequest) -> Buffers | Awaitable[Buffers]:
     partition, log = _resolve(context, request.address)
     if request.strategy == BY_TIMESTAMP:
         return _poll_later(context, request, partition, log)
@@ -246,7 +253,7 @@ def _poll_reply(
     if request.auto_commit and result.count:
         consumer = consumer_number(request.address.consumer)
         context.logs.commit_at_least(partition.uid, 1, consumer, result.last_offset)
-    return [commands.encode_poll_head(partition.id, log.current_offset, result.count), *result.buffers]
+    return [encode_poll_head(partition.id, log.current_offset, result.count), *result.buffers]
 
 
 # Committed offsets
@@ -279,27 +286,21 @@ def _offset_done(acknowledged: bool) -> tuple[asyncio.Future[None], Callable[[Sh
     return outcome, done
 
 
-async def store_consumer_offset(context: ShardContext, body: memoryview) -> None:
-    reader = Reader(body)
-    address = PartitionAddress.read(reader)
-    offset, ack = reader.u64(), reader.u8()
-    partition = _resolve_write(context, address)
-    outcome, done = _offset_done(ack == 1)
-    context.logs.store_offset(partition.uid, 1, consumer_number(address.consumer), offset, done)
+async def store_consumer_offset(context: ShardContext, request: StoreOffsetRequest) -> None:
+    partition = _resolve_write(context, request.address)
+    outcome, done = _offset_done(request.ack == ACK_COMMITTED)
+    context.logs.store_offset(partition.uid, 1, consumer_number(request.address.consumer), request.offset, done)
     await outcome
 
 
-async def delete_consumer_offset(context: ShardContext, body: memoryview) -> None:
-    reader = Reader(body)
-    address = PartitionAddress.read(reader)
-    partition = _resolve_write(context, address)
-    outcome, done = _offset_done(reader.u8() == 1)
-    context.logs.delete_offset(partition.uid, 1, consumer_number(address.consumer), done)
+async def delete_consumer_offset(context: ShardContext, request: DeleteOffsetRequest) -> None:
+    partition = _resolve_write(context, request.address)
+    outcome, done = _offset_done(request.ack == ACK_COMMITTED)
+    context.logs.delete_offset(partition.uid, 1, consumer_number(request.address.consumer), done)
     await outcome
 
 
-def get_consumer_offset(context: ShardContext, connection: Connection, body: memoryview) -> Buffers:
-    address = PartitionAddress.read(Reader(body))
-    partition, log = _resolve(context, address)
-    stored = context.logs.committed_offset(partition.uid, 1, consumer_number(address.consumer))
-    return [] if stored is None else [commands.encode_offset_reply(partition.id, log.current_offset, stored)]
+def get_consumer_offset(context: ShardContext, connection: Connection, request: PartitionAddress) -> Buffers:
+    partition, log = _resolve(context, request)
+    stored = context.logs.committed_offset(partition.uid, 1, consumer_number(request.consumer))
+    return [] if stored is None else [OffsetReply(partition.id, log.current_offset, stored).encode()]

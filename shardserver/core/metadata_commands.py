@@ -1,19 +1,29 @@
 """What a metadata request means: a check against the replica, the events it makes, and the reply's payload.
 
-Each plan takes (replica, body, time in microseconds) and raises RejectedError with the code of the protocol.
+Each plan takes (replica, request, time in microseconds) and raises RejectedError with the code of the protocol.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardserver.core import metadata as md
 from shardserver.core.metadata import Event, Metadata
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol import options as topic_options
-from shardserver.protocol.commands import PartitionInfo, StreamInfo, TopicInfo
-from shardserver.protocol.primitives import Reader
+from shardserver.protocol.addresses import StreamAddress, TopicAddress
+from shardserver.protocol.options import Options
+from shardserver.protocol.streams import CreateStreamRequest, StreamDetails, UpdateStreamRequest
+from shardserver.protocol.table import Command
+from shardserver.protocol.topics import (
+    CreateTopicRequest,
+    PartitionInfo,
+    PartitionsRequest,
+    TopicDetails,
+    UpdateTopicRequest,
+)
 
 MAX_STREAMS = 1_048_576
 MAX_TOPICS = 4096
@@ -28,7 +38,8 @@ class Plan:
     reply: bytes = b""
 
 
-Planner = Callable[[Metadata, memoryview, int], Plan]
+# The request is a value of the row's request codec (protocol/table.py).
+Planner = Callable[[Metadata, Any, int], Plan]
 
 
 def lowest_free(used: dict[int, object] | dict[int, md.Stream] | dict[int, md.Topic]) -> int:
@@ -38,34 +49,32 @@ def lowest_free(used: dict[int, object] | dict[int, md.Stream] | dict[int, md.To
     return number
 
 
-def _refuse_options(reader: Reader) -> None:
-    if topic_options.read_entries(reader.rest()):
+def _refuse_options(options: Options) -> None:
+    if options:
         raise RejectedError(Code.UNSUPPORTED_OPTION_KEY)
 
 
-def create_stream(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    name = reader.name()
-    _refuse_options(reader)
+def create_stream(metadata: Metadata, request: CreateStreamRequest, now: int) -> Plan:
+    name = request.name
+    _refuse_options(request.options)
     if any(stream.name == name for stream in metadata.streams.values()):
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     if len(metadata.streams) >= MAX_STREAMS:
         raise RejectedError(Code.TOO_MANY_STREAMS)
     stream_id = lowest_free(metadata.streams)
-    return Plan([md.StreamCreated(stream_id, name, now)], StreamInfo(stream_id, now, name, ()).encode())
+    return Plan([md.StreamCreated(stream_id, name, now)], StreamDetails.of(stream_id, now, name, ()).encode())
 
 
-def update_stream(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    stream, name = metadata.find_stream(reader.identifier()), reader.name()
-    _refuse_options(reader)
+def update_stream(metadata: Metadata, request: UpdateStreamRequest, now: int) -> Plan:
+    stream, name = metadata.find_stream(request.stream), request.name
+    _refuse_options(request.options)
     if any(other.name == name and other is not stream for other in metadata.streams.values()):
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     return Plan([md.StreamRenamed(stream.id, name)])
 
 
-def delete_stream(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    return Plan([md.StreamDeleted(metadata.find_stream(Reader(body).identifier()).id)])
+def delete_stream(metadata: Metadata, request: StreamAddress, now: int) -> Plan:
+    return Plan([md.StreamDeleted(metadata.find_stream(request.stream).id)])
 
 
 def _purge(metadata: Metadata, stream: md.Stream, topics: list[md.Topic]) -> Plan:
@@ -78,20 +87,15 @@ def _purge(metadata: Metadata, stream: md.Stream, topics: list[md.Topic]) -> Pla
     return Plan(events)
 
 
-def purge_stream(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    stream = metadata.find_stream(Reader(body).identifier())
+def purge_stream(metadata: Metadata, request: StreamAddress, now: int) -> Plan:
+    stream = metadata.find_stream(request.stream)
     return _purge(metadata, stream, list(stream.topics.values()))
 
 
-def _topic(metadata: Metadata, reader: Reader) -> tuple[md.Stream, md.Topic]:
-    return metadata.find_topic(reader.identifier(), reader.identifier())
-
-
-def create_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    stream = metadata.find_stream(reader.identifier())
-    count, name = reader.u32(), reader.name()
-    options = topic_options.resolve_created(topic_options.parse_topic_options(reader.rest()))
+def create_topic(metadata: Metadata, request: CreateTopicRequest, now: int) -> Plan:
+    stream = metadata.find_stream(request.stream)
+    count, name = request.partitions_count, request.name
+    options = topic_options.resolve_created(topic_options.parse_topic_options(request.options))
     if count > MAX_PARTITIONS_PER_REQUEST:
         raise RejectedError(Code.TOO_MANY_PARTITIONS, str(count))
     _refuse_preallocation(options, count)
@@ -101,8 +105,8 @@ def create_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
         raise RejectedError(Code.TOO_MANY_TOPICS)
     topic_id = lowest_free(stream.topics)
     uids = list(range(metadata.next_uid, metadata.next_uid + count))
-    partitions = tuple(PartitionInfo(number, now, 1, 0, 0, 0) for number in range(count))
-    reply = TopicInfo(topic_id, now, name, options, partitions).encode()
+    partitions = [PartitionInfo(number, now, 1, 0, 0, 0) for number in range(count)]
+    reply = TopicDetails.of(topic_id, now, name, options, partitions).encode()
     return Plan([md.TopicCreated(stream.id, topic_id, name, now, options, uids)], reply)
 
 
@@ -112,63 +116,58 @@ def _refuse_preallocation(options: dict[str, topic_options.OptionValue], count: 
         raise RejectedError(Code.INVALID_OPTION_VALUE, "preallocate_segments")
 
 
-def update_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    stream, topic = _topic(metadata, reader)
-    name = reader.name()
-    patch = topic_options.parse_topic_options(reader.rest(), update=True)
+def update_topic(metadata: Metadata, request: UpdateTopicRequest, now: int) -> Plan:
+    stream, topic = metadata.find_topic(request.stream, request.topic)
+    name = request.name
+    patch = topic_options.parse_topic_options(request.options, update=True)
     if any(other.name == name and other is not topic for other in stream.topics.values()):
         raise RejectedError(Code.TOPIC_NAME_ALREADY_EXISTS, name)
     topic_options.check_topic_size(topic.options | patch)
     return Plan([md.TopicUpdated(stream.id, topic.id, name, patch)])
 
 
-def delete_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    stream, topic = _topic(metadata, Reader(body))
+def delete_topic(metadata: Metadata, request: TopicAddress, now: int) -> Plan:
+    stream, topic = metadata.find_topic(request.stream, request.topic)
     return Plan([md.TopicDeleted(stream.id, topic.id)])
 
 
-def purge_topic(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    stream, topic = _topic(metadata, Reader(body))
+def purge_topic(metadata: Metadata, request: TopicAddress, now: int) -> Plan:
+    stream, topic = metadata.find_topic(request.stream, request.topic)
     return _purge(metadata, stream, [topic])
 
 
-def _partitions_count(reader: Reader) -> int:
-    count = reader.u32()
-    if not 1 <= count <= MAX_PARTITIONS_PER_REQUEST:
-        raise RejectedError(Code.TOO_MANY_PARTITIONS, str(count))
-    return count
+def _checked_count(request: PartitionsRequest) -> int:
+    if not 1 <= request.count <= MAX_PARTITIONS_PER_REQUEST:
+        raise RejectedError(Code.TOO_MANY_PARTITIONS, str(request.count))
+    return request.count
 
 
-def create_partitions(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    stream, topic = _topic(metadata, reader)
-    count = _partitions_count(reader)
+def create_partitions(metadata: Metadata, request: PartitionsRequest, now: int) -> Plan:
+    stream, topic = metadata.find_topic(request.stream, request.topic)
+    count = _checked_count(request)
     if len(topic.partitions) + count > MAX_PARTITION_IDS:
         raise RejectedError(Code.PARTITION_IDS_EXHAUSTED)
     uids = list(range(metadata.next_uid, metadata.next_uid + count))
     return Plan([md.PartitionsAdded(stream.id, topic.id, now, uids)])
 
 
-def delete_partitions(metadata: Metadata, body: memoryview, now: int) -> Plan:
-    reader = Reader(body)
-    stream, topic = _topic(metadata, reader)
-    count = _partitions_count(reader)
+def delete_partitions(metadata: Metadata, request: PartitionsRequest, now: int) -> Plan:
+    stream, topic = metadata.find_topic(request.stream, request.topic)
+    count = _checked_count(request)
     if count > len(topic.partitions):
         raise RejectedError(Code.INVALID_PARTITIONS_COUNT, str(count))
     return Plan([md.PartitionsRemoved(stream.id, topic.id, count)])
 
 
-# By operation byte.
-PLANNERS: dict[int, Planner] = {
-    128: create_stream,
-    129: update_stream,
-    130: delete_stream,
-    131: purge_stream,
-    132: create_topic,
-    133: update_topic,
-    134: delete_topic,
-    135: purge_topic,
-    136: create_partitions,
-    137: delete_partitions,
+PLANNERS: dict[Command, Planner] = {
+    Command.CREATE_STREAM: create_stream,
+    Command.UPDATE_STREAM: update_stream,
+    Command.DELETE_STREAM: delete_stream,
+    Command.PURGE_STREAM: purge_stream,
+    Command.CREATE_TOPIC: create_topic,
+    Command.UPDATE_TOPIC: update_topic,
+    Command.DELETE_TOPIC: delete_topic,
+    Command.PURGE_TOPIC: purge_topic,
+    Command.CREATE_PARTITIONS: create_partitions,
+    Command.DELETE_PARTITIONS: delete_partitions,
 }

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardserver.protocol.commands import ClientInfo
-
-NOBODY = 0xFFFFFFFF
-TRANSPORT_TCP = 1
+from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientInfo
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 """Batches in wire layout: verify, stamp, check what is stored, slice. Format: messages.md 1-2.
 
 Every read of an untrusted length goes through `frame_end`, which proves that the frame lies in the buffer.
+The same in plain Python, to read and to compare with: batch_python.py.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -64,16 +65,19 @@ cdef inline size_t frame_end(const uint8_t *data, size_t position, size_t end) n
 
 
 cdef uint64_t batch_checksum(const uint8_t *data, size_t end) noexcept nogil:
-    """Over header 0..40, 48..52 and each frame's stored checksum. The walk must have been proved before."""
+    """Over header 0..40, 48..52 and each frame's stored checksum, up to the first frame that does not lie in data."""
     cdef XXH3_state_t state
-    cdef size_t position = HEADER
+    cdef size_t position = HEADER, stop
     XXH3_INITSTATE(&state)
     XXH3_64bits_reset(&state)
     XXH3_64bits_update(&state, data, 40)
     XXH3_64bits_update(&state, data + 48, 4)
     while position < end:
+        stop = frame_end(data, position, end)
+        if stop == 0:
+            break
         XXH3_64bits_update(&state, data + position, 8)
-        position += <size_t>FRAME + read_u32(data + position + 32) + read_u32(data + position + 36)
+        position = stop
     return XXH3_64bits_digest(&state)
 
 
@@ -121,8 +125,14 @@ def verify_batch(const uint8_t[::1] batch not None, uint64_t count):
 
 
 def stamp_batch(uint8_t[::1] batch not None, uint64_t partition_id, uint64_t base_offset, uint64_t base_timestamp):
-    """Put the server's three fields into the header of a verified batch, in place, and its new checksum."""
-    cdef uint8_t *data = &batch[0]
+    """Put the server's three fields into the header of a verified batch, in place, and its new checksum.
+
+    Raises ValueError when there are fewer than 256 bytes.
+    """
+    cdef uint8_t *data
+    if batch.shape[0] < HEADER:
+        raise ValueError(f"a batch header of {HEADER} bytes, got {batch.shape[0]}")
+    data = &batch[0]
     write_u64(data, partition_id)
     write_u64(data + 8, base_offset)
     write_u64(data + 16, base_timestamp)
@@ -174,11 +184,17 @@ def read_batch_header(const uint8_t[::1] view not None):
 
 
 def slice_batch(const uint8_t[::1] batch not None, uint32_t first_delta, uint32_t last_delta):
-    """A copy of a valid batch with its messages first_delta..last_delta only, header rewritten (messages.md 2.2)."""
-    cdef const uint8_t *data = &batch[0]
+    """A copy of a valid batch with its messages first_delta..last_delta only, header rewritten (messages.md 2.2).
+
+    Raises ValueError when there are fewer than 256 bytes, or a frame reaches past the batch.
+    """
+    cdef const uint8_t *data
     cdef size_t position = HEADER, end = batch.shape[0], start = 0, stop = 0, following
     cdef uint32_t delta, count = 0
     cdef uint8_t *out
+    if batch.shape[0] < HEADER:
+        raise ValueError(f"a batch header of {HEADER} bytes, got {batch.shape[0]}")
+    data = &batch[0]
     while position < end:
         following = frame_end(data, position, end)
         if following == 0:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Self
 
-from shardserver.errors import ProtocolError
+import xxhash
+
+from shardserver.errors import Code, ProtocolError, RejectedError
 
 HEADER_BYTES = 256
 MAX_FRAME_BYTES = 64 << 20
 COMMAND_REQUEST, COMMAND_REPLY, COMMAND_EVICTION = 5, 8, 13
 RESULT_OK = bytes(4)
 
-# From 128 on: client, checksum, timestamp, request, operation, session, user, code (framing 2).
 _SIZE = struct.Struct("<I")
-_TAIL = struct.Struct("<16s16sQQB7xQII")
+# Fields in the order of RequestHeader, with the command between size and client (framing 2).
+_REQUEST = struct.Struct("<48xI8xB67x16s16sQQB7xQII56x")
 _REPLY = struct.Struct("<48xIIIB67x16s16x16sQQQQB7xI36x")
 _EVICTION = struct.Struct("<48xIIIB67x16sII103xB")
 
@@ -33,6 +36,16 @@ class RequestHeader:
     user_id: int
     code: int
 
+    @classmethod
+    def decode(cls, raw: memoryview | bytes) -> Self:
+        """From at least 256 bytes. Size and command have been checked already."""
+        size, _, *rest = _REQUEST.unpack_from(raw)
+        return cls(size, *rest)
+
+    def encode(self) -> bytes:
+        head = (self.size, COMMAND_REQUEST, self.client, self.request_checksum, self.timestamp, self.request)
+        return _REQUEST.pack(*head, self.operation, self.session, self.user_id, self.code)
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -40,36 +53,86 @@ class Frame:
     body: memoryview
 
 
-def decode_request_header(raw: memoryview) -> RequestHeader:
-    """Decode 256 bytes. The size has been checked already."""
-    return RequestHeader(_SIZE.unpack_from(raw, 48)[0], *_TAIL.unpack_from(raw, 128))
+@dataclass(frozen=True, slots=True)
+class ReplyHeader:
+    """client and request_checksum are raw 16 bytes of the request. status 0: see the body; else an error code."""
+
+    size: int
+    request_checksum: bytes
+    client: bytes
+    op: int
+    commit: int
+    timestamp: int
+    request: int
+    operation: int
+    status: int
+
+    @classmethod
+    def decode(cls, raw: memoryview | bytes) -> Self:
+        """From at least 256 bytes. Raises ProtocolError when they are not a reply's."""
+        size, _, _, command, *rest = _REPLY.unpack_from(raw)
+        if command != COMMAND_REPLY or not HEADER_BYTES <= size <= MAX_FRAME_BYTES:
+            raise ProtocolError(f"command {command}, size {size}: not a reply")
+        return cls(size, *rest)
+
+    def encode(self) -> bytes:
+        head = (self.size, 0, 0, COMMAND_REPLY, self.request_checksum, self.client, self.op, self.commit)
+        return _REPLY.pack(*head, self.timestamp, self.request, self.operation, self.status)
 
 
-def encode_request(operation: int, code: int, body: bytes, *, client: bytes, request: int, session: int) -> bytes:
-    """A whole request frame, for our own clients and tests."""
-    head = bytearray(HEADER_BYTES)
-    _SIZE.pack_into(head, 48, HEADER_BYTES + len(body))
-    head[60] = COMMAND_REQUEST
-    _TAIL.pack_into(head, 128, client, bytes(16), 0, request, operation, session, 0, code)
-    return bytes(head) + body
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Ends a session (framing 6.3). The versions are told with reason 14 only, packed as README 1 says."""
+
+    client: bytes
+    server_protocol_version: int
+    server_protocol_version_min: int
+    reason: int
+
+    @classmethod
+    def decode(cls, raw: memoryview | bytes) -> Self:
+        """From at least 256 bytes. Raises ProtocolError when they are not an eviction's."""
+        size, _, _, command, *rest = _EVICTION.unpack_from(raw)
+        if command != COMMAND_EVICTION or size != HEADER_BYTES:
+            raise ProtocolError(f"command {command}, size {size}: not an eviction")
+        return cls(*rest)
+
+    def encode(self) -> bytes:
+        versions = (self.server_protocol_version, self.server_protocol_version_min)
+        return _EVICTION.pack(HEADER_BYTES, 0, 0, COMMAND_EVICTION, self.client, *versions, self.reason)
+
+
+def decode_answer(raw: memoryview | bytes) -> ReplyHeader | Eviction:
+    """The header of what a server sent. Raises ProtocolError."""
+    return Eviction.decode(raw) if raw[60] == COMMAND_EVICTION else ReplyHeader.decode(raw)
+
+
+def request_checksum(body: bytes | memoryview) -> bytes:
+    """The 16 bytes of the header field that prove a body (framing 4)."""
+    return xxhash.xxh3_64_intdigest(body).to_bytes(16, "little")
+
+
+def encode_request(
+    operation: int,
+    code: int,
+    body: bytes,
+    *,
+    client: bytes,
+    request: int,
+    session: int,
+    checked: bool = False,
+) -> bytes:
+    """A whole request frame, for our own clients and tests. checked: with the checksum of the body."""
+    checksum = request_checksum(body) if checked else bytes(16)
+    size = HEADER_BYTES + len(body)
+    return RequestHeader(size, client, checksum, 0, request, operation, session, 0, code).encode() + body
 
 
 def encode_reply_header(header: RequestHeader, body_bytes: int, status: int = 0, operation: int | None = None) -> bytes:
     """The 256 bytes before a reply's body. operation: another one than the request's (framing 5)."""
-    return _REPLY.pack(
-        HEADER_BYTES + body_bytes,
-        0,
-        0,
-        COMMAND_REPLY,
-        header.request_checksum,
-        header.client,
-        0,
-        0,
-        header.timestamp,
-        header.request,
-        header.operation if operation is None else operation,
-        status,
-    )
+    answered = header.operation if operation is None else operation
+    head = (HEADER_BYTES + body_bytes, 0, 0, COMMAND_REPLY, header.request_checksum, header.client, 0, 0)
+    return _REPLY.pack(*head, header.timestamp, header.request, answered, status)
 
 
 def encode_status(header: RequestHeader, code: int) -> bytes:
@@ -81,8 +144,20 @@ def encode_rejection(code: int) -> bytes:
     return struct.pack("<III", 1, 0, code)
 
 
+def split_result(body: memoryview) -> tuple[list[tuple[int, int]], memoryview]:
+    """Errors (index of the event, code) and payload of a body with a result section (framing 6.2).
+
+    Raises RejectedError(3) when the count is larger than the body holds.
+    """
+    count = int.from_bytes(body[:4], "little")
+    end = 4 + 8 * count
+    if len(body) < 4 or end > len(body):
+        raise RejectedError(Code.INVALID_COMMAND, f"a result section of {len(body)} bytes")
+    return list(struct.iter_unpack("<II", body[4:end])), body[end:]
+
+
 def encode_eviction(header: RequestHeader, reason: int, minimum: int = 0, maximum: int = 0) -> bytes:
-    return _EVICTION.pack(HEADER_BYTES, 0, 0, COMMAND_EVICTION, header.client, maximum, minimum, reason)
+    return Eviction(header.client, maximum, minimum, reason).encode()
 
 
 def name_foreign_protocol(first: bytes) -> str:
@@ -139,7 +214,7 @@ class FrameDecoder:
         raw = memoryview(bytes(memoryview(self._buffer)[: self._size]))
         del self._buffer[: self._size]
         self._size = 0
-        return Frame(decode_request_header(raw), raw[HEADER_BYTES:])
+        return Frame(RequestHeader.decode(raw), raw[HEADER_BYTES:])
 
     def _refuse_foreign(self) -> None:
         foreign = name_foreign_protocol(bytes(self._buffer[:16]))

@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from shardserver.errors import Code, RejectedError
-from shardserver.protocol import primitives as wire
 from shardserver.protocol.primitives import Reader
+from shardserver.protocol.tlv import (
+    KIND_BOOL,
+    KIND_STRING,
+    KIND_U32,
+    KIND_U64,
+    Typed,
+    encode_typed,
+    read_typed,
+)
 
-KIND_STRING, KIND_BOOL, KIND_U32, KIND_U64 = 2, 3, 11, 12
 U64_MAX = (1 << 64) - 1
 MAX_ENTRIES, MAX_BLOCK_BYTES = 1024, 100_000
 OptionValue = str | bool | int
+# As on the wire: key -> value with its kind, in the order of the entries.
+Options: TypeAlias = dict[str, Typed]
 
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
 _SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -95,58 +105,46 @@ _CATALOGUE = (
 CATALOGUE = {option.key: option for option in _CATALOGUE}
 
 
-def encode_value(option: TopicOption, value: OptionValue) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bool):
-        return wire.u8(int(value))
-    return wire.u32(value) if option.kind == KIND_U32 else wire.u64(value)
+def typed_options(values: dict[str, OptionValue]) -> Options:
+    """Canonical values of catalogue keys with their kinds, sorted by key."""
+    return {key: Typed(CATALOGUE[key].kind, values[key]) for key in sorted(values)}
 
 
-def encode_entries(values: dict[str, OptionValue]) -> bytes:
-    """TLV entries sorted by key."""
-    parts = []
-    for key in sorted(values):
-        option = CATALOGUE[key]
-        raw = encode_value(option, values[key])
-        parts += [wire.u8(KIND_STRING), wire.str32(key), wire.u8(option.kind), wire.u32(len(raw)), raw]
-    return b"".join(parts)
+def encode_options(options: Options) -> bytes:
+    return b"".join(encode_typed(Typed(KIND_STRING, key)) + encode_typed(value) for key, value in options.items())
 
 
-def read_entries(body: memoryview) -> dict[str, tuple[int, bytes]]:
-    """Raw entries: key -> (value kind, value bytes). Raises RejectedError 3, 4042 or 4043."""
-    if len(body) > MAX_BLOCK_BYTES:
-        raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE)
-    reader, entries = Reader(body), dict[str, tuple[int, bytes]]()
+def decode_options(block: memoryview) -> Options:
+    """The entries of an options block, known keys or not. Raises RejectedError 3, 4042 or 4043."""
+    if len(block) > MAX_BLOCK_BYTES:
+        raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE, f"{len(block)} bytes")
+    reader, options = Reader(block), Options()
     while reader.left:
-        if reader.u8() != KIND_STRING:
-            raise RejectedError(Code.INVALID_OPTION_VALUE, "an option key that is not text")
-        key = reader.str32()
-        kind, length = reader.u8(), reader.u32()
-        if not key or key in entries or not 1 <= length <= 255:
-            raise RejectedError(Code.INVALID_OPTION_VALUE, f"option {key!r}")
-        entries[key] = (kind, bytes(reader.take(length)))
-        if len(entries) > MAX_ENTRIES:
-            raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE)
-    return entries
+        key = read_typed(reader, Code.INVALID_OPTION_VALUE).value
+        if not isinstance(key, str) or key in options:
+            raise RejectedError(Code.INVALID_OPTION_VALUE, f"option key {key!r}")
+        options[key] = read_typed(reader, Code.INVALID_OPTION_VALUE)
+        if len(options) > MAX_ENTRIES:
+            raise RejectedError(Code.OPTIONS_BLOCK_TOO_LARGE, f"more than {MAX_ENTRIES} entries")
+    return options
 
 
-def parse_topic_options(body: memoryview, *, update: bool = False) -> dict[str, OptionValue]:
-    """Canonical values of the options in a request. Raises RejectedError 4041, 4042, 4043."""
+def parse_topic_options(options: Options, *, update: bool = False) -> dict[str, OptionValue]:
+    """Canonical values of the options in a request. Raises RejectedError 4041, 4042."""
     values: dict[str, OptionValue] = {}
-    for key, (kind, raw) in read_entries(body).items():
+    for key, typed in options.items():
         option = CATALOGUE.get(key)
         if option is None or (update and not option.updatable):
             raise RejectedError(Code.UNSUPPORTED_OPTION_KEY, key)
-        values[key] = _canonical(option, kind, raw)
+        values[key] = _canonical(option, typed)
     return values
 
 
-def _canonical(option: TopicOption, kind: int, raw: bytes) -> OptionValue:
+def _canonical(option: TopicOption, typed: Typed) -> OptionValue:
     try:
-        value = _decode(option, kind, raw)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {raw!r}") from error
+        value = _read(option, typed)
+    except ValueError as error:
+        raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {typed}") from error
     if option.allowed and value not in option.allowed:
         raise RejectedError(Code.INVALID_OPTION_VALUE, f"{option.key}: {value!r}")
     numeric = isinstance(value, int) and not isinstance(value, bool)
@@ -155,17 +153,12 @@ def _canonical(option: TopicOption, kind: int, raw: bytes) -> OptionValue:
     return value
 
 
-def _decode(option: TopicOption, kind: int, raw: bytes) -> OptionValue:
-    if kind == KIND_STRING:
-        return option.read_text(raw.decode())
-    sizes = {KIND_BOOL: 1, KIND_U32: 4, KIND_U64: 8}
-    if kind != option.kind or len(raw) != sizes.get(kind):
-        raise ValueError(raw)
-    if kind == KIND_BOOL:
-        if raw[0] > 1:
-            raise ValueError(raw)
-        return raw[0] == 1
-    return int.from_bytes(raw, "little")
+def _read(option: TopicOption, typed: Typed) -> OptionValue:
+    if isinstance(typed.value, str):
+        return option.read_text(typed.value)
+    if typed.kind != option.kind or not isinstance(typed.value, int):
+        raise ValueError(typed)
+    return typed.value
 
 
 def resolve_created(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:

@@ -49,7 +49,15 @@ class Reader:
         return float(_F32.unpack(self.take(4))[0])
 
     def flag(self) -> bool:
+        """1 is true, anything else false."""
         return self.u8() == 1
+
+    def u32s(self, count: int) -> tuple[int, ...]:
+        return tuple(value for (value,) in _U32.iter_unpack(self.take(4 * count)))
+
+    def sized(self) -> memoryview:
+        """Bytes behind a u32 length."""
+        return self.take(self.u32())
 
     def text(self, length: int) -> str:
         try:
@@ -82,13 +90,30 @@ class Reader:
     def rest(self) -> memoryview:
         return self.take(self.left)
 
+    def finish(self) -> None:
+        """For replies, which end where their last field ends. Raises RejectedError(3) when bytes are left."""
+        if self.left:
+            raise RejectedError(Code.INVALID_COMMAND, f"{self.left} bytes after the last field")
+
 
 def u8(value: int) -> bytes:
     return value.to_bytes(1, "little")
 
 
+def flag(value: bool) -> bytes:
+    return b"\x01" if value else b"\x00"
+
+
+def u16(value: int) -> bytes:
+    return _U16.pack(value)
+
+
 def u32(value: int) -> bytes:
     return _U32.pack(value)
+
+
+def u32s(values: tuple[int, ...]) -> bytes:
+    return struct.pack(f"<{len(values)}I", *values)
 
 
 def u64(value: int) -> bytes:
@@ -100,12 +125,19 @@ def f32(value: float) -> bytes:
 
 
 def name(value: str) -> bytes:
+    """Raises RejectedError(3) when the name is not 1..255 bytes: the peer would refuse it."""
     raw = value.encode()
+    if not 1 <= len(raw) <= 255:
+        raise RejectedError(Code.INVALID_COMMAND, f"a name of {len(raw)} bytes, limits 1 and 255")
     return u8(len(raw)) + raw
 
 
 def str32(value: str) -> bytes:
-    raw = value.encode()
+    return sized(value.encode())
+
+
+def sized(raw: bytes) -> bytes:
+    """Bytes behind a u32 length."""
     return u32(len(raw)) + raw
 
 

@@ -1,0 +1,130 @@
+"""Which command gets which kind of answer: before login, without a row, without a handler, without a permission."""
+
+import asyncio
+from types import SimpleNamespace
+
+from shardserver.core import metadata as md
+from shardserver.core.dispatch import CHANGES, READS, Dispatcher
+from shardserver.core.metadata_commands import PLANNERS
+from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.sessions import Connection, Sessions
+from shardserver.errors import Code
+from shardserver.protocol.frame import Eviction, Frame, RequestHeader, decode_answer, encode_request, split_result
+from shardserver.protocol.messages import SendRequest
+from shardserver.protocol.table import OP_READ, TABLE, Command, Right, find_row
+
+CLIENT = b"\x07" + bytes(15)
+
+
+class MemoryStore:
+    """A MetadataStore that keeps its records in memory."""
+
+    record_bytes = 0
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+
+    async def append(self, payload: bytes) -> int:
+        self.records.append(payload)
+        return len(self.records)
+
+    async def replay(self) -> tuple[bytes | None, list[bytes]]:
+        return None, self.records
+
+    async def snapshot(self, payload: bytes) -> None:
+        raise AssertionError("never this many bytes")
+
+
+class World:
+    """A dispatcher with a replica and sessions, and one connection. user None: not logged in."""
+
+    def __init__(self, user: int | None) -> None:
+        self.store = MemoryStore()
+        writer = MetadataWriter(self.store, lambda: 1)
+        md.apply(writer.metadata, md.StreamCreated(0, "orders", 1))
+        md.apply(writer.metadata, md.TopicCreated(0, 0, "events", 1, {}, [1]))
+        sessions = Sessions(1, 0)
+        self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
+        if user is not None:
+            sessions.bind(self.connection, user, CLIENT)
+        context = SimpleNamespace(metadata=writer.metadata, writer=writer, sessions=sessions)
+        self.dispatcher = Dispatcher(context)  # type: ignore[arg-type]
+
+    def ask(self, operation: int, code: int = 0, body: bytes = b"") -> bytes:
+        raw = memoryview(encode_request(operation, code, body, client=CLIENT, request=1, session=1))
+        answers: list = []
+
+        async def run() -> None:
+            self.dispatcher.start(self.connection, Frame(RequestHeader.decode(raw), raw[256:]), answers.append)
+            while not answers:
+                await asyncio.sleep(0)
+
+        asyncio.run(run())
+        return b"".join(answers[0])
+
+    def status(self, operation: int, code: int = 0, body: bytes = b"") -> int:
+        header = decode_answer(self.ask(operation, code, body))
+        return -header.reason if isinstance(header, Eviction) else header.status
+
+
+def test_every_command_is_served_or_known_not_to_be() -> None:
+    open_to_all = {row.command for row in TABLE.values() if row.right is Right.OPEN}
+    served = set(READS) | set(PLANNERS) | set(CHANGES) | open_to_all | {Command.SEND_MESSAGES}
+    assert not (set(READS) & set(PLANNERS) or set(READS) & set(CHANGES))
+    names = {command.name for command in set(TABLE) - served}
+    users = {name for name in names if "USER" in name or "TOKEN" in name or "GROUP" in name}
+    assert names - users == {"GET_SNAPSHOT", "FLUSH", "UPDATE_PERMISSIONS", "CHANGE_PASSWORD"}
+
+
+def test_each_row_is_found_by_what_a_header_says() -> None:
+    for row in TABLE.values():
+        found = find_row(row.operation, row.command)
+        assert found is row or row.command is Command.LOGIN_WITH_TOKEN
+    assert find_row(OP_READ, 60_000) is None
+    assert find_row(OP_READ, Command.CREATE_STREAM) is None
+    assert find_row(0, 0) is None
+
+
+def test_before_login_only_ping_and_logout_are_answered() -> None:
+    world = World(user=None)
+    assert world.status(OP_READ, Command.PING) == 0
+    assert world.status(3) == 0
+    assert world.status(OP_READ, Command.GET_ME) == Code.UNAUTHENTICATED
+    assert world.status(OP_READ, 60_000) == Code.UNAUTHENTICATED
+    assert world.status(OP_READ, 38) == world.status(OP_READ, 44) == -15
+    assert world.status(128) == world.status(160) == world.status(99) == -1
+
+
+def test_a_row_without_handler_is_code_5_and_no_row_is_code_3() -> None:
+    world = World(user=md.ROOT_ID)
+    unserved = [row for row in TABLE.values() if row.command not in READS | PLANNERS | CHANGES]
+    for row in unserved:
+        if row.right is not Right.OPEN and row.command is not Command.SEND_MESSAGES:
+            assert world.status(row.operation, row.command) == Code.FEATURE_UNAVAILABLE, row.command
+    assert world.status(OP_READ, 60_000) == world.status(99) == world.status(163) == Code.INVALID_COMMAND
+
+
+def test_a_body_that_cannot_be_decoded_is_answered_and_ends_nothing() -> None:
+    world = World(user=md.ROOT_ID)
+    assert world.status(OP_READ, Command.GET_STREAM, b"\x02\x09short") == Code.INVALID_COMMAND
+    assert world.status(OP_READ, Command.GET_STREAM, b"\x03\x01x") == Code.INVALID_IDENTIFIER
+    assert split_result(memoryview(world.ask(128, body=b""))[256:])[0] == [(0, Code.INVALID_COMMAND)]
+    assert world.connection.is_bound
+
+
+def test_a_user_without_permissions_is_refused_in_the_status_of_a_read_and_the_result_of_a_change() -> None:
+    world = World(user=1)
+    assert world.status(OP_READ, Command.GET_STREAM, b"\x02\x06orders") == Code.UNAUTHORIZED
+    assert world.status(160, body=SendRequest(0, 0, 1, b"", 1, b"").encode()) == Code.UNAUTHORIZED
+    assert world.status(160, body=SendRequest(0, 9, 1, b"", 1, b"").encode()) == Code.TOPIC_NOT_FOUND
+    answer = memoryview(world.ask(128, body=b"\x04mine"))
+    assert split_result(answer[256:])[0] == [(0, Code.UNAUTHORIZED)]
+    assert world.store.records == []
+    missing = memoryview(world.ask(130, body=b"\x02\x04nope"))
+    assert split_result(missing[256:])[0] == [(0, Code.STREAM_NOT_FOUND)]
+
+
+def test_root_changes_metadata() -> None:
+    world = World(user=md.ROOT_ID)
+    assert split_result(memoryview(world.ask(128, body=b"\x04mine"))[256:])[0] == []
+    assert len(world.store.records) == 1
