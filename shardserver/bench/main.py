@@ -160,7 +160,7 @@ def _run_server(arguments: argparse.Namespace, shape: Shape, server: Peer, cores
 def _prefill(connection: Connection, arguments: argparse.Namespace, shape: Shape) -> int:
     """Fill every partition; gives the messages of each."""
     batch, count = make_batch(shape), shape.messages_per_batch
-    batches = max(1, PREFILL_BYTES // arguments.producers // len(batch))
+    batches: int = max(1, PREFILL_BYTES // arguments.producers // len(batch))
     for partition in range(arguments.producers):
         pairs = ((batch, count) for _ in range(batches))
         connection.send_all(STREAM, TOPIC, partition, pairs, depth=PREFILL_DEPTH)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shardserver.protocol import primitives as wire
-from shardserver.protocol.commands import PROTOCOL_VERSION
-from shardserver.protocol.options import OptionValue, encode_entries
+from shardserver.protocol.login import PROTOCOL_VERSION
+from shardserver.protocol.options import OptionValue, encode_options, typed_options
 from shardserver.protocol.primitives import Identifier, Reader
 
 SDK_NAME, SDK_VERSION = "shardserver", "0.1.0"
@@ -38,7 +38,7 @@ def encode_login(username: str, password: str) -> bytes:
 
 
 def encode_create_topic(stream: Identifier, name: str, partitions: int, options: dict[str, OptionValue]) -> bytes:
-    return wire.identifier(stream) + wire.u32(partitions) + wire.name(name) + encode_entries(options)
+    return wire.identifier(stream) + wire.u32(partitions) + wire.name(name) + encode_options(typed_options(options))
 
 
 def encode_send(stream: Identifier, topic: Identifier, partition: int, batch: bytes, count: int) -> bytes:
