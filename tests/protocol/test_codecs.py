@@ -193,6 +193,7 @@ def option(key: bytes, kind: int, value: bytes, key_kind: int = 2) -> bytes:
         (option(b"k", 2, b"v") * 2, 4042),
         (b"".join(option(b"%d" % number, 9, b"v") for number in range(1025)), 4043),
         (b"".join(option(b"%d" % number, 1, b"v" * 250) for number in range(400)), 4043),
+        (b"\x02" + wire.u32(256), 4042),
         (option(b"k", 2, b"v")[:-1], 3),
         (b"\x02", 3),
     ],

@@ -24,7 +24,7 @@ from shardserver.protocol.primitives import Reader
 from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.table import OP_TRUNCATE_PARTITION, TABLE, find_row
 from shardserver.protocol.topics import CreateTopicRequest
-from tests.protocol import vector_rows
+from tests.protocol import vector_parts, vector_rows
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
@@ -96,12 +96,12 @@ def read_reply(raw: bytes, code: int) -> tuple[list, bytes]:
     header, body = wire.decode_answer(raw), memoryview(raw)[256:]
     if isinstance(header, wire.Eviction):
         assert not body
-        return vector_rows.eviction_rows(header), header.encode()
-    rows, made = vector_rows.reply_header_rows(header), header.encode()
+        return vector_parts.eviction_rows(header), header.encode()
+    rows, made = vector_parts.reply_header_rows(header), header.encode()
     codec, framed = reply_codec(header, code)
     if framed and header.status == 0:
         errors, body = wire.split_result(body)
-        rows += vector_rows.result_rows(errors)
+        rows += vector_parts.result_rows(errors)
         made += wire.encode_rejection(errors[0][1]) if errors else wire.RESULT_OK
         codec = Done if errors else codec
     if header.status != 0 or (not body and not framed):
@@ -121,7 +121,7 @@ def test_a_request_is_the_vectors_values_and_bytes(name: str) -> None:
     vector = PAIRS[name]
     raw = bytes.fromhex(vector["request"]["hex"])
     header, request, trailing = read_request(raw)
-    rows = vector_rows.request_header_rows(header) + vector_rows.body_rows(request)
+    rows = vector_parts.request_header_rows(header) + vector_rows.body_rows(request)
     if trailing:
         rows.append((len(trailing), "trailing bytes (ignored by the server)", trailing.hex()))
     assert rows == told_rows(vector["request"])
@@ -243,7 +243,7 @@ def test_the_stages_of_a_batch_decode_to_the_vectors_values() -> None:
         assert checked[:44] == raw[:40] + raw[48:52]
         assert xxhash.xxh3_64_intdigest(checked) == batch.checksum
         for message, frame in zip(batch.messages, stage["frames"], strict=True):
-            rows = {row[1].removeprefix("m."): row[2] for row in vector_rows.part_rows(message, "m")}
+            rows = {row[1].removeprefix("m."): row[2] for row in vector_parts.part_rows(message, "m")}
             assert {key: rows[key] for key in frame if key in rows} == {key: frame[key] for key in frame if key in rows}
             first, last = frame["hashed_range"]
             assert xxhash.xxh3_64_intdigest(raw[first:last]) == message.checksum
