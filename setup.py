@@ -15,6 +15,7 @@ EXTENSIONS = [
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),
+    Extension("shardserver.io_uring.queues", ["shardserver/io_uring/queues.pyx"], libraries=["uring"]),
     Extension("shardserver.bench.load", ["shardserver/bench/load.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.bench.echo", ["shardserver/bench/echo.pyx"], extra_compile_args=["-O3"]),
 ]

@@ -46,7 +46,7 @@ def _unsupported() -> str:
     try:
         from shardserver.io_uring.ring import unsupported_reason
     except ImportError as error:
-        return f"liburing cannot be loaded: {error}"
+        return f"the binding cannot be loaded: {error}"
     return unsupported_reason()
 
 

@@ -1,4 +1,4 @@
-"""One submission and completion queue on the `liburing` package, with operations that survive what a kernel may do.
+"""Operations on a submission and a completion queue that survive what a kernel may do.
 
 A turn of the loop collects submissions; one `io_uring_submit` sends them all. Completions arrive by a registered
 eventfd, in any order. An operation ends when all that was asked for is done: a short transfer, EAGAIN, EINTR and a
@@ -15,13 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import liburing as uring
-
+from shardserver.io_uring.queues import Queues
 from shardserver.io_uring.threads import BLOCK_BYTES, IOV_MAX, OpenFile, storage_error
 
 ENTRIES = 256
+RETRY_S = 0.001  # the kernel was short of memory for entries
 _REPEATED = (errno.EAGAIN, errno.EINTR)
-_NEEDED_OPCODES = ("IORING_OP_READV", "IORING_OP_WRITEV", "IORING_OP_FSYNC")
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +40,6 @@ class Operation:
     open_entries: int = 0
     sync_result: int | None = None
     error: int = 0
-    vector: object = None  # the kernel reads it until completion
 
     def advance(self, moved: int) -> None:
         """Step over what the kernel has taken; a direct file goes on at a whole block."""
@@ -59,13 +57,11 @@ class Operation:
 def unsupported_reason() -> str:
     """Why this process cannot use io_uring; empty when it can. Asks the kernel, never its version."""
     try:
-        ring = uring.Ring()
-        uring.io_uring_queue_init(4, ring)
+        queues = Queues(4)
     except OSError as error:
-        return f"io_uring_setup: {error.strerror or error}"
-    uring.io_uring_queue_exit(ring)
-    known = uring.probe() or {}
-    missing = [name for name in _NEEDED_OPCODES if not known.get(name)]
+        return str(error)
+    missing = queues.missing_operations()
+    queues.close()
     return f"the kernel lacks {', '.join(missing)}" if missing else ""
 
 
@@ -74,12 +70,10 @@ class Ring:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._ring = uring.Ring()
-        uring.io_uring_queue_init(ENTRIES, self._ring)
+        self._queues = Queues(ENTRIES)
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        uring.io_uring_register_eventfd(self._ring, self._eventfd)
+        self._queues.register_eventfd(self._eventfd)
         loop.add_reader(self._eventfd, self._take_completions)
-        self._completion = uring.Cqe()
         self._waiting: deque[Operation] = deque()
         self._open: dict[int, Operation] = {}
         self._last_key = 0
@@ -112,47 +106,33 @@ class Ring:
             filled = True
         if filled:
             self.submissions += 1
-            uring.io_uring_submit(self._ring)
+            self._enter()
+
+    def _enter(self) -> None:
+        if self._queues.submit() > 0:
+            self._loop.call_later(RETRY_S, self._enter)
 
     def _fill(self, operation: Operation) -> None:
         self._last_key += 1
         self._open[self._last_key] = operation
         operation.sync_result, operation.error = None, 0
-        whole = len(operation.buffers) <= IOV_MAX
-        if operation.left:
-            entry = self._entry(operation, self._last_key << 1)
-            operation.vector = uring.Iovec(operation.buffers[:IOV_MAX])
-            prepare = uring.io_uring_prep_readv if operation.is_read else uring.io_uring_prep_writev
-            prepare(entry, operation.file.descriptor, operation.vector, operation.position, 0)
-            uring.io_uring_sqe_set_data64(entry, self._last_key << 1)
-            if operation.sync and whole:
-                uring.io_uring_sqe_set_flags(entry, uring.IOSQE_IO_LINK)
-        if operation.sync and whole:
-            entry = self._entry(operation, self._last_key << 1 | 1)
-            uring.io_uring_prep_fsync(entry, operation.file.descriptor, uring.IORING_FSYNC_DATASYNC)
-            uring.io_uring_sqe_set_data64(entry, self._last_key << 1 | 1)
-
-    def _entry(self, operation: Operation, key: int) -> uring.SQE:
-        operation.open_entries += 1
-        self._open_entries += 1
-        entry = uring.io_uring_get_sqe(self._ring)
-        assert entry is not None  # open entries are bounded by the queue's size
-        return entry
+        descriptor, transfer_key = operation.file.descriptor, self._last_key << 1
+        linked = operation.sync and len(operation.buffers) <= IOV_MAX
+        if operation.left and operation.is_read:
+            self._queues.push_read(descriptor, operation.buffers[:IOV_MAX], operation.position, transfer_key)
+        elif operation.left:
+            self._queues.push_write(descriptor, operation.buffers[:IOV_MAX], operation.position, transfer_key, linked)
+        if linked:
+            self._queues.push_sync(descriptor, transfer_key | 1)
+        operation.open_entries = bool(operation.left) + linked
+        self._open_entries += operation.open_entries
 
     def _take_completions(self) -> None:
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
             return
-        taken = []
-        for _ in uring.CqeIter(self._ring, self._completion):
-            entry = self._completion[0]
-            try:
-                result = entry.res
-            except OSError as error:
-                result = -(error.errno or errno.EIO)
-            taken.append((entry.user_data, result))
-        uring.io_uring_cq_advance(self._ring, len(taken))
+        taken = self._queues.take_completions()
         self._open_entries -= len(taken)
         for key, result in taken:
             self._complete_entry(key, result)
@@ -215,7 +195,7 @@ class Ring:
             self._idle = self._loop.create_future()
             await self._idle
         self._loop.remove_reader(self._eventfd)
-        uring.io_uring_queue_exit(self._ring)
+        self._queues.close()
         os.close(self._eventfd)
 
 

@@ -1,4 +1,4 @@
-"""What the ring does with the results a kernel may give: a scripted stand-in for liburing."""
+"""What the ring does with the results a kernel may give: a scripted stand-in for the queues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import os
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
@@ -17,90 +16,56 @@ from shardserver.io_uring.threads import OpenFile
 from shardserver.memory.aligned import aligned_buffer
 
 BLOCK = 4096
-LINK = 4
 
 
 @dataclass
 class Entry:
-    kind: str = ""
+    kind: str
     position: int = 0
     data: bytes = b""
     key: int = 0
-    flags: int = 0
+    link: bool = False
 
 
 @dataclass
-class Completion:
-    user_data: int
-    result: int
-
-    @property
-    def res(self) -> int:
-        if self.result < 0:
-            raise OSError(-self.result, os.strerror(-self.result))
-        return self.result
-
-
-@dataclass
-class ScriptedUring:
+class ScriptedQueues:
     """Executes writes on `content`. `writes` and `syncs` script results; then all succeeds. Order is shuffled."""
 
     writes: list[int] = field(default_factory=list)
     syncs: list[int] = field(default_factory=list)
+    refusals: int = 0
     content: bytearray = field(default_factory=bytearray)
     log: list[str] = field(default_factory=list)
-    IOSQE_IO_LINK: int = LINK
-    IORING_FSYNC_DATASYNC: int = 1
 
     def __post_init__(self) -> None:
         self.queue: list[Entry] = []
-        self.done: list[Completion] = []
+        self.done: list[tuple[int, int]] = []
         self.eventfd = -1
         self.chance = random.Random(1)
 
-    def Ring(self) -> object:
-        return object()
-
-    def Cqe(self) -> list[Completion]:
-        return []
-
-    def Iovec(self, buffers: list[memoryview]) -> list[memoryview]:
-        return buffers
-
-    def io_uring_queue_init(self, entries: int, ring: object) -> None: ...
-
-    def io_uring_queue_exit(self, ring: object) -> None: ...
-
-    def io_uring_register_eventfd(self, ring: object, descriptor: int) -> None:
+    def register_eventfd(self, descriptor: int) -> None:
         self.eventfd = descriptor
 
-    def io_uring_get_sqe(self, ring: object) -> Entry:
-        self.queue.append(Entry())
-        return self.queue[-1]
+    def push_write(self, descriptor: int, buffers: list[memoryview], position: int, key: int, link: bool) -> None:
+        self.queue.append(Entry("write", position, b"".join(buffers), key, link))
 
-    def io_uring_prep_writev(self, entry: Entry, fd: int, vector: list[memoryview], position: int, flags: int) -> None:
-        entry.kind, entry.position, entry.data = "write", position, b"".join(vector)
+    def push_sync(self, descriptor: int, key: int) -> None:
+        self.queue.append(Entry("sync", key=key))
 
-    def io_uring_prep_fsync(self, entry: Entry, fd: int, flags: int) -> None:
-        entry.kind = "sync"
-
-    def io_uring_sqe_set_data64(self, entry: Entry, key: int) -> None:
-        entry.key = key
-
-    def io_uring_sqe_set_flags(self, entry: Entry, flags: int) -> None:
-        entry.flags = flags
-
-    def io_uring_submit(self, ring: object) -> int:
+    def submit(self) -> int:
+        if self.refusals:
+            self.refusals -= 1
+            return len(self.queue)
         broken = False
         for entry in self.queue:
             result = self._execute(entry) if not broken else -errno.ECANCELED
-            broken = bool(entry.flags & LINK) and result != len(entry.data)
+            broken = entry.link and result != len(entry.data)
             self.log.append(f"{entry.kind} {result}")
-            self.done.append(Completion(entry.key, result))
+            self.done.append((entry.key, result))
         self.queue.clear()
         self.chance.shuffle(self.done)
         os.eventfd_write(self.eventfd, 1)
-        return len(self.done)
+        return 0
 
     def _execute(self, entry: Entry) -> int:
         if entry.kind == "sync":
@@ -110,18 +75,16 @@ class ScriptedUring:
         self.content[entry.position : entry.position + len(taken)] = taken
         return result
 
-    def CqeIter(self, ring: object, cell: list[Completion]) -> Any:
+    def take_completions(self) -> list[tuple[int, int]]:
         taken, self.done = self.done, []
-        for number, one in enumerate(taken):
-            cell[:] = [one]
-            yield number
+        return taken
 
-    def io_uring_cq_advance(self, ring: object, count: int) -> None: ...
+    def close(self) -> None: ...
 
 
-def run(monkeypatch: pytest.MonkeyPatch, script: ScriptedUring, *, sync: bool, blocks: int = 4) -> list[str]:
+def run(monkeypatch: pytest.MonkeyPatch, script: ScriptedQueues, *, sync: bool, blocks: int = 4) -> list[str]:
     """Write `blocks` blocks in two buffers; gives the marks of on_written, or raises what the future raised."""
-    monkeypatch.setattr(module, "uring", script)
+    monkeypatch.setattr(module, "Queues", lambda entries: script)
     marks: list[str] = []
 
     async def body() -> None:
@@ -146,46 +109,52 @@ def run(monkeypatch: pytest.MonkeyPatch, script: ScriptedUring, *, sync: bool, b
 
 
 def test_write_and_sync_are_one_submission(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring()
+    script = ScriptedQueues()
     assert run(monkeypatch, script, sync=True) == ["written"]
     assert script.log == ["write 16384", "sync 0"]
 
 
 def test_a_short_write_goes_on_at_a_whole_block_with_a_new_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring(writes=[BLOCK + 512])
+    script = ScriptedQueues(writes=[BLOCK + 512])
     assert run(monkeypatch, script, sync=True) == ["written"]
     assert script.log == ["write 4608", f"sync {-errno.ECANCELED}", "write 12288", "sync 0"]
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINTR])
 def test_an_interrupted_write_is_made_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    script = ScriptedUring(writes=[-number, 2 * BLOCK, -number])
+    script = ScriptedQueues(writes=[-number, 2 * BLOCK, -number])
     assert run(monkeypatch, script, sync=True) == ["written"]
     assert script.log[-2:] == ["write 8192", "sync 0"]
 
 
 def test_a_cancelled_or_interrupted_sync_is_made_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring(syncs=[-errno.EINTR, -errno.ECANCELED])
+    script = ScriptedQueues(syncs=[-errno.EINTR, -errno.ECANCELED])
     assert run(monkeypatch, script, sync=True) == ["written"]
     assert script.log == ["write 16384", f"sync {-errno.EINTR}", f"sync {-errno.ECANCELED}", "sync 0"]
 
 
 def test_a_failed_sync_is_never_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring(syncs=[-errno.EIO])
+    script = ScriptedQueues(syncs=[-errno.EIO])
     with pytest.raises(StorageError, match="sync f") as error:
         run(monkeypatch, script, sync=True)
     assert error.value.errno == errno.EIO and script.log.count(f"sync {-errno.EIO}") == 1 and len(script.log) == 2
 
 
 def test_a_failed_write_fails_once_and_nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring(writes=[-errno.EIO])
+    script = ScriptedQueues(writes=[-errno.EIO])
     with pytest.raises(StorageError, match="write f"):
         run(monkeypatch, script, sync=True)
     assert script.log == [f"write {-errno.EIO}", f"sync {-errno.ECANCELED}"]
 
 
 def test_a_device_that_takes_no_whole_block_is_an_error_and_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedUring(writes=[512, 512, 512])
+    script = ScriptedQueues(writes=[512, 512, 512])
     with pytest.raises(StorageError):
         run(monkeypatch, script, sync=False)
     assert script.log == ["write 512"]
+
+
+def test_entries_that_the_kernel_does_not_take_now_are_handed_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ScriptedQueues(refusals=2)
+    assert run(monkeypatch, script, sync=True) == ["written"]
+    assert script.log == ["write 16384", "sync 0"] and script.refusals == 0

@@ -1,0 +1,122 @@
+"""A submission and a completion queue: a thin binding on the system's liburing.
+
+Ours, because the wheel of the `liburing` package (2026.3.30) is compiled for AVX-512 and ends the process with SIGILL
+on a processor without it. A binding has no twin: what it does is in liburing's manual pages.
+"""
+
+import errno
+import os
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
+
+cdef enum:
+    BATCH = 64  # completions taken at a time
+
+
+def _raise(int result, str what):
+    raise OSError(-result, f"{what}: {os.strerror(-result)}")
+
+
+cdef class Queues:
+    """Owned by one thread. Buffers and descriptors belong to the caller, who keeps them until their completion."""
+
+    def __cinit__(self, unsigned entries):
+        self._open = False
+        self._vectors = {}
+        cdef int result = io_uring_queue_init(entries, &self._ring, 0)
+        if result < 0:
+            _raise(result, "io_uring_queue_init")
+        self._open = True
+
+    def __dealloc__(self):
+        self.close()
+
+    cpdef close(self):
+        """Give the ring back; a second time is fine. What is in flight must have completed."""
+        if self._open:
+            self._open = False
+            io_uring_queue_exit(&self._ring)
+
+    def missing_operations(self):
+        """Names of the operations we need that this kernel does not have."""
+        cdef io_uring_probe* probe = io_uring_get_probe_ring(&self._ring)
+        if probe == NULL:
+            return ["IORING_REGISTER_PROBE"]
+        needed = [
+            ("IORING_OP_READV", IORING_OP_READV),
+            ("IORING_OP_WRITEV", IORING_OP_WRITEV),
+            ("IORING_OP_FSYNC", IORING_OP_FSYNC),
+        ]
+        missing = [name for name, code in needed if not io_uring_opcode_supported(probe, code)]
+        io_uring_free_probe(probe)
+        return missing
+
+    def register_eventfd(self, int descriptor):
+        """Have each completion signal this eventfd."""
+        cdef int result = io_uring_register_eventfd(&self._ring, descriptor)
+        if result < 0:
+            _raise(result, "io_uring_register_eventfd")
+
+    cdef io_uring_sqe* _entry(self) except NULL:
+        cdef io_uring_sqe* entry = io_uring_get_sqe(&self._ring)
+        if entry == NULL:
+            raise OSError(errno.EBUSY, "the submission queue is full")
+        return entry
+
+    cdef object _vector(self, list buffers, int access):
+        """The iovec array, in memory that Python counts. Each address stays good as long as its memoryview lives."""
+        cdef bytearray vector = bytearray(len(buffers) * sizeof(iovec))
+        cdef iovec* parts = <iovec*>PyByteArray_AS_STRING(vector)
+        cdef Py_buffer view
+        cdef Py_ssize_t number
+        for number in range(len(buffers)):
+            PyObject_GetBuffer(buffers[number], &view, access)
+            parts[number].iov_base = view.buf
+            parts[number].iov_len = view.len
+            PyBuffer_Release(&view)
+        return vector
+
+    def push_read(self, int descriptor, list buffers, uint64_t position, uint64_t key):
+        """Queue a readv into writable memoryviews."""
+        cdef bytearray vector = self._vector(buffers, PyBUF_WRITABLE)
+        cdef io_uring_sqe* entry = self._entry()
+        io_uring_prep_readv(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
+        entry.user_data = key
+        self._vectors[key] = vector
+
+    def push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link):
+        """Queue a writev. link: the next entry starts once this one was taken whole, else it is cancelled."""
+        cdef bytearray vector = self._vector(buffers, PyBUF_SIMPLE)
+        cdef io_uring_sqe* entry = self._entry()
+        io_uring_prep_writev(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
+        entry.user_data = key
+        if link:
+            entry.flags |= IOSQE_IO_LINK
+        self._vectors[key] = vector
+
+    def push_sync(self, int descriptor, uint64_t key):
+        """Queue an fdatasync."""
+        cdef io_uring_sqe* entry = self._entry()
+        io_uring_prep_fsync(entry, descriptor, IORING_FSYNC_DATASYNC)
+        entry.user_data = key
+
+    def submit(self):
+        """Hand all queued entries to the kernel; gives how many it left queued (no memory, or a signal): try again."""
+        cdef int result = io_uring_submit(&self._ring)
+        if result < 0 and -result not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
+            _raise(result, "io_uring_submit")
+        return io_uring_sq_ready(&self._ring)
+
+    def take_completions(self):
+        """All completions that are there, as (key, result), in the kernel's order; a result below 0 is -errno."""
+        cdef io_uring_cqe* entries[BATCH]
+        cdef unsigned count = BATCH, number
+        cdef list taken = []
+        while count == BATCH:
+            count = io_uring_peek_batch_cqe(&self._ring, entries, BATCH)
+            for number in range(count):
+                self._vectors.pop(entries[number].user_data, None)
+                taken.append((entries[number].user_data, entries[number].res))
+            io_uring_cq_advance(&self._ring, count)
+        return taken
