@@ -64,6 +64,15 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     damaged: Annotated[
         str, _key("error: a poll that meets a damaged batch gets code 4011. skip: it goes on behind it; stats count.")
     ] = "error"
+    low_watermark_bytes: Annotated[
+        int, _key("Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.")
+    ] = 64 << 20
+    reserve_bytes: Annotated[
+        int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.")
+    ] = 16 << 20
+    max_total_bytes: Annotated[
+        int, _key("Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.")
+    ] = 0
     retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.")] = 10.0
 
 

@@ -19,18 +19,24 @@ from shardserver.core.dispatch import Dispatcher
 from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.sessions import Sessions
-from shardserver.errors import ShardServerError, StorageError
+from shardserver.errors import CorruptionError, ShardServerError, StorageError
 from shardserver.io_uring.choose import open_disk
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.storage.healing import replace_journal
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
+from shardserver.storage.reserve import Reserve
 from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 5.0
+SPACE_LOOK_S = 1.0
+HEALING_S = 30.0
 
 
 def clock_us() -> int:
@@ -48,6 +54,7 @@ def log_settings(config: Config) -> LogSettings:
         read_ahead_bytes=config.storage.read_ahead_bytes,
         open_segments=config.storage.open_segments,
         skip_damaged=config.storage.damaged == "skip",
+        max_total_bytes=config.storage.max_total_bytes,
     )
 
 
@@ -58,7 +65,10 @@ class Shard:
         self._arguments, self._link, self._config = arguments, link, arguments.config
         self._disk = open_disk(self._config.server.disk_engine)
         self._faults = SyncFaults()
-        self._metadata_log = MetadataLog(self._disk, os.path.join(arguments.data_directory, "metadata"), self._faults)
+        reserve_path = os.path.join(arguments.data_directory, "reserve")
+        self._reserve = Reserve(self._disk, reserve_path, self._config.storage.reserve_bytes)
+        metadata_path = os.path.join(arguments.data_directory, "metadata")
+        self._metadata_log = MetadataLog(self._disk, metadata_path, self._faults, self._reserve)
         self._writer = MetadataWriter(self._metadata_log, clock_us)
         self._stop = asyncio.Event()
         self._durability = Durability(self._config.server.durability)
@@ -75,17 +85,22 @@ class Shard:
         progress = self._background(self._report_progress())
         try:
             await self._recover()
-        except ShardServerError as error:
-            log.critical("recovery_failed", extra={"fields": {"shard": self._arguments.shard, "error": str(error)}})
-            return 1
+        except CorruptionError as error:
+            return self._refused(ShardExit.REFUSED, error)
+        except StorageError as error:
+            return self._refused(ShardExit.REFUSED if self._arguments.read_only else ShardExit.UNWRITABLE, error)
         finally:
             progress.cancel()
         await self._serve()
         self._link.on_stop, self._link.on_query = self._stop.set, self._statistics
-        self._link.send_ready(self._disk.name)
+        self._link.send_ready(self._disk.name, degraded=self._arguments.read_only)
         await self._stop.wait()
         await self._end()
-        return 0
+        return ShardExit.STOPPED
+
+    def _refused(self, code: ShardExit, error: ShardServerError) -> ShardExit:
+        log.critical("recovery_failed", extra={"fields": {"shard": self._arguments.shard, "error": str(error)}})
+        return code
 
     async def _report_progress(self) -> None:
         while True:
@@ -96,15 +111,24 @@ class Shard:
         self._read_bytes = read_bytes
 
     async def _recover(self) -> None:
-        metadata = await self._writer.recover()
-        if md.ROOT_ID not in metadata.users:
-            root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
-            await self._writer.change(lambda state, now: Plan([md.UserCreated(root)]))
-        await self._writer.change(lambda state, now: Plan([md.BootEvent()]))
+        read_only = self._arguments.read_only
+        await self._reserve.find()
+        metadata = await self._writer.recover(read_only=read_only)
+        if read_only:
+            md.apply(metadata, md.BootEvent())  # of this process only: the log takes nothing
+        else:
+            await self._write_start()
         identities = [
             identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
         ]
-        source = RecoveryInput(self._arguments.shard, metadata.next_uid, identities, faults=self._faults)
+        source = RecoveryInput(
+            self._arguments.shard,
+            metadata.next_uid,
+            identities,
+            faults=self._faults,
+            read_only=read_only,
+            reserve=self._reserve,
+        )
         logs = await recover_shard(
             self._disk,
             self._arguments.data_directory,
@@ -132,6 +156,14 @@ class Shard:
         )
         self._writer.on_applied = self._on_applied
 
+    async def _write_start(self) -> None:
+        """Each start has a number of its own, durable before a session carries it; the first one makes the root user."""
+        events: list[md.Event] = [md.BootEvent()]
+        if md.ROOT_ID not in self._writer.metadata.users:
+            root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
+            events.insert(0, md.UserCreated(root))
+        await self._writer.change(lambda state, now: Plan(events))
+
     async def _serve(self) -> None:
         net = self._config.net
         limits = NetLimits(
@@ -143,8 +175,32 @@ class Shard:
         )
         self._listener = Listener(Dispatcher(self._context), self._context.sessions, limits)
         await self._listener.start(self._arguments.listener)
+        if self._arguments.read_only:
+            self._background(self._heal())
+            return
         self._background(self._remove_dead_files())
         self._background(self._retain())
+        self._background(self._watch_space())
+
+    async def _heal(self) -> None:
+        """Try a new journal again and again; with one, end: the next start serves as usual."""
+        while True:
+            await asyncio.sleep(HEALING_S)
+            try:
+                await replace_journal(self._context.logs)
+            except StorageError as error:
+                log.warning("still_read_only", extra={"fields": {"error": str(error)}})
+            else:
+                log.warning("device_writable_again", extra={"fields": {"shard": self._arguments.shard}})
+                os._exit(ShardExit.HEALED)
+
+    async def _watch_space(self) -> None:
+        low = self._config.storage.low_watermark_bytes
+        resources = self._context.logs.resources
+        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, resources.admission, self._reserve)
+        while True:
+            await watch.look()
+            await asyncio.sleep(SPACE_LOOK_S)
 
     def _on_applied(self, events: list[md.Event]) -> None:
         """Make the logs match the replica: new partitions begin, dead ones end at once and lose their files later."""
@@ -191,7 +247,7 @@ class Shard:
 
     def _on_journal_failure(self, error: StorageError) -> None:
         """Nothing small can be acknowledged any more: end without another write, recovery looks at what is there."""
-        os._exit(3)
+        os._exit(ShardExit.JOURNAL_FAILED)
 
     async def _end(self) -> None:
         deadline = self._config.server.shutdown_deadline_s

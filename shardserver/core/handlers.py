@@ -157,7 +157,7 @@ async def delete_segments(context: ShardContext, request: DeleteSegmentsRequest)
     """Oldest sealed segments first, none that a stored offset has not passed."""
     _, topic = context.metadata.find_topic(request.stream, request.topic)
     partition = _partition_of(topic, request.partition)
-    lowest = context.logs.lowest_committed_offset(partition.uid)
+    lowest = context.logs.offsets.lowest(partition.uid)
     keep_from = None if lowest is None else lowest + 1
     await context.log_of(partition).delete_segments(request.count, keep_from=keep_from)
 
@@ -221,7 +221,7 @@ def poll_messages(context: ShardContext, connection: Connection, request: PollRe
     if request.strategy == BY_TIMESTAMP:
         return _poll_later(context, request, partition, log)
     start = _start_offset(context, request, partition, log)
-    result = log.try_read(start, request.count, context.max_reply_bytes)
+    result = log.reader.try_read(start, request.count, context.max_reply_bytes)
     if result is None:
         return _poll_later(context, request, partition, log, start)
     return _poll_reply(context, request, partition, log, result)
@@ -231,8 +231,8 @@ async def _poll_later(
     context: ShardContext, request: PollRequest, partition: Partition, log: PartitionLog, start: int = -1
 ) -> Buffers:
     if start < 0:
-        start = await log.offset_at(request.value)
-    result = await log.read(start, request.count, context.max_reply_bytes)
+        start = await log.reader.offset_at(request.value)
+    result = await log.reader.read(start, request.count, context.max_reply_bytes)
     return _poll_reply(context, request, partition, log, result)
 
 
@@ -243,7 +243,7 @@ def _start_offset(context: ShardContext, request: PollRequest, partition: Partit
         return max(log.first_offset, log.high_watermark - request.count)
     if request.strategy == FIRST:
         return log.first_offset
-    stored = context.logs.committed_offset(partition.uid, 1, consumer_number(request.address.consumer))
+    stored = context.logs.offsets.get(partition.uid, 1, consumer_number(request.address.consumer))
     return log.first_offset if stored is None else stored + 1
 
 
@@ -252,17 +252,17 @@ def _poll_reply(
 ) -> Buffers:
     if request.auto_commit and result.count:
         consumer = consumer_number(request.address.consumer)
-        context.logs.commit_at_least(partition.uid, 1, consumer, result.last_offset)
+        context.logs.offsets.commit_at_least(log, 1, consumer, result.last_offset)
     return [encode_poll_head(partition.id, log.current_offset, result.count), *result.buffers]
 
 
 # Committed offsets
 
 
-def _resolve_write(context: ShardContext, address: PartitionAddress) -> Partition:
+def _resolve_write(context: ShardContext, address: PartitionAddress) -> PartitionLog:
     """As _resolve, but what a store or delete cannot find is code 20 (messages 5.1)."""
     try:
-        return _resolve(context, address)[0]
+        return _resolve(context, address)[1]
     except RejectedError as error:
         if error.code is Code.FEATURE_UNAVAILABLE:
             raise
@@ -287,20 +287,20 @@ def _offset_done(acknowledged: bool) -> tuple[asyncio.Future[None], Callable[[Sh
 
 
 async def store_consumer_offset(context: ShardContext, request: StoreOffsetRequest) -> None:
-    partition = _resolve_write(context, request.address)
+    log = _resolve_write(context, request.address)
     outcome, done = _offset_done(request.ack == ACK_COMMITTED)
-    context.logs.store_offset(partition.uid, 1, consumer_number(request.address.consumer), request.offset, done)
+    context.logs.offsets.store(log, 1, consumer_number(request.address.consumer), request.offset, done)
     await outcome
 
 
 async def delete_consumer_offset(context: ShardContext, request: DeleteOffsetRequest) -> None:
-    partition = _resolve_write(context, request.address)
+    log = _resolve_write(context, request.address)
     outcome, done = _offset_done(request.ack == ACK_COMMITTED)
-    context.logs.delete_offset(partition.uid, 1, consumer_number(request.address.consumer), done)
+    context.logs.offsets.delete(log, 1, consumer_number(request.address.consumer), done)
     await outcome
 
 
 def get_consumer_offset(context: ShardContext, connection: Connection, request: PartitionAddress) -> Buffers:
     partition, log = _resolve(context, request)
-    stored = context.logs.committed_offset(partition.uid, 1, consumer_number(request.consumer))
+    stored = context.logs.offsets.get(partition.uid, 1, consumer_number(request.consumer))
     return [] if stored is None else [OffsetReply(partition.id, log.current_offset, stored).encode()]

@@ -27,7 +27,7 @@ class MetadataStore(Protocol):
         """Make one record durable; gives its revision."""
         ...
 
-    async def replay(self) -> tuple[bytes | None, list[bytes]]:
+    async def replay(self, *, read_only: bool = False) -> tuple[bytes | None, list[bytes]]:
         """The newest snapshot, if any, and the records after it."""
         ...
 
@@ -86,9 +86,9 @@ class MetadataWriter:
         self.metadata = Metadata()
         self.on_applied: Callable[[list[Event]], None] = lambda events: None
 
-    async def recover(self) -> Metadata:
-        """Replay the store into the replica."""
-        snapshot, records = await self._store.replay()
+    async def recover(self, *, read_only: bool = False) -> Metadata:
+        """Replay the store into the replica. read_only: it takes no change then."""
+        snapshot, records = await self._store.replay(read_only=read_only)
         if snapshot is not None:
             self.metadata = md.decode_snapshot(snapshot)
         for raw in records:

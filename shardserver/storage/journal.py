@@ -221,8 +221,15 @@ class Journal:
 
 async def create_journal(disk: Disk, parent: str, settings: LogSettings) -> None:
     """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
-    building, target = os.path.join(parent, "journal.new"), os.path.join(parent, "journal")
     await disk.make_directory(parent)
+    await build_journal(disk, parent, settings)
+    await disk.rename(os.path.join(parent, "journal.new"), os.path.join(parent, "journal"))
+    await disk.sync_directory(parent)
+
+
+async def build_journal(disk: Disk, parent: str, settings: LogSettings) -> int:
+    """A whole, synced ring in `journal.new`; gives its id."""
+    building = os.path.join(parent, "journal.new")
     await disk.make_directory(building)
     for name in await disk.list_directory(building):
         await disk.unlink(os.path.join(building, name))
@@ -230,8 +237,7 @@ async def create_journal(disk: Disk, parent: str, settings: LogSettings) -> None
     for number in range(settings.journal_files):
         await _create_file(disk, building, number, journal_id, settings.journal_file_bytes)
     await disk.sync_directory(building)
-    await disk.rename(building, target)
-    await disk.sync_directory(parent)
+    return journal_id
 
 
 async def _create_file(disk: Disk, directory: str, number: int, journal_id: int, file_bytes: int) -> None:
@@ -254,8 +260,10 @@ class JournalRecovery:
     clean: bool
 
 
-async def open_journal(disk: Disk, directory: str, settings: LogSettings, faults: SyncFaults) -> JournalRecovery:
-    """Lock, read and check the ring; make what it says durable (storage rule 16).
+async def open_journal(
+    disk: Disk, directory: str, settings: LogSettings, faults: SyncFaults, *, read_only: bool = False
+) -> JournalRecovery:
+    """Lock, read and check the ring; make what it says durable (storage rule 16), unless read_only.
 
     Raises:
         CorruptionError: a live write is damaged and is not the torn tail.
@@ -272,7 +280,8 @@ async def open_journal(disk: Disk, directory: str, settings: LogSettings, faults
     if live:
         newest = live[-1]
         journal.adopt_end(newest.sequence, newest.end, live[0].sequence)
-        await _write_again(disk, newest)
+        if not read_only:
+            await _write_again(disk, newest)
     clean = bool(live) and bool(live[-1].writes[-1].flags & fmt.FLAG_CLEAN)
     return JournalRecovery(journal, live, read_bytes, clean)
 

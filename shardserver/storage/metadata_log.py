@@ -7,9 +7,10 @@ import struct
 
 import xxhash
 
-from shardserver.errors import CorruptionError, StorageError
+from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk, File
+from shardserver.storage.reserve import Reserve
 from shardserver.storage.synced_write import SyncFaults, write_synced
 
 BLOCK_BYTES = 4096
@@ -42,9 +43,12 @@ def _decode(raw: memoryview) -> tuple[int, int, int, bytes] | None:
 class MetadataLog:
     """One file a generation: `metadata.<generation>`, its first entry the snapshot that it begins with."""
 
-    def __init__(self, disk: Disk, directory: str, faults: SyncFaults | None = None) -> None:
+    def __init__(
+        self, disk: Disk, directory: str, faults: SyncFaults | None = None, reserve: Reserve | None = None
+    ) -> None:
         self._disk, self._directory = disk, directory
         self._faults = faults or SyncFaults()
+        self._reserve = reserve or Reserve(disk, directory, 0)
         self._file: File | None = None
         self._generation = 0
         self._revision = 0
@@ -56,14 +60,19 @@ class MetadataLog:
     def record_bytes(self) -> int:
         return self._record_bytes
 
-    async def replay(self) -> tuple[bytes | None, list[bytes]]:
+    async def replay(self, *, read_only: bool = False) -> tuple[bytes | None, list[bytes]]:
         """The snapshot (None in a new log) and the records after it, all durable.
+
+        read_only: write nothing, and take nothing until the next start.
 
         Raises:
             CorruptionError: an entry is damaged and is not the torn tail.
         """
-        await self._disk.make_directory(self._directory)
-        await self._disk.sync_directory(os.path.dirname(self._directory))
+        if read_only:
+            self._failed = StorageError("the metadata log is read-only: its device did not take writes")
+        else:
+            await self._disk.make_directory(self._directory)
+            await self._disk.sync_directory(os.path.dirname(self._directory))
         names = await self._disk.list_directory(self._directory)
         generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
         if not generations:
@@ -72,7 +81,7 @@ class MetadataLog:
         self._generation = generations[-1]
         path = self._path(self._generation)
         self._file = await self._disk.open(path)
-        for generation in generations[:-1]:
+        for generation in () if read_only else generations[:-1]:
             await self._disk.unlink(self._path(generation))
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
@@ -97,7 +106,8 @@ class MetadataLog:
             position += align_up(_HEADER.size + len(payload), BLOCK_BYTES)
         self._refuse_damage(path, raw, position)
         self._position, self._record_bytes = position, position
-        await self._make_durable(raw[last:position], last, torn=position < len(raw))
+        if self._failed is None:
+            await self._make_durable(raw[last:position], last, torn=position < len(raw))
         return snapshot, records
 
     def _refuse_damage(self, path: str, raw: memoryview, end: int) -> None:
@@ -117,20 +127,37 @@ class MetadataLog:
         await write_synced(self._disk, self._faults, self._file, position, last_entry)
 
     async def append(self, payload: bytes) -> int:
-        """Write and sync one record. After a failure nothing more is taken: its fate is unknown."""
+        """Write and sync one record.
+
+        Raises:
+            DiskFullError: nothing was taken; the next one may be.
+            StorageError: its fate is unknown, and nothing more is taken.
+        """
         if self._failed is not None:
             raise self._failed
-        assert self._file is not None
         entry = _encode(KIND_RECORD, self._revision + 1, self._generation, payload)
         try:
-            await write_synced(self._disk, self._faults, self._file, self._position, entry)
+            await self._reserve.with_room(lambda: self._write(entry))
         except StorageError as error:
-            self._failed = error
+            if not isinstance(error, DiskFullError):
+                self._failed = error
             raise
         self._revision += 1
         self._position += len(entry)
         self._record_bytes += len(entry)
         return self._revision
+
+    async def _write(self, entry: memoryview) -> None:
+        assert self._file is not None
+        try:
+            await write_synced(self._disk, self._faults, self._file, self._position, entry)
+        except DiskFullError as full:
+            try:  # a part of it may have landed: cut, or it could revive behind a later entry of the same length
+                await self._disk.truncate(self._file, self._position)
+                await self._disk.sync(self._file)
+            except StorageError as error:
+                raise StorageError(f"{full}, then {error}", errno=error.errno) from error
+            raise
 
     async def snapshot(self, payload: bytes) -> None:
         """Go on in a new file that begins with this state."""
@@ -142,10 +169,8 @@ class MetadataLog:
 
     async def _begin_generation(self, generation: int, payload: bytes) -> None:
         building = os.path.join(self._directory, "building")
-        await self._disk.unlink(building)
-        file = await self._disk.open(building, create=True)
         entry = _encode(KIND_SNAPSHOT, self._revision, generation, payload)
-        await write_synced(self._disk, self._faults, file, 0, entry)
+        file = await self._reserve.with_room(lambda: self._build(building, entry))
         try:
             await self._disk.rename(building, self._path(generation))
             await self._disk.sync_directory(self._directory)
@@ -155,6 +180,16 @@ class MetadataLog:
             raise
         self._file, self._generation = file, generation
         self._position, self._record_bytes = len(entry), 0
+
+    async def _build(self, path: str, entry: memoryview) -> File:
+        await self._disk.unlink(path)
+        file = await self._disk.open(path, create=True)
+        try:
+            await write_synced(self._disk, self._faults, file, 0, entry)
+        except StorageError:
+            await self._disk.close(file)
+            raise
+        return file
 
     def _path(self, generation: int) -> str:
         return os.path.join(self._directory, f"metadata.{generation}")

@@ -1,11 +1,5 @@
 """One partition's log: waiting appends, the tail in memory, segments on disk.
 
-Offsets in rising order, each the first one that is *not yet* what its name says:
-
-    flushed_end <= durable_end <= next_offset      journaled_end: given to a journal write or a run
-    high_watermark: what polls see; it follows durable_end, written_end or next_offset as the topic's
-    durability says (docs/durability.md)
-
 Offsets and timestamps are given when the write that carries a batch is built, so that a failed run
 leaves no gap; `memory` topics are answered at once and so are stamped at once, and are never rolled back.
 At most one run (flush or direct) of a partition is in flight; while a direct one is, nothing of the
@@ -17,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardserver.errors import CorruptionError, DiskFullError, ShardServerError, StorageError
@@ -27,14 +20,14 @@ from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.protocol.batch import stamp_batch
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
-from shardserver.storage.disk import Disk
-from shardserver.storage.index import SparseIndex, index_path, read_index, write_index
+from shardserver.storage.index import index_path, write_index
 from shardserver.storage.journal import Journal
-from shardserver.storage.read_builder import ReadBuilder, ReadResult
-from shardserver.storage.segment_reader import Damage, SegmentFiles, walk_segment
-from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
-from shardserver.storage.synced_write import SyncFaults, write_synced
-from shardserver.storage.tail import Tail, TailEntry
+from shardserver.storage.partition_reader import PartitionReader
+from shardserver.storage.partition_state import PartitionState
+from shardserver.storage.resources import LogResources
+from shardserver.storage.settings import Durability, PartitionIdentity
+from shardserver.storage.synced_write import write_synced
+from shardserver.storage.tail import TailEntry
 
 log = logging.getLogger(__name__)
 
@@ -58,35 +51,21 @@ class PartitionStatistics:
     waiting_bytes: int
 
 
-class PartitionLog:
+class PartitionLog(PartitionState):
     """Owned by one shard. `wake` tells that shard's log that there is something to write."""
 
     def __init__(
         self,
-        disk: Disk,
+        resources: LogResources,
         directory: str,
         identity: PartitionIdentity,
-        settings: LogSettings,
-        clock: Callable[[], int],
         wake: Callable[[PartitionLog], None],
-        faults: SyncFaults,
-        files: SegmentFiles,
     ) -> None:
-        self.identity = identity
-        self.directory = directory
-        self._disk, self._settings, self._clock, self._wake = disk, settings, clock, wake
-        self._faults, self._files = faults, files
-        self.tail = Tail()
-        self.segments: list[seg.Segment] = []
-        self.next_offset = 0
-        self.journaled_end = 0
-        self.durable_end = 0
-        self.written_end = 0
-        self.flushed_end = 0
-        self.last_timestamp = 0
+        super().__init__(resources, directory, identity)
+        self.reader = PartitionReader(self)
         self.pinned_sequence = 0
-        self.fenced: StorageError | None = None
-        self._start_offset = 0
+        self._disk, self._settings = resources.disk, resources.settings
+        self._wake = wake
         self._waiting: deque[tuple[bytearray, int, AppendDone]] = deque()
         self._waiting_bytes = 0
         self._backlog_bytes = 0  # stamped, and neither in the journal nor in a segment yet
@@ -96,49 +75,6 @@ class PartitionLog:
         self._idle.set()
         self._roll_due = False
         self._failed = False
-        self._directory_ready = False
-        self.skipped_messages = 0
-        self._reported: set[int] = set()
-
-    # What readers ask
-
-    @property
-    def uid(self) -> int:
-        return self.identity.uid
-
-    @property
-    def first_offset(self) -> int:
-        """The oldest kept offset; equals high_watermark when the partition is empty."""
-        return self.segments[0].base_offset if self.segments else self._start_offset
-
-    @property
-    def high_watermark(self) -> int:
-        durability = self.identity.durability
-        if durability is Durability.FSYNC:
-            return self.durable_end
-        return self.written_end if durability is Durability.WRITE else self.next_offset
-
-    @property
-    def is_empty(self) -> bool:
-        return self.high_watermark <= self.first_offset
-
-    @property
-    def current_offset(self) -> int:
-        return max(0, self.high_watermark - 1)
-
-    @property
-    def message_count(self) -> int:
-        return max(0, self.high_watermark - self.first_offset)
-
-    @property
-    def segments_count(self) -> int:
-        return max(1, len(self.segments))
-
-    @property
-    def size_bytes(self) -> int:
-        unflushed = self.tail.iterate_from(self.flushed_end, len(self.tail)) if self.tail else []
-        waiting = sum(len(entry.data) for entry in unflushed if entry.base_offset >= self.flushed_end)
-        return sum(segment.data_bytes for segment in self.segments) + waiting
 
     def statistics(self) -> PartitionStatistics:
         return PartitionStatistics(
@@ -158,8 +94,9 @@ class PartitionLog:
 
         done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
         """
-        if self.fenced is not None:
-            done(self.fenced)
+        refusal = self.fenced or self.resources.admission.refusal
+        if refusal is not None:
+            done(refusal)
             return
         if self.is_memory:
             entry = self._stamp(batch, count)
@@ -171,7 +108,7 @@ class PartitionLog:
         self._wake(self)
 
     def _stamp(self, batch: bytearray, count: int) -> TailEntry:
-        self.last_timestamp = max(self.last_timestamp, self._clock())
+        self.last_timestamp = max(self.last_timestamp, self.resources.clock())
         stamp_batch(batch, self.identity.partition_id, self.next_offset, self.last_timestamp)
         entry = TailEntry(self.next_offset, count, self.last_timestamp, batch)
         self.tail.append(entry)
@@ -351,6 +288,9 @@ class PartitionLog:
             total += len(entry.data)
         return taken
 
+    def roll_at_next_run(self) -> None:
+        self._roll_due = True
+
     def _begin_run(self, kind: str) -> None:
         self._running = kind
         self._idle.clear()
@@ -379,7 +319,7 @@ class PartitionLog:
             places.append(segment.end + position)
             position += len(entry.data)
         try:
-            await write_synced(self._disk, self._faults, segment.file, segment.end, staging, on_written)
+            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, staging, on_written)
         except StorageError as error:
             await self._cut_failed_run(segment, error)
             raise
@@ -406,22 +346,22 @@ class PartitionLog:
         active = self.segments[-1] if self.segments else None
         if active is not None and not self._roll_due and active.end < self.identity.segment_bytes:
             return active
-        if not self._directory_ready:
+        if not self.directory_exists:
             await self._disk.make_directory(self.directory)
             await self._disk.sync_directory(os.path.dirname(self.directory))
-            self._directory_ready = True
+            self.directory_exists = True
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
             self.segments.pop()
-            await self._files.close(active)
+            await self.resources.files.close(active)
             active = None
         created = await seg.create_segment(
-            self._disk, self._faults, self.directory, self.uid, base_offset, self.last_timestamp
+            self._disk, self.resources.faults, self.directory, self.uid, base_offset, self.last_timestamp
         )
         self.segments.append(created)
         self._roll_due = False
         if active is not None:
-            self._files.seal(active)
+            self.resources.files.seal(active)
             log.info("segment_rolled", extra={"fields": {"partition": self.uid, "base_offset": base_offset}})
         return created
 
@@ -441,70 +381,7 @@ class PartitionLog:
         entries = self.tail.iterate_from(self.flushed_end, 1)
         return entries[0].sequence if entries else 0
 
-    # Reads
-
-    def try_read(self, start: int, count: int, max_bytes: int) -> ReadResult | None:
-        """A read that memory can answer; None when segments are needed."""
-        builder = ReadBuilder(max(start, self.first_offset), count, max_bytes, self.high_watermark)
-        if not builder.wants_more:
-            return builder.result()
-        first = self.tail.first_offset
-        if first is None or builder.next_offset < first:
-            return None
-        self._read_tail(builder)
-        return builder.result()
-
-    def _read_tail(self, builder: ReadBuilder) -> None:
-        for entry in self.tail.iterate_from(builder.next_offset, len(self.tail)):
-            if not builder.wants_more:
-                return
-            builder.add(entry.data, entry.base_offset, entry.count)
-
-    async def read(self, start: int, count: int, max_bytes: int) -> ReadResult:
-        """Up to count messages from start (or the oldest kept one) on, not above max_bytes but at least one batch.
-
-        Raises:
-            CorruptionError: the batch at the start is damaged. Damage further on ends the reply before it.
-        """
-        builder = ReadBuilder(max(start, self.first_offset), count, max_bytes, self.high_watermark)
-        while builder.wants_more:
-            first = self.tail.first_offset
-            if first is not None and builder.next_offset >= first:
-                self._read_tail(builder)
-                break
-            try:
-                await self._read_segment(builder)
-            except CorruptionError:
-                if builder.count:
-                    break
-                raise
-        return builder.result()
-
-    async def _load_index(self, segment: seg.Segment) -> None:
-        """From its file, else from the data: needed once for what was there before this start."""
-        if segment.indexed:
-            return
-        stored = await read_index(self._disk, self.directory, self.uid, segment.base_offset)
-        if stored is None:
-            await self._rebuild_index(segment)
-            return
-        if not segment.indexed:  # no other reader was faster
-            known = segment.index.positions[0] if segment.index.positions else segment.end
-            stored.cut(known)
-            stored.extend(segment.index, known)
-            segment.index, segment.index_is_stored, segment.indexed = stored, True, True
-
-    async def _rebuild_index(self, segment: seg.Segment) -> None:
-        built, walked_end = SparseIndex(), segment.end
-        start = (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._end_of(segment)):
-            if not isinstance(one, Damage):
-                built.add(one.base_offset, one.position, one.timestamp)
-        built.extend(segment.index, walked_end)  # what was written during the walk
-        segment.index, segment.index_is_stored, segment.indexed = built, False, True
-
-    def _walk(self, segment: seg.Segment, start: tuple[int, int], end: int) -> AsyncIterator[seg.StoredBatch | Damage]:
-        return walk_segment(self._disk, self._files, segment, self._settings, start, end)
+    # Indexes
 
     def indexes_due(self, least_bytes: int = INDEX_SAVE_BYTES) -> list[seg.Segment]:
         """Segments whose index file is worth writing: sealed ones, and those that grew by least_bytes."""
@@ -520,79 +397,6 @@ class PartitionLog:
         """Raises StorageError; the index is a hint, so nothing is lost then."""
         segment.index_saved_end = segment.end
         await write_index(self._disk, self.directory, segment.index, self.uid, segment.base_offset)
-
-    def _end_of(self, segment: seg.Segment) -> int:
-        place = self.segments.index(segment)
-        return self.segments[place + 1].base_offset if place + 1 < len(self.segments) else self.flushed_end
-
-    def _segment_of(self, offset: int) -> seg.Segment:
-        bases = [segment.base_offset for segment in self.segments]
-        return self.segments[max(0, bisect_right(bases, offset) - 1)]
-
-    async def _read_segment(self, builder: ReadBuilder) -> None:
-        """Take batches of one segment until the builder is full or the segment ends."""
-        segment = self._segment_of(builder.next_offset)
-        try:
-            await self._load_index(segment)
-            await self._take_batches(segment, builder)
-        except CorruptionError:
-            raise
-        except StorageError:
-            if segment in self.segments:
-                raise
-            builder.skip_to(max(builder.next_offset, self.first_offset), self.high_watermark)  # deleted meanwhile
-
-    async def _take_batches(self, segment: seg.Segment, builder: ReadBuilder) -> None:
-        start = segment.index.at_or_before(builder.next_offset) or (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._end_of(segment)):
-            if not builder.wants_more:
-                return
-            if isinstance(one, Damage):
-                if segment.index_is_stored:
-                    await self._rebuild_index(segment)  # the index may be what is wrong: once more without it
-                    return
-                self._meet_damage(segment, one, builder)
-            elif one.next_offset > builder.next_offset:
-                builder.add(one.data, one.base_offset, one.message_count)
-
-    def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
-        if damage.next_offset <= builder.next_offset:
-            return  # it lies before what is asked for
-        if damage.offset not in self._reported:  # a client may ask for it a thousand times a second
-            self._reported.add(damage.offset)
-            fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
-            log.error("batch_damaged", extra={"fields": fields | {"next_offset": damage.next_offset}})
-        if not self._settings.skip_damaged:
-            raise CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
-        self.skipped_messages += damage.next_offset - builder.next_offset
-        builder.skip_to(damage.next_offset, self.high_watermark)
-
-    async def offset_at(self, timestamp: int) -> int:
-        """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none."""
-        first = self.tail.first_offset
-        for segment in list(self.segments):
-            successor_old = self._successor_timestamp(segment)
-            if successor_old is not None and successor_old < timestamp:
-                continue
-            found = await self._offset_in(segment, timestamp)
-            if found is not None:
-                return found
-        for entry in self.tail.iterate_from(max(first or 0, self.flushed_end), len(self.tail)):
-            if entry.timestamp >= timestamp and entry.end_offset > self.flushed_end:
-                return min(entry.base_offset, self.high_watermark)
-        return self.high_watermark
-
-    def _successor_timestamp(self, segment: seg.Segment) -> int | None:
-        place = self.segments.index(segment)
-        return self.segments[place + 1].previous_timestamp if place + 1 < len(self.segments) else None
-
-    async def _offset_in(self, segment: seg.Segment, timestamp: int) -> int | None:
-        await self._load_index(segment)
-        start = segment.index.before_timestamp(timestamp) or (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._end_of(segment)):
-            if not isinstance(one, Damage) and one.timestamp >= timestamp:
-                return one.base_offset
-        return None
 
     # Retention and removal
 
@@ -610,7 +414,7 @@ class PartitionLog:
         return len(removed)
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
-        await self._files.close(segment)
+        await self.resources.files.close(segment)
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
 
@@ -629,73 +433,20 @@ class PartitionLog:
         while self._running:
             await self._idle.wait()
         for segment in self.segments:
-            await self._files.close(segment)
+            await self.resources.files.close(segment)
 
     # Recovery
 
-    async def recover(self, hint: fmt.Hint | None) -> int:
-        """Find the segments, scan the last one from the hint, cut it there; gives the bytes read.
-
-        Raises:
-            CorruptionError: a segment is missing, or its header is damaged.
-        """
-        try:
-            names = [name for name in await self._disk.list_directory(self.directory) if name.endswith(".log")]
-            self._directory_ready = True
-        except StorageError:
-            names = []
-        for name in names:
-            await self._recover_segment(int(name[:-4]), is_last=name == names[-1], hint=hint)
-        if hint is not None and (not self.segments or self.segments[-1].base_offset < hint.segment_base):
-            raise CorruptionError(self.directory, 0, f"a segment with base offset {hint.segment_base}")
-        if not self.segments:
-            return 0
-        return await self._recover_active(hint)
-
-    async def _recover_segment(self, base_offset: int, *, is_last: bool, hint: fmt.Hint | None) -> None:
-        path = seg.segment_path(self.directory, base_offset)
-        file = await self._disk.open(path, lock=True)
-        block = aligned_buffer(fmt.BLOCK_BYTES)
-        file_bytes = await self._disk.file_bytes(file)
-        await self._disk.read(file, 0, block)
-        header = seg.decode_header(block)
-        if header is None or header[:2] != (self.uid, base_offset):
-            await self._disk.close(file)
-            if not is_last or file_bytes > fmt.BLOCK_BYTES or (hint is not None and hint.segment_base == base_offset):
-                raise CorruptionError(path, 0, f"a segment header of partition {self.uid}")
-            # Its header was never synced, so no run was written behind it.
-            await self._disk.unlink(path)
-            await self._disk.sync_directory(self.directory)
-            return
-        self.last_timestamp = max(self.last_timestamp, header[2])
-        found = seg.Segment(
-            path, base_offset, header[2], end=align_up(max(file_bytes, fmt.BLOCK_BYTES), fmt.BLOCK_BYTES)
-        )
-        found.file, found.indexed, found.index_saved_end = file, False, found.end
-        if not is_last:
-            await self._disk.close(file)
-            found.file = None
-        self.segments.append(found)
-
-    async def _recover_active(self, hint: fmt.Hint | None) -> int:
-        active = self.segments[-1]
-        if active.file is None:  # its successor had a torn header and was removed
-            active.file = await self._disk.open(active.path)
-        start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, self.last_timestamp)
-        if hint is not None and hint.segment_base == active.base_offset:
-            start = hint
-        active.indexed = start.position == fmt.BLOCK_BYTES
-        result = await seg.scan_segment(self._disk, active, start, rewrite=True)
-        if result.end < await self._disk.file_bytes(active.file):
-            await self._disk.truncate(active.file, result.end)
-            await self._disk.sync(active.file)
-        elif result.end > await self._disk.file_bytes(active.file):
-            raise CorruptionError(active.path, result.end, "a segment that reaches up to its hint")
-        active.end = active.index_saved_end = result.end
-        self.last_timestamp = max(self.last_timestamp, result.last_timestamp)
-        end = result.next_offset
+    def take_recovered_end(self, end: int, last_timestamp: int) -> None:
+        """What the segments hold: all below `end` is there."""
+        self.last_timestamp = max(self.last_timestamp, last_timestamp)
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = self.flushed_end = end
-        return result.read_bytes
+
+    async def forget_segments(self) -> None:
+        """Before recovery tries once more."""
+        segments, self.segments = self.segments, []
+        for segment in segments:
+            await self.resources.files.close(segment)
 
     def replay(self, data: memoryview, base_offset: int, count: int, timestamp: int, sequence: int) -> None:
         """Take a journal record: below the end it is here already, at the end it is new.

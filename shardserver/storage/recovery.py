@@ -14,6 +14,10 @@ from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import JournalRecovery, RecoveredFile, create_journal, open_journal
 from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.partition_recovery import recover_partition
+from shardserver.storage.reserve import Reserve
+from shardserver.storage.resources import LogResources
+from shardserver.storage.segment_reader import SegmentFiles
 from shardserver.storage.settings import LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
@@ -23,13 +27,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RecoveryInput:
-    """What metadata says is alive. next_uid: no record may carry this uid or a greater one. faults: of this shard."""
+    """What metadata says is alive. next_uid: no record may carry this uid or a greater one.
+
+    read_only: write nothing, not even what would make the recovered bytes durable; the logs take no appends then.
+    """
 
     shard: int
     next_uid: int
     identities: Iterable[PartitionIdentity]
     terms: dict[int, int] = field(default_factory=dict)
     faults: SyncFaults = field(default_factory=SyncFaults)
+    read_only: bool = False
+    reserve: Reserve | None = None
 
 
 async def recover_shard(
@@ -47,11 +56,16 @@ async def recover_shard(
         CorruptionError: the journal is damaged before its tail, or names partitions that metadata never made.
         StorageError: the disk failed.
     """
-    logs = ShardLog(disk, data_directory, settings, metadata.shard, clock, on_failure, metadata.faults)
-    await _make_directories(disk, data_directory, logs)
-    if "journal" not in await disk.list_directory(logs.directory):
-        await create_journal(disk, logs.directory, settings)
-    ring = await open_journal(disk, os.path.join(logs.directory, "journal"), settings, logs.faults)
+    resources = LogResources(disk, settings, clock, metadata.faults, SegmentFiles(disk, settings.open_segments))
+    reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
+    logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
+    if not metadata.read_only:
+        await _make_directories(disk, data_directory, logs)
+        if "journal" not in await disk.list_directory(logs.directory):
+            await create_journal(disk, logs.directory, settings)
+    ring = await open_journal(
+        disk, os.path.join(logs.directory, "journal"), settings, metadata.faults, read_only=metadata.read_only
+    )
     logs.journal, logs.journal_id = ring.journal, ring.journal.journal_id
     logs.recovery_bytes = ring.read_bytes
     on_progress(logs.recovery_bytes)
@@ -62,9 +76,12 @@ async def recover_shard(
     for one in ring.live:
         _replay_batches(logs, one, metadata)
     await _recover_offsets(disk, logs, ring, metadata)
-    await logs.start(needs_flush=ring.journal.free_files < 2)
+    if metadata.read_only:
+        logs.become_read_only()
+    else:
+        await logs.start(needs_flush=ring.journal.free_files < 2)
     fields = {"shard": metadata.shard, "bytes": logs.recovery_bytes, "clean": ring.clean}
-    log.info("recovered", extra={"fields": fields})
+    log.info("recovered", extra={"fields": fields | {"read_only": metadata.read_only}})
     return logs
 
 
@@ -99,8 +116,9 @@ async def _recover_partitions(
                 hints[record.uid] = fmt.Hint.decode(record.payload)
     for partition in logs.partitions:
         try:
-            logs.recovery_bytes += await partition.recover(hints.get(partition.uid))
-        except CorruptionError as error:
+            hint = hints.get(partition.uid)
+            logs.recovery_bytes += await recover_partition(partition, hint, read_only=metadata.read_only)
+        except StorageError as error:
             _set_aside(partition, error)
         on_progress(logs.recovery_bytes)
 
@@ -121,8 +139,9 @@ def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput)
             _set_aside(partition, error)
 
 
-def _set_aside(partition: PartitionLog, error: CorruptionError) -> None:
+def _set_aside(partition: PartitionLog, error: StorageError) -> None:
     log.error("partition_set_aside", extra={"fields": {"partition": partition.uid, "error": str(error)}})
+    partition.set_aside = error
     partition.fence(error)
 
 

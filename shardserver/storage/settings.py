@@ -30,9 +30,9 @@ class LogSettings:
     read_ahead_bytes: int = 4 * MIB
     linger_s: float = 1.0
     retry_s: float = 1.0
-    low_watermark_bytes: int = 0
     open_segments: int = 512
     skip_damaged: bool = False
+    max_total_bytes: int = 0  # of all segments of the shard; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)

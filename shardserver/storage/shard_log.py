@@ -8,6 +8,7 @@ Acknowledgements follow its completion. Nothing waits for a timer but `memory` r
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections import deque
@@ -15,23 +16,20 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shardserver.errors import Code, RejectedError, ShardServerError, StorageError
+from shardserver.errors import DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
-from shardserver.storage.disk import Disk
+from shardserver.storage.committed_offsets import CommittedOffsets, OffsetRecord
 from shardserver.storage.journal import Journal, JournalStatistics
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
-from shardserver.storage.read_builder import ReadResult
+from shardserver.storage.reserve import Reserve
+from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
-from shardserver.storage.segment_reader import SegmentFiles
-from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
-from shardserver.storage.synced_write import SyncFaults
+from shardserver.storage.settings import PartitionIdentity
 
 log = logging.getLogger(__name__)
 
 FLUSH_CONCURRENCY = 4
-
-OffsetDone = Callable[[ShardServerError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +41,6 @@ class ShardLogStatistics:
     committed_offsets: int
     recovery_bytes: int
     skipped_messages: int
-
-
-@dataclass(slots=True)
-class OffsetRecord:
-    uid: int
-    kind: int
-    consumer: int
-    offset: int
-    flags: int
-    done: OffsetDone | None
 
 
 @dataclass(slots=True)
@@ -69,29 +57,24 @@ class ShardLog:
 
     def __init__(
         self,
-        disk: Disk,
+        resources: LogResources,
         data_directory: str,
-        settings: LogSettings,
         shard: int,
-        clock: Callable[[], int],
         on_failure: Callable[[StorageError], None],
-        faults: SyncFaults,
+        reserve: Reserve,
     ) -> None:
-        self._disk, self._settings, self._shard, self._clock = disk, settings, shard, clock
+        self.resources, self._reserve, self._shard = resources, reserve, shard
+        self._disk, self._settings = resources.disk, resources.settings
         self._on_failure = on_failure
         self.directory = os.path.join(data_directory, "shards", str(shard))
         self.partitions_directory = os.path.join(data_directory, "partitions")
         self.journal: Journal
         self.journal_id = 0
-        self.faults = faults
         self.failed: StorageError | None = None
         self.recovery_bytes = 0
-        self._files = SegmentFiles(disk, settings.open_segments)
         self._partitions: dict[int, PartitionLog] = {}
-        self._offsets: dict[snapshot.OffsetKey, int] = {}
+        self.offsets = CommittedOffsets(self._on_offset)
         self._dirty: dict[PartitionLog, None] = {}
-        self._offset_queue: deque[OffsetRecord] = deque()
-        self._offset_positions: dict[int, set[snapshot.OffsetKey]] = {}
         self._hints: dict[int, PartitionLog] = {}
         self._checkpoint: deque[PartitionLog] = deque()
         self._checkpoint_started = 0
@@ -124,9 +107,7 @@ class ShardLog:
     def create_partition(self, identity: PartitionIdentity) -> PartitionLog:
         """A new, empty log. It takes no disk space before its first flush or direct run."""
         directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
-        created = PartitionLog(
-            self._disk, directory, identity, self._settings, self._clock, self._mark_dirty, self.faults, self._files
-        )
+        created = PartitionLog(self.resources, directory, identity, self._mark_dirty)
         self._partitions[identity.uid] = created
         return created
 
@@ -140,8 +121,7 @@ class ShardLog:
         self._dirty.pop(gone, None)
         self._hints.pop(uid, None)
         self._tail_bytes -= gone.tail.bytes
-        for key in self._offset_positions.pop(uid, set()):
-            self._offsets.pop(key, None)
+        self.offsets.forget_partition(uid)
         self._track(gone.close())
 
     async def remove_files(self, uid: int) -> None:
@@ -150,7 +130,9 @@ class ShardLog:
         await self.wait_idle()
         try:
             names = await self._disk.list_directory(directory)
-        except StorageError:
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
             return
         for name in names:
             await self._disk.unlink(os.path.join(directory, name))
@@ -163,56 +145,8 @@ class ShardLog:
         if tasks:
             await asyncio.wait(tasks)
 
-    # Committed offsets
-
-    def committed_offset(self, uid: int, kind: int, consumer: int) -> int | None:
-        return self._offsets.get((uid, kind, consumer))
-
-    def lowest_committed_offset(self, uid: int) -> int | None:
-        """The lowest offset that any consumer of the partition has stored."""
-        return min((self._offsets[key] for key in self._offset_positions.get(uid, ())), default=None)
-
-    def store_offset(self, uid: int, kind: int, consumer: int, offset: int, done: OffsetDone | None) -> None:
-        """Set a committed offset. done: told when it is durable; None: applied now, durable with the next write.
-
-        Raises:
-            RejectedError: the partition is empty, or offset is above its newest message.
-        """
-        partition = self._partitions[uid]
-        if offset >= partition.high_watermark:
-            raise RejectedError(Code.INVALID_OFFSET, f"offset {offset}, high watermark {partition.high_watermark}")
-        self._set_offset((uid, kind, consumer), offset)
-        self._queue_offset(OffsetRecord(uid, kind, consumer, offset, 0, done))
-
-    def commit_at_least(self, uid: int, kind: int, consumer: int, offset: int) -> None:
-        """Auto-commit: never moves a committed offset back."""
-        if self._offsets.get((uid, kind, consumer), -1) < offset:
-            self._set_offset((uid, kind, consumer), offset)
-            self._queue_offset(OffsetRecord(uid, kind, consumer, offset, 0, None))
-
-    def delete_offset(self, uid: int, kind: int, consumer: int, done: OffsetDone | None) -> None:
-        """Raises RejectedError when none is stored."""
-        if (uid, kind, consumer) not in self._offsets:
-            raise RejectedError(Code.CONSUMER_OFFSET_NOT_FOUND)
-        self._drop_offset((uid, kind, consumer))
-        self._queue_offset(OffsetRecord(uid, kind, consumer, 0, fmt.RECORD_TOMBSTONE, done))
-
-    def _set_offset(self, key: snapshot.OffsetKey, offset: int) -> None:
-        self._offsets[key] = offset
-        self._offset_positions.setdefault(key[0], set()).add(key)
-
-    def _drop_offset(self, key: snapshot.OffsetKey) -> None:
-        self._offsets.pop(key, None)
-        self._offset_positions.get(key[0], set()).discard(key)
-
-    def _queue_offset(self, record: OffsetRecord) -> None:
-        waits = record.done is not None
-        if waits and self._partitions[record.uid].identity.offset_durability is Durability.MEMORY:
-            assert record.done is not None
-            record.done(None)
-            record.done, waits = None, False
-        self._offset_queue.append(record)
-        if waits:
+    def _on_offset(self, record: OffsetRecord) -> None:
+        if record.done:
             self._schedule_turn()
         else:
             self._linger_turn()
@@ -235,7 +169,7 @@ class ShardLog:
 
     def _linger_turn(self) -> None:
         """What nobody waits for goes with the next write, or after linger_s."""
-        waits = self._dirty or self._offset_queue or self._hints
+        waits = self._dirty or self.offsets.waiting or self._hints
         if waits and self._linger is None and self.failed is None:
             loop = asyncio.get_running_loop()
             self._linger = loop.call_later(self._settings.linger_s, self._end_linger)
@@ -286,7 +220,7 @@ class ShardLog:
             self._linger.cancel()
             self._linger = None
         self._lingered = False
-        if not (self._dirty or self._offset_queue or self._hints or self._force_write):
+        if not (self._dirty or self.offsets.waiting or self._hints or self._force_write):
             return
         if self.journal.begin():
             content = self._fill()
@@ -305,6 +239,7 @@ class ShardLog:
         if self._flush_error is not None:
             for partition in list(self._dirty):
                 partition.fail_waiting(self._flush_error)
+            self.offsets.refuse_waiting(self._flush_error)
 
     def _fill(self) -> WriteContent:
         sequence = self.journal.sequence
@@ -345,8 +280,7 @@ class ShardLog:
             del self._hints[uid]
 
     def _add_offsets(self, content: WriteContent) -> None:
-        while self._offset_queue:
-            record = self._offset_queue[0]
+        while (record := self.offsets.first()) is not None:
             partition = self._partitions.get(record.uid)
             raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
             if partition is not None:
@@ -355,8 +289,7 @@ class ShardLog:
                 term = partition.identity.term
                 self.journal.add(fmt.KIND_OFFSET, record.flags, self._shard, record.uid, term, raw)
                 self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
-            self._offset_queue.popleft()
-            content.offsets.append(record)
+            content.offsets.append(self.offsets.take_first())
 
     def _add_batches(self, content: WriteContent) -> None:
         for partition in list(self._dirty):
@@ -388,14 +321,17 @@ class ShardLog:
         try:
             await future
         except StorageError as error:
+            for record in content.offsets:
+                for refused in record.done:
+                    refused(error)
             self._fail(error)
             return
         self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
         for partition, end in content.batches:
             partition.note_durable(end)
         for record in content.offsets:
-            if record.done is not None:
-                record.done(None)
+            for done in record.done:
+                done(None)
         self._published.set()
         self._evict()
         if self._has_work():
@@ -408,7 +344,7 @@ class ShardLog:
     def _has_work(self) -> bool:
         if self._lingered or self._checkpoint or self._force_write:
             return True
-        return any(partition.is_due for partition in self._dirty) or any(one.done for one in self._offset_queue)
+        return any(partition.is_due for partition in self._dirty) or self.offsets.waited_for > 0
 
     def _fail(self, error: StorageError) -> None:
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
@@ -417,9 +353,7 @@ class ShardLog:
             log.critical("journal_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
             for partition in self._partitions.values():
                 partition.fence(error)
-            for record in self._offset_queue:
-                if record.done is not None:
-                    record.done(error)
+            self.offsets.refuse_waiting(error)
             self._on_failure(error)
 
     # Freeing journal files
@@ -489,11 +423,13 @@ class ShardLog:
         """Records of files before `covered` are in the snapshot; those of `covered` itself are replayed once more."""
         covered = self.journal.sequence
         terms = {uid: one.identity.term for uid, one in self._partitions.items()}
-        known = {key: offset for key, offset in self._offsets.items() if key[0] in terms}
-        raw = snapshot.encode_snapshot(known, terms, self.journal_id, covered)
-        await snapshot.write_snapshot(self._disk, self.faults, self.directory, raw)
+        raw = snapshot.encode_snapshot(self.offsets.of_partitions(set(terms)), terms, self.journal_id, covered)
+        await self._reserve.with_room(lambda: self._write_offsets(raw))
         # Only now: a journal write made meanwhile may not say that the older records are needed no more.
         self._uncovered_offsets = covered
+
+    async def _write_offsets(self, raw: bytes) -> None:
+        await snapshot.write_snapshot(self._disk, self.resources.faults, self.directory, raw)
 
     async def _publish(self) -> None:
         """Have a synced write say which files are free. Returns when one more write has completed."""
@@ -526,11 +462,6 @@ class ShardLog:
             elif partition.tail.bytes == before:
                 self._cached.rotate(-1)
 
-    # Reads that need the shard's settings
-
-    async def read(self, uid: int, start: int, count: int, max_bytes: int) -> ReadResult:
-        return await self._partitions[uid].read(start, count, max_bytes)
-
     # What recovery hands over
 
     def adopt_tail(self, partition: PartitionLog, added: int) -> None:
@@ -541,24 +472,27 @@ class ShardLog:
             self._pin(partition, sequence)
 
     def adopt_offsets(self, found: dict[snapshot.OffsetKey, int], *, oldest_sequence: int) -> None:
-        """Take recovered offsets, cut to their partition's end; a cut goes into the first write (storage rule 13)."""
         self._uncovered_offsets = oldest_sequence
         for key, offset in found.items():
-            partition = self._partitions[key[0]]
-            if partition.fenced is not None or offset < partition.next_offset:
-                self._set_offset(key, offset)
-                continue
-            flags = 0 if partition.next_offset else fmt.RECORD_TOMBSTONE
-            end = max(0, partition.next_offset - 1)
-            if not flags:
-                self._set_offset(key, end)
-            self._offset_queue.append(OffsetRecord(*key, end, flags, None))
+            self.offsets.adopt(self._partitions[key[0]], key, offset)
 
     async def start(self, *, needs_flush: bool) -> None:
-        """Serve. With too few free journal files, flush first: the first write then frees the others at once."""
-        if needs_flush:
+        """Serve. With too few free journal files, flush first: the first write then frees the others at once.
+
+        Raises StorageError; a full disk is no reason not to serve: what replay put into memory can be read.
+        """
+        if not needs_flush:
+            return
+        try:
             await self._flush_partitions([one for members in self._pinned.values() for one in members])
             await self._snapshot_offsets()
+        except DiskFullError as error:
+            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+
+    def become_read_only(self) -> None:
+        """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""
+        error = StorageError("the shard is read-only: its device did not take the writes of its recovery")
+        self.failed = self.resources.admission.refusal = self.offsets.refusal = error
 
     # Life
 
@@ -576,10 +510,25 @@ class ShardLog:
         self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
 
     async def enforce_retention(self) -> int:
-        """Delete the oldest sealed segments of partitions above their limit; gives how many went."""
+        """Delete the oldest sealed segments of partitions above their limit, then of the shard; gives how many went."""
         removed = 0
         for partition in list(self._partitions.values()):
             removed += await partition.enforce_retention()
+        return removed + await self._enforce_total()
+
+    async def _enforce_total(self) -> int:
+        limit, removed = self._settings.max_total_bytes, 0
+        if not limit:
+            return 0
+        total = sum(one.segments_bytes for one in self._partitions.values())
+        while total > limit:
+            holders = [one for one in self._partitions.values() if len(one.segments) > 1]
+            if not holders:
+                break
+            # A segment's last timestamp stands in its successor.
+            oldest = min(holders, key=lambda one: one.segments[1].previous_timestamp)
+            total -= oldest.segments[0].data_bytes
+            removed += await oldest.delete_segments(1)
         return removed
 
     async def close(self) -> None:
@@ -612,12 +561,12 @@ class ShardLog:
                 return
 
     async def _write_clean_end(self) -> None:
-        if not self._ever_wrote() and not self._offset_queue:
+        if not self._ever_wrote() and not self.offsets.waiting:
             return
         try:
             await self._flush_partitions(list(self._partitions.values()))
-            if self._uncovered_offsets or self._offset_queue:
-                self._offset_queue.clear()
+            if self._uncovered_offsets or self.offsets.waiting:
+                self.offsets.waiting.clear()
                 await self._snapshot_offsets()
         except StorageError as error:
             log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
@@ -648,7 +597,7 @@ class ShardLog:
             len(self._partitions),
             self._tail_bytes,
             self._flushes,
-            len(self._offsets),
+            len(self.offsets),
             self.recovery_bytes,
-            sum(one.skipped_messages for one in self._partitions.values()),
+            sum(one.reader.skipped_messages for one in self._partitions.values()),
         )

@@ -36,6 +36,7 @@ class ShardArguments:
     link: Connection
     root_password_hash: str | None
     core: int | None
+    read_only: bool = False
 
 
 class ShardLink:
@@ -59,8 +60,8 @@ class ShardLink:
         else:
             self._connection.send({"kind": "answer", "content": self.on_query(message["command"])})
 
-    def send_ready(self, disk_engine: str) -> None:
-        self._connection.send({"kind": "ready", "disk_engine": disk_engine, "core": self._core})
+    def send_ready(self, disk_engine: str, *, degraded: bool) -> None:
+        self._connection.send({"kind": "ready", "disk_engine": disk_engine, "core": self._core, "degraded": degraded})
 
 
 def pin(core: int | None) -> int | None:

@@ -118,13 +118,13 @@ class Load:
                 self.committed[uid] = max(place, self.committed.get(uid, -1))
             outcome.set_result(None)
 
-        logs.store_offset(uid, 1, 7, tried[-1], done)
+        logs.offsets.store(logs.partition(uid), 1, 7, tried[-1], done)
         return outcome
 
     def check_commits(self, logs: ShardLog) -> None:
         """A committed offset is the newest acknowledged one or a later try, and never beyond the end."""
         for uid, place in self.committed.items():
-            found = logs.committed_offset(uid, 1, 7)
+            found = logs.offsets.get(uid, 1, 7)
             assert found in self.commits[uid][place:], f"partition {uid}: offset {found}, committed {self.commits[uid]}"
             assert found < logs.partition(uid).high_watermark
 
@@ -134,7 +134,7 @@ async def read_numbers(logs: ShardLog, uid: int) -> list[int]:
     log, found = logs.partition(uid), []
     offset = log.first_offset
     while offset < log.high_watermark:
-        result = await log.read(offset, 7, 20_000)
+        result = await log.reader.read(offset, 7, 20_000)
         part = payloads_of(b"".join(result.buffers))
         assert len(part) == result.count > 0
         assert result.last_offset == offset + result.count - 1

@@ -42,7 +42,7 @@ async def read_all(logs: ShardLog) -> tuple[list[int], list[int]]:
     offset = 0
     while offset < log.high_watermark:
         try:
-            result = await log.read(offset, 7, 10_000)
+            result = await log.reader.read(offset, 7, 10_000)
         except CorruptionError:
             damaged.append(offset)
             offset += 1

@@ -1,0 +1,62 @@
+"""Out of read-only mode: all that a shard replayed into memory goes into segments, and a new journal takes its place.
+
+Done on a shard that serves reads meanwhile. A crash at any step leaves the former journal, or none and nothing that
+was only there; the next start is an ordinary one. Decided in docs/durability.md, "A broken device".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from shardserver.errors import StorageError
+from shardserver.storage import offsets as snapshot
+from shardserver.storage import segment as seg
+from shardserver.storage.journal import build_journal
+from shardserver.storage.journal_format import BLOCK_BYTES, Hint
+from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.shard_log import ShardLog
+
+
+async def replace_journal(logs: ShardLog) -> None:
+    """Raises StorageError while the device still refuses. After success the process ends: a start finds all synced."""
+    disk, settings = logs.resources.disk, logs.resources.settings
+    # The ring first: writing it whole is the proof that the device takes writes and syncs again.
+    journal_id = await build_journal(disk, logs.directory, settings)
+    for partition in logs.partitions:
+        if partition.set_aside is None:
+            await _make_durable(partition)
+    terms = {one.uid: one.identity.term for one in logs.partitions}
+    raw = snapshot.encode_snapshot(logs.offsets.of_partitions(set(terms)), terms, journal_id, 0)
+    await snapshot.write_snapshot(disk, logs.resources.faults, logs.directory, raw)
+    await _swap(logs)
+
+
+async def _make_durable(partition: PartitionLog) -> None:
+    """The active segment's bytes once more, synced (storage rule 16); what only the journal held in a new segment."""
+    if partition.segments:
+        active = partition.segments[-1]
+        start = Hint(active.base_offset, BLOCK_BYTES, active.base_offset, active.previous_timestamp)
+        await seg.scan_segment(partition.resources.disk, active, start, rewrite=True)
+    partition.roll_at_next_run()
+    await partition.flush()
+
+
+async def _swap(logs: ShardLog) -> None:
+    disk = logs.resources.disk
+    former, target = os.path.join(logs.directory, "journal.broken"), os.path.join(logs.directory, "journal")
+    await _remove(logs, former)  # left by a crash
+    await disk.rename(target, former)
+    await disk.sync_directory(logs.directory)
+    await disk.rename(os.path.join(logs.directory, "journal.new"), target)
+    await disk.sync_directory(logs.directory)
+    await _remove(logs, former)
+
+
+async def _remove(logs: ShardLog, directory: str) -> None:
+    """Of no use any more, and no reason to fail."""
+    disk = logs.resources.disk
+    with contextlib.suppress(StorageError):
+        for name in await disk.list_directory(directory):
+            await disk.unlink(os.path.join(directory, name))
+        await disk.remove_directory(directory)

@@ -1,0 +1,68 @@
+"""Disk space kept back for what must work on a full disk: metadata, snapshots, the start.
+
+A file of zeros that is given up at the first ENOSPC of such a write, and made again when there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from shardserver.errors import DiskFullError, StorageError
+from shardserver.memory.aligned import aligned_buffer
+from shardserver.storage.disk import Disk
+
+log = logging.getLogger(__name__)
+
+STEP_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class Reserve:
+    """One file a data directory. reserve_bytes 0: none is kept."""
+
+    def __init__(self, disk: Disk, path: str, reserve_bytes: int) -> None:
+        self._disk, self._path, self.reserve_bytes = disk, path, reserve_bytes
+        self.is_there = False
+
+    async def find(self) -> None:
+        """See whether a former start has left it."""
+        if self.reserve_bytes:
+            try:
+                file = await self._disk.open(self._path)
+            except StorageError:
+                return
+            self.is_there = await self._disk.file_bytes(file) >= self.reserve_bytes
+            await self._disk.close(file)
+
+    async def make(self) -> None:
+        """Written, not only allocated: some filesystems promise room and break it. Without room there is none."""
+        if self.is_there or not self.reserve_bytes:
+            return
+        try:
+            await self._disk.unlink(self._path)
+            file = await self._disk.open(self._path, create=True)
+            try:
+                zeros = aligned_buffer(STEP_BYTES)
+                for position in range(0, self.reserve_bytes, STEP_BYTES):
+                    await self._disk.write(file, position, [zeros])
+                await self._disk.sync(file)
+            finally:
+                await self._disk.close(file)
+            self.is_there = True
+        except StorageError as error:
+            log.warning("no_reserve", extra={"fields": {"path": self._path, "error": str(error)}})
+            await self._disk.unlink(self._path)
+
+    async def with_room(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do work; when the disk is full, once more with the reserve given up."""
+        try:
+            return await work()
+        except DiskFullError:
+            if not self.is_there:
+                raise
+        self.is_there = False
+        log.warning("reserve_given_up", extra={"fields": {"path": self._path, "bytes": self.reserve_bytes}})
+        await self._disk.unlink(self._path)
+        return await work()

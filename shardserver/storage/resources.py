@@ -1,0 +1,31 @@
+"""What all logs of one shard share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardserver.errors import StorageError
+from shardserver.storage.disk import Disk
+from shardserver.storage.segment_reader import SegmentFiles
+from shardserver.storage.settings import LogSettings
+from shardserver.storage.synced_write import SyncFaults
+
+
+@dataclass(slots=True)
+class Admission:
+    """Why appends are refused now: the disk is nearly full, or the shard is read-only. None: they are taken."""
+
+    refusal: StorageError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogResources:
+    """clock: microseconds since the epoch; it may go back."""
+
+    disk: Disk
+    settings: LogSettings
+    clock: Callable[[], int]
+    faults: SyncFaults
+    files: SegmentFiles
+    admission: Admission = field(default_factory=Admission)
