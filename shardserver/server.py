@@ -157,7 +157,7 @@ class Shard:
         self._writer.on_applied = self._on_applied
 
     async def _write_start(self) -> None:
-        """Each start has a number of its own, durable before a session carries it; the first one makes the root user."""
+        """Each start has its own number, durable before a session carries it; the first one makes the root user."""
         events: list[md.Event] = [md.BootEvent()]
         if md.ROOT_ID not in self._writer.metadata.users:
             root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")

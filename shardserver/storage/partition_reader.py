@@ -68,7 +68,7 @@ class PartitionReader:
         return self._result(builder)
 
     def _result(self, builder: ReadBuilder) -> ReadResult:
-        """Nothing follows: of a partition that was set aside that is no answer, or its consumers would wait for ever."""
+        """Empty is no answer of a partition that was set aside: its consumers would wait for ever."""
         if builder.count == 0 and self._state.set_aside is not None:
             raise self._state.set_aside
         return builder.result()
