@@ -684,6 +684,8 @@ class PartitionLog:
         start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, self.last_timestamp)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
+        else:  # its creator may have died before it synced the name; a hint is journaled only after that
+            await self._disk.sync_directory(self.directory)
         active.indexed = start.position == fmt.BLOCK_BYTES
         result = await seg.scan_segment(self._disk, active, start, rewrite=True)
         if result.end < await self._disk.file_bytes(active.file):
