@@ -85,6 +85,11 @@ class Node:
         return landed
 
 
+def move_names(names: dict[str, Node], source: str, target: str) -> None:
+    for name in [name for name in names if name == source or name.startswith(source + "/")]:
+        names[target + name[len(source) :]] = names.pop(name)
+
+
 @dataclass(eq=False)
 class FaultFile:
     path: str
@@ -125,6 +130,7 @@ class FaultDisk:
         self.is_dead = False
         self.files: dict[str, Node] = {}
         self.durable_files: dict[str, Node] = {}
+        self._renamed: list[tuple[str, str]] = []  # directories whose renames no sync of their parent covers yet
         self._pending: list[Operation] = []
         self._ghosts: list[Operation] = []
         self._due = False
@@ -136,14 +142,21 @@ class FaultDisk:
         """The process is gone, the machine is not: all that was written is there, still as unsynced as it was."""
         heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
         heir.files, heir.durable_files, heir._ghosts = self.files, self.durable_files, self._ghosts
+        heir._renamed = self._renamed
         return heir
 
     def after_power_loss(self, seed: int) -> FaultDisk:
         heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
         chance = random.Random(seed)
         kept: dict[int, Node] = {}
-        for path in sorted(self.files.keys() | self.durable_files.keys()):
-            durable, current = self.durable_files.get(path), self.files.get(path)
+        files, durable_files = dict(self.files), dict(self.durable_files)
+        for source, target in reversed(self._renamed):  # a directory has its old name or its new one, with all in it
+            if chance.random() < 0.5:
+                move_names(durable_files, source, target)
+            else:
+                move_names(files, target, source)
+        for path in sorted(files.keys() | durable_files.keys()):
+            durable, current = durable_files.get(path), files.get(path)
             node = durable if durable is current else chance.choice((durable, current))
             if node is not None:
                 heir.files[path] = kept.setdefault(id(node), node.after_power_loss(chance))
@@ -323,8 +336,9 @@ class FaultDisk:
         """Of a file, or of a directory with all in it."""
 
         def work() -> None:
-            for name in [name for name in self.files if name == source or name.startswith(source + "/")]:
-                self.files[target + name[len(source) :]] = self.files.pop(name)
+            if source not in self.files:
+                self._renamed.append((source, target))
+            move_names(self.files, source, target)
 
         return self._submit("rename", work)
 
@@ -336,6 +350,7 @@ class FaultDisk:
 
     def sync_directory(self, path: str) -> Future:
         def work() -> None:
+            self._renamed[:] = [names for names in self._renamed if os.path.dirname(names[1]) != path]
             for name in list(self.durable_files):
                 if name not in self.files and self._is_under(name, path):
                     del self.durable_files[name]
