@@ -67,9 +67,9 @@ class FileReader:
 
     async def fill(self, end: int) -> memoryview:
         """All bytes read so far, at least up to `end` or the end of the file. A read error is never that end."""
-        while self._filled < min(end, len(self._buffer)):
-            want = min(max(self._filled, HEAD_BYTES), CHUNK_BYTES)
-            chunk = self._buffer[self._filled : self._filled + want]
+        end = min(end, len(self._buffer))
+        while self._filled < end:
+            chunk = self._buffer[self._filled : min(end, self._filled + CHUNK_BYTES)]
             got = await self._disk.read(self.file.file, self._filled, chunk)
             if got < len(chunk):
                 raise CorruptionError(self.file.path, self._filled + got, f"{self.file.file_bytes} bytes of journal")
@@ -77,12 +77,17 @@ class FileReader:
             self._count.add(got)
         return self._buffer[: self._filled]
 
+    async def _fill_ahead(self, end: int) -> memoryview:
+        """As fill; when it has to read, then as much again as was read before, so that writes cost no read each."""
+        ahead = min(max(self._filled, HEAD_BYTES), CHUNK_BYTES)
+        return await self.fill(end if end <= self._filled else max(end, self._filled + ahead))
+
     async def write_at(self, position: int, journal_id: int) -> fmt.WriteHeader | None:
         """The valid write of this journal whose place is here, of whatever use of the file."""
-        header = fmt.decode_write_header((await self.fill(position + fmt.BLOCK_BYTES))[position:])
+        header = fmt.decode_write_header((await self._fill_ahead(position + fmt.BLOCK_BYTES))[position:])
         if header is None or (header.journal_id, header.position) != (journal_id, position):
             return None
-        return fmt.decode_write((await self.fill(position + header.length))[position:])
+        return fmt.decode_write((await self._fill_ahead(position + header.length))[position:])
 
     async def is_blank(self) -> bool:
         """Nothing but zeros where the head stands in a file that was used."""
@@ -185,7 +190,7 @@ async def open_journal(
         CorruptionError: a file is missing or of another journal, or a live write is damaged and is not the torn tail.
     """
     count = ReadCount(on_progress)
-    files, journal_id = await _open_files(disk, directory)
+    files, journal_id = await _open_files(disk, directory, count)
     journal = Journal(disk, files, journal_id, settings, faults)
     heads = [await _read_head(FileReader(disk, file, count), journal_id) for file in files]
     newest_head = _newest(heads)
@@ -199,7 +204,7 @@ async def open_journal(
     return JournalRecovery(disk, journal, newest, older, count)
 
 
-async def _open_files(disk: Disk, directory: str) -> tuple[list[JournalFile], int]:
+async def _open_files(disk: Disk, directory: str, count: ReadCount) -> tuple[list[JournalFile], int]:
     """Every file of one ring, locked, and the journal's id."""
     files: list[JournalFile] = []
     headers: list[fmt.FileHeader] = []
@@ -208,6 +213,7 @@ async def _open_files(disk: Disk, directory: str) -> tuple[list[JournalFile], in
             path = os.path.join(directory, name)
             file = await disk.open(path)
             header = await _read_file_header(disk, file, path, name)
+            count.add(fmt.BLOCK_BYTES)
             if headers and header.journal_id != headers[0].journal_id:
                 raise CorruptionError(path, 16, f"journal id {headers[0].journal_id:#x}, as in {files[0].path}")
             files.append(JournalFile(header.number, path, file, header.file_bytes))
