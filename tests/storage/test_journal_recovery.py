@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from asyncio import Future
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal_reader import JournalRecovery
-from tests.fault_disk import FaultDisk
+from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import BLOCK, SETTINGS, World, Written, numbers_of
 
 # Writes of one block that fit into one file: the last 64 KiB and the room of one largest write are kept free.
@@ -187,6 +188,19 @@ def test_several_damaged_writes_in_a_row_are_found() -> None:
         world.recovered()
 
 
+def test_a_newest_file_with_a_damaged_head_is_found_beside_another_one_with_a_damaged_head() -> None:
+    """The free one comes first in the order of use, so the one that matters is not where it is expected."""
+    world = used_twice().live(4)
+    newest = world.writes[-1].path
+    free = {one.path for one in world.writes} - {one.path for one in world.writes if one.sequence >= world.oldest_live}
+    for path in (min(free), newest):
+        flip(world, path, BLOCK)
+    assert min(free) < newest
+    with pytest.raises(CorruptionError) as refused:
+        world.recovered()
+    assert refused.value.path == newest
+
+
 def test_a_flipped_bit_in_the_torn_tail_leaves_it_a_tail() -> None:
     for byte in (0, 8, 16, 32, 40, 120, 128, BLOCK, 2 * BLOCK + 5):
         world = used_twice()
@@ -230,14 +244,38 @@ def test_a_failure_of_any_disk_operation_is_never_the_end_of_the_log() -> None:
         return
 
 
-def test_a_file_that_ends_early_is_refused() -> None:
-    world = used_twice()
-    path = world.writes[-1].path
-    for contents in (world.disk.files[path].current, world.disk.files[path].durable):
-        del contents[-BLOCK:]
-    with pytest.raises(CorruptionError) as refused:
-        world.recovered()
-    assert refused.value.path == path
+def test_a_file_that_ends_early_is_refused_also_where_nothing_is_read() -> None:
+    for path in sorted(used_twice().disk.files):
+        world = used_twice()
+        for contents in (world.disk.files[path].current, world.disk.files[path].durable):
+            del contents[-BLOCK:]
+        with pytest.raises(CorruptionError) as refused:
+            world.recovered()
+        assert refused.value.path == path
+
+
+class ShortDisk(FaultDisk):
+    """Reads end early from some number on."""
+
+    def __init__(self, of: FaultDisk, number: int) -> None:
+        super().__init__(1)
+        self.files, self.reads, self.number = of.files, 0, number
+
+    def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future[object]:
+        self.reads += 1
+        return super().read(file, position, buffer[: len(buffer) // 2] if self.reads >= self.number else buffer)
+
+
+def test_a_read_that_ends_early_is_never_the_end_of_the_log() -> None:
+    for number in itertools.count(1):
+        world = lives(World().create())
+        world.disk = ShortDisk(world.disk, number)
+        try:
+            assert world.recovered() == world.expected() and world.disk.reads < number
+        except CorruptionError:
+            assert world.disk.reads >= number
+            continue
+        return
 
 
 # Durable before visible (storage rule 16)
