@@ -349,20 +349,19 @@ class FaultDisk:
         return self._submit("rmdir", lambda: None)
 
     def sync_directory(self, path: str) -> Future:
+        """The entries of this directory, not those of directories in it; a renamed directory is such an entry."""
+
         def work() -> None:
-            self._renamed[:] = [names for names in self._renamed if os.path.dirname(names[1]) != path]
-            for name in list(self.durable_files):
-                if name not in self.files and self._is_under(name, path):
+            for source, target in [names for names in self._renamed if os.path.dirname(names[1]) == path]:
+                self._renamed.remove((source, target))
+                move_names(self.durable_files, source, target)
+            for name in {name for name in self.files.keys() | self.durable_files if os.path.dirname(name) == path}:
+                if name in self.files:
+                    self.durable_files[name] = self.files[name]
+                else:
                     del self.durable_files[name]
-            for name, node in self.files.items():
-                if self._is_under(name, path):
-                    self.durable_files[name] = node
 
         return self._submit("sync directory", work)
-
-    def _is_under(self, name: str, path: str) -> bool:
-        # One level, and one more: a renamed directory is an entry of its parent.
-        return os.path.dirname(name) == path or os.path.dirname(os.path.dirname(name)) == path
 
     def free_bytes(self, path: str) -> Future:
         return self._submit(
@@ -371,3 +370,82 @@ class FaultDisk:
 
     def shut_down(self) -> Future:
         return self._submit("shut down", lambda: None)
+
+
+@dataclass(eq=False)
+class Recorded:
+    """One write. synced: a sync that was submitted after its completion has completed."""
+
+    file: FaultFile
+    data: bytes
+    completed: bool = False
+    synced: bool = False
+
+
+class RecordingDisk(FaultDisk):
+    """Knows of any bytes whether a completed write holds them, and whether a completed sync covers that write.
+
+    Stricter than the model's own sync, which also takes what was written while it was under way.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.recorded: list[Recorded] = []
+
+    def covers(self, data: bytes, *, synced: bool) -> bool:
+        return any(data in one.data and (one.synced if synced else one.completed) for one in reversed(self.recorded))
+
+    def write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future:
+        one = Recorded(file, b"".join(buffers))
+        self.recorded.append(one)
+
+        def complete() -> None:
+            one.completed = True
+            if on_written is not None:
+                on_written()
+
+        return super().write(file, position, buffers, sync=sync, on_written=complete)
+
+    def sync(self, file: FaultFile) -> Future:
+        covered = [one for one in self.recorded if one.completed and one.file.node is file.node]
+        outcome = super().sync(file)
+
+        def mark(done: Future) -> None:
+            for one in covered if not done.cancelled() and done.exception() is None else ():
+                one.synced = True
+
+        outcome.add_done_callback(mark)
+        return outcome
+
+
+class EarlyDisk(RecordingDisk):
+    """A broken engine: a synced write is reported when it is written, and synced some time later."""
+
+    async def _then_sync(self, written: Future, file: FaultFile) -> None:
+        await written
+        self.sync(file)
+
+
+class HastyDisk(RecordingDisk):
+    """A broken engine: a write is reported when it is submitted."""
+
+    def write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future:
+        if on_written is not None:
+            asyncio.get_running_loop().call_soon(on_written)
+        return super().write(file, position, buffers, sync=sync)
