@@ -176,14 +176,14 @@ def decode_records(write: memoryview, header: WriteHeader, path: str) -> Iterato
     for _ in range(header.records):
         start = position + RECORD_HEADER_BYTES
         if start > end:
-            break
+            raise CorruptionError(path, header.position + position, f"{header.records} records")
         kind, flags, shard, length, uid, term, _ = _RECORD.unpack_from(write, position)
         if start + length > end or not _suits(kind, length):
             raise CorruptionError(path, header.position + position, f"a record of kind {kind}")
         position = start + length
         yield Record(kind, flags, shard, uid, term, write[start:position])
     if position != end:
-        raise CorruptionError(path, header.position + position, f"{header.records} records in {end} bytes")
+        raise CorruptionError(path, header.position + position, f"no more than {header.records} records")
 
 
 def _suits(kind: int, payload_bytes: int) -> bool:
