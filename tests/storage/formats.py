@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardserver.errors import CorruptionError
-from shardserver.protocol.batch import stamp_batch
+from shardserver.protocol.batch import check_stored_batch, stamp_batch
 from shardserver.storage import index, metadata_log, offsets, segment
 from shardserver.storage import journal_format as fmt
 from tests.batches import make_batch, payloads_of
@@ -63,7 +63,8 @@ def _decode_write(raw: memoryview) -> Values | None:
         elif record.kind == fmt.KIND_OFFSET:
             values["offset"] = list(fmt.decode_offset(record.payload))
         elif record.kind == fmt.KIND_BATCH:
-            values["batch"] = payloads_of(bytes(record.payload))[0].decode()
+            good = check_stored_batch(record.payload, len(record.payload))
+            values["batch"] = payloads_of(bytes(record.payload))[0].decode("latin-1") if good else "damaged"
         records.append(values)
     return {"header": asdict(header), "records": records}
 
@@ -91,7 +92,7 @@ def _decode_segment(raw: memoryview) -> Values | None:
         return None
     one = batches[0]
     batch = {"position": one.position, "base_offset": one.base_offset, "message_count": one.message_count}
-    batch |= {"timestamp": one.timestamp, "payload": payloads_of(bytes(one.data))[0].decode()}
+    batch |= {"timestamp": one.timestamp, "payload": payloads_of(bytes(one.data))[0].decode("latin-1")}
     return dict(zip(("uid", "base_offset", "last_timestamp"), header, strict=True)) | {"batch": batch}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 import pytest
+import xxhash
 
 from shardserver.errors import CorruptionError
 from shardserver.storage import journal_format as fmt
@@ -69,6 +70,12 @@ def test_a_length_that_no_write_has_is_refused(length: int) -> None:
     assert fmt.decode_write(memoryview(changed)) is None
 
 
+def test_records_that_reach_past_their_write_are_refused_though_it_is_sealed() -> None:
+    values, raw = load("journal-write")
+    assert fmt.decode_write(sealed(values, raw, records_bytes=4096 - fmt.WRITE_HEADER_BYTES)) is not None
+    assert fmt.decode_write(sealed(values, raw, records_bytes=4096 - fmt.WRITE_HEADER_BYTES + 1)) is None
+
+
 @pytest.mark.parametrize("fields", [{"records": 3}, {"records": 5}, {"records_bytes": 468}, {"records_bytes": 470}])
 def test_records_that_do_not_fill_their_bytes_are_corruption(fields: dict[str, int]) -> None:
     values, raw = load("journal-write")
@@ -89,6 +96,31 @@ def test_a_record_whose_size_does_not_suit_its_kind_is_corruption(place: int, ki
     assert header is not None
     with pytest.raises(CorruptionError, match=f"at byte {4096 + place}"):
         list(fmt.decode_records(write, header, "some/path"))
+
+
+def test_a_record_that_would_begin_at_the_very_end_of_a_write_is_corruption() -> None:
+    values, raw = load("journal-write")
+    room = 4096 - fmt.WRITE_HEADER_BYTES - fmt.RECORD_HEADER_BYTES
+    full = raw[: fmt.WRITE_HEADER_BYTES] + fmt.encode_record_header(77, 0, 0, 1, 1, room) + bytes(room)
+    for records in (1, 2):
+        write = sealed(values, full, records=records, records_bytes=4096 - fmt.WRITE_HEADER_BYTES)
+        header = fmt.decode_write(write)
+        assert header is not None
+        if records == 1:
+            assert len(list(fmt.decode_records(write, header, "some/path"))) == 1
+            continue
+        with pytest.raises(CorruptionError, match="at byte 8192"):
+            list(fmt.decode_records(write, header, "some/path"))
+
+
+@pytest.mark.parametrize("name", ["index", "offsets", "metadata-log"])
+def test_a_count_that_reaches_past_the_end_is_refused_though_it_is_sealed(name: str) -> None:
+    _, raw = load(name)
+    for count, length in ((0x07FFFFFF, len(raw)), (0x07FFFFFF, 110), (170, 4096), (2**32 - 1, len(raw))):
+        changed = bytearray(raw[:length])
+        changed[12:16], changed[32:40] = count.to_bytes(4, "little"), bytes(8)
+        changed[32:40] = xxhash.xxh3_64_intdigest(bytes(changed)).to_bytes(8, "little")
+        assert FORMATS[name].decode(memoryview(changed)) is None, (count, length)
 
 
 def test_a_journal_file_header_of_a_ring_that_did_not_tell_its_files_is_read() -> None:
