@@ -85,6 +85,11 @@ class Node:
         return landed
 
 
+def move_names(names: dict[str, Node], source: str, target: str) -> None:
+    for name in [name for name in names if name == source or name.startswith(source + "/")]:
+        names[target + name[len(source) :]] = names.pop(name)
+
+
 @dataclass(eq=False)
 class FaultFile:
     path: str
@@ -125,6 +130,7 @@ class FaultDisk:
         self.is_dead = False
         self.files: dict[str, Node] = {}
         self.durable_files: dict[str, Node] = {}
+        self._renamed: list[tuple[str, str]] = []  # directories whose renames no sync of their parent covers yet
         self._pending: list[Operation] = []
         self._ghosts: list[Operation] = []
         self._due = False
@@ -136,14 +142,21 @@ class FaultDisk:
         """The process is gone, the machine is not: all that was written is there, still as unsynced as it was."""
         heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
         heir.files, heir.durable_files, heir._ghosts = self.files, self.durable_files, self._ghosts
+        heir._renamed = self._renamed
         return heir
 
     def after_power_loss(self, seed: int) -> FaultDisk:
         heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
         chance = random.Random(seed)
         kept: dict[int, Node] = {}
-        for path in sorted(self.files.keys() | self.durable_files.keys()):
-            durable, current = self.durable_files.get(path), self.files.get(path)
+        files, durable_files = dict(self.files), dict(self.durable_files)
+        for source, target in reversed(self._renamed):  # a directory has its old name or its new one, with all in it
+            if chance.random() < 0.5:
+                move_names(durable_files, source, target)
+            else:
+                move_names(files, target, source)
+        for path in sorted(files.keys() | durable_files.keys()):
+            durable, current = durable_files.get(path), files.get(path)
             node = durable if durable is current else chance.choice((durable, current))
             if node is not None:
                 heir.files[path] = kept.setdefault(id(node), node.after_power_loss(chance))
@@ -323,8 +336,9 @@ class FaultDisk:
         """Of a file, or of a directory with all in it."""
 
         def work() -> None:
-            for name in [name for name in self.files if name == source or name.startswith(source + "/")]:
-                self.files[target + name[len(source) :]] = self.files.pop(name)
+            if source not in self.files:
+                self._renamed.append((source, target))
+            move_names(self.files, source, target)
 
         return self._submit("rename", work)
 
@@ -335,19 +349,19 @@ class FaultDisk:
         return self._submit("rmdir", lambda: None)
 
     def sync_directory(self, path: str) -> Future:
+        """The entries of this directory, not those of directories in it; a renamed directory is such an entry."""
+
         def work() -> None:
-            for name in list(self.durable_files):
-                if name not in self.files and self._is_under(name, path):
+            for source, target in [names for names in self._renamed if os.path.dirname(names[1]) == path]:
+                self._renamed.remove((source, target))
+                move_names(self.durable_files, source, target)
+            for name in {name for name in self.files.keys() | self.durable_files if os.path.dirname(name) == path}:
+                if name in self.files:
+                    self.durable_files[name] = self.files[name]
+                else:
                     del self.durable_files[name]
-            for name, node in self.files.items():
-                if self._is_under(name, path):
-                    self.durable_files[name] = node
 
         return self._submit("sync directory", work)
-
-    def _is_under(self, name: str, path: str) -> bool:
-        # One level, and one more: a renamed directory is an entry of its parent.
-        return os.path.dirname(name) == path or os.path.dirname(os.path.dirname(name)) == path
 
     def free_bytes(self, path: str) -> Future:
         return self._submit(
@@ -356,3 +370,82 @@ class FaultDisk:
 
     def shut_down(self) -> Future:
         return self._submit("shut down", lambda: None)
+
+
+@dataclass(eq=False)
+class Recorded:
+    """One write. synced: a sync that was submitted after its completion has completed."""
+
+    file: FaultFile
+    data: bytes
+    completed: bool = False
+    synced: bool = False
+
+
+class RecordingDisk(FaultDisk):
+    """Knows of any bytes whether a completed write holds them, and whether a completed sync covers that write.
+
+    Stricter than the model's own sync, which also takes what was written while it was under way.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.recorded: list[Recorded] = []
+
+    def covers(self, data: bytes, *, synced: bool) -> bool:
+        return any(data in one.data and (one.synced if synced else one.completed) for one in reversed(self.recorded))
+
+    def write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future:
+        one = Recorded(file, b"".join(buffers))
+        self.recorded.append(one)
+
+        def complete() -> None:
+            one.completed = True
+            if on_written is not None:
+                on_written()
+
+        return super().write(file, position, buffers, sync=sync, on_written=complete)
+
+    def sync(self, file: FaultFile) -> Future:
+        covered = [one for one in self.recorded if one.completed and one.file.node is file.node]
+        outcome = super().sync(file)
+
+        def mark(done: Future) -> None:
+            for one in covered if not done.cancelled() and done.exception() is None else ():
+                one.synced = True
+
+        outcome.add_done_callback(mark)
+        return outcome
+
+
+class EarlyDisk(RecordingDisk):
+    """A broken engine: a synced write is reported when it is written, and synced some time later."""
+
+    async def _then_sync(self, written: Future, file: FaultFile) -> None:
+        await written
+        self.sync(file)
+
+
+class HastyDisk(RecordingDisk):
+    """A broken engine: a write is reported when it is submitted."""
+
+    def write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        on_written: Callable[[], None] | None = None,
+    ) -> Future:
+        if on_written is not None:
+            asyncio.get_running_loop().call_soon(on_written)
+        return super().write(file, position, buffers, sync=sync)

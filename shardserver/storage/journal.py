@@ -8,27 +8,22 @@ A file may be used again once a *synced* write has said that nothing older than 
 needed (`oldest_live`); recovery asks only for the files from there on. The last free file is left
 for the next opening, which must be able to start before anything was flushed.
 
-Format: docs/formats/journal.md. Proof: docs/durability.md.
+Format: docs/formats/journal.md. Proof: docs/durability.md. Reading at start: journal_reader.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardserver.errors import CorruptionError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.settings import LogSettings
 from shardserver.storage.synced_write import SyncFaults, write_synced
-
-log = logging.getLogger(__name__)
 
 # Kept at the end of each file for writes without batches, so that a full file can still say that older ones are free.
 RESERVED_BYTES = 64 * 1024
@@ -36,6 +31,8 @@ RESERVED_BYTES = 64 * 1024
 
 @dataclass(slots=True)
 class JournalFile:
+    """One file of the ring. sequence: of its present or last use; 0: it holds no valid first write."""
+
     number: int
     path: str
     file: File
@@ -43,15 +40,9 @@ class JournalFile:
     sequence: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecoveredFile:
-    """One file's valid writes, in order. `buffer` holds the whole file."""
-
-    journal_file: JournalFile
-    sequence: int
-    writes: list[fmt.WriteHeader]
-    end: int
-    buffer: memoryview
+def reuse_order(file: JournalFile) -> tuple[int, int]:
+    """Of the free files, the lowest is taken into use next: those without a first write, then the oldest use."""
+    return file.sequence, file.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +62,8 @@ class Journal:
         self._disk, self._faults = disk, faults
         self._files = files
         self._journal_id = journal_id
-        self._settings = settings
-        self._staging = aligned_buffer(settings.max_write_bytes)
+        self._max_write_bytes = min(settings.max_write_bytes, fmt.MAX_WRITE_BYTES)
+        self._staging = aligned_buffer(self._max_write_bytes)
         self._nonce = secrets.randbits(64)
         self._current: JournalFile | None = None
         self._position = 0
@@ -191,24 +182,27 @@ class Journal:
     def _room(self) -> int:
         assert self._current is not None
         left = self._current.file_bytes - self._position
-        return min(self._settings.max_write_bytes, left)
+        return min(self._max_write_bytes, left)
 
     def _has_room(self) -> bool:
         current = self._current
         if current is not None:
-            needed = self._settings.max_write_bytes + RESERVED_BYTES
+            needed = self._max_write_bytes + RESERVED_BYTES
             if self._position + needed <= current.file_bytes:
                 return True
         return self._rotate()
 
     def _rotate(self) -> bool:
-        """Take the next free file. The last free one is left for the next opening, unless this is an opening."""
+        """Take the next free file. The last free one is left for the next opening, unless this is an opening.
+
+        Recovery knows by the order of this choice where to look for a file whose head is damaged (journal_reader.py).
+        """
         free = [file for file in self._files if file.sequence < max(self._published_oldest_live, 1)]
         if len(free) < (1 if self._current is None else 2):
             return False
         if self._current is not None:
             self._previous = (self._current.sequence, self._position)
-        chosen = min(free, key=lambda file: (file.sequence, file.number))
+        chosen = min(free, key=reuse_order)
         self._last_sequence += 1
         chosen.sequence = self._last_sequence
         self._current, self._position = chosen, fmt.BLOCK_BYTES
@@ -235,137 +229,17 @@ async def build_journal(disk: Disk, parent: str, settings: LogSettings) -> int:
         await disk.unlink(os.path.join(building, name))
     journal_id = secrets.randbits(64)
     for number in range(settings.journal_files):
-        await _create_file(disk, building, number, journal_id, settings.journal_file_bytes)
+        header = fmt.FileHeader(number, settings.journal_files, journal_id, settings.journal_file_bytes)
+        await _create_file(disk, building, header)
     await disk.sync_directory(building)
     return journal_id
 
 
-async def _create_file(disk: Disk, directory: str, number: int, journal_id: int, file_bytes: int) -> None:
-    file = await disk.open(os.path.join(directory, f"{number:05d}.journal"), create=True)
-    zeros = aligned_buffer(min(file_bytes, 4 << 20))
-    for position in range(0, file_bytes, len(zeros)):
-        await disk.write(file, position, [zeros[: min(len(zeros), file_bytes - position)]])
-    zeros[: fmt.BLOCK_BYTES] = fmt.encode_file_header(fmt.FileHeader(number, journal_id, file_bytes))
+async def _create_file(disk: Disk, directory: str, header: fmt.FileHeader) -> None:
+    file = await disk.open(os.path.join(directory, fmt.file_name(header.number)), create=True)
+    zeros = aligned_buffer(min(header.file_bytes, 4 << 20))
+    for position in range(0, header.file_bytes, len(zeros)):
+        await disk.write(file, position, [zeros[: min(len(zeros), header.file_bytes - position)]])
+    zeros[: fmt.BLOCK_BYTES] = fmt.encode_file_header(header)
     await disk.write(file, 0, [zeros[: fmt.BLOCK_BYTES]], sync=True)
     await disk.close(file)
-
-
-@dataclass(slots=True)
-class JournalRecovery:
-    """What stood in the ring: the live files in order of their sequences."""
-
-    journal: Journal
-    live: list[RecoveredFile]
-    read_bytes: int
-    clean: bool
-
-
-async def open_journal(
-    disk: Disk, directory: str, settings: LogSettings, faults: SyncFaults, *, read_only: bool = False
-) -> JournalRecovery:
-    """Lock, read and check the ring; make what it says durable (storage rule 16), unless read_only.
-
-    Raises:
-        CorruptionError: a live write is damaged and is not the torn tail.
-    """
-    files, journal_id = await _open_files(disk, directory)
-    journal = Journal(disk, files, journal_id, settings, faults)
-    recovered = [await _read_file(disk, file, journal_id) for file in files]
-    read_bytes = sum(len(one.buffer) for one in recovered)
-    live = _live_files(recovered)
-    for one in live:
-        one.journal_file.sequence = one.sequence
-    for one in recovered:  # older than what is live: free
-        one.journal_file.sequence = one.sequence
-    if live:
-        newest = live[-1]
-        journal.adopt_end(newest.sequence, newest.end, live[0].sequence)
-        if not read_only:
-            await _write_again(disk, newest)
-    clean = bool(live) and bool(live[-1].writes[-1].flags & fmt.FLAG_CLEAN)
-    return JournalRecovery(journal, live, read_bytes, clean)
-
-
-async def _open_files(disk: Disk, directory: str) -> tuple[list[JournalFile], int]:
-    files, ids = [], set()
-    for name in await disk.list_directory(directory):
-        if not name.endswith(".journal"):
-            continue
-        path = os.path.join(directory, name)
-        file = await disk.open(path)
-        block = aligned_buffer(fmt.BLOCK_BYTES)
-        await disk.read(file, 0, block)
-        header = fmt.decode_file_header(block)
-        if header is None:
-            raise CorruptionError(path, 0, "a journal file header of version 1")
-        files.append(JournalFile(header.number, path, file, header.file_bytes))
-        ids.add(header.journal_id)
-    if len(ids) != 1:
-        raise StorageError(f"{directory}: {len(files)} journal files of {len(ids)} journals, expected one journal")
-    return files, ids.pop()
-
-
-async def _read_file(disk: Disk, journal_file: JournalFile, journal_id: int) -> RecoveredFile:
-    buffer = aligned_buffer(journal_file.file_bytes)
-    got = await disk.read(journal_file.file, 0, buffer)
-    if got < journal_file.file_bytes:
-        raise CorruptionError(journal_file.path, got, f"{journal_file.file_bytes} bytes of journal file")
-    writes: list[fmt.WriteHeader] = []
-    position = fmt.BLOCK_BYTES
-    while position < journal_file.file_bytes:
-        header = fmt.decode_write(buffer[position:])
-        if header is None or not _continues(header, writes, journal_id, position):
-            break
-        writes.append(header)
-        position += header.length
-    sequence = writes[0].sequence if writes else 0
-    return RecoveredFile(journal_file, sequence, writes, position, buffer)
-
-
-def _continues(header: fmt.WriteHeader, writes: list[fmt.WriteHeader], journal_id: int, position: int) -> bool:
-    """Is this the write that stands here by its identity, and not one of an earlier turn of the ring?"""
-    if header.journal_id != journal_id or header.position != position:
-        return False
-    return not writes or (header.sequence, header.nonce) == (writes[0].sequence, writes[0].nonce)
-
-
-def _live_files(recovered: list[RecoveredFile]) -> list[RecoveredFile]:
-    """The files from `oldest_live` to the newest, checked to be all there and each to end where its successor says."""
-    by_sequence = {one.sequence: one for one in recovered if one.writes}
-    newest = max(by_sequence, default=0)
-    for one in recovered:
-        _refuse_damaged_end(one, newest)
-    if not newest:
-        return []
-    oldest = max(write.oldest_live for write in by_sequence[newest].writes)
-    live = []
-    for sequence in range(max(oldest, 1), newest + 1):
-        if sequence not in by_sequence:
-            raise CorruptionError(recovered[0].journal_file.path, 0, f"a ring that holds journal sequence {sequence}")
-        live.append(by_sequence[sequence])
-    for former, successor in itertools.pairwise(live):
-        said = (successor.writes[0].previous_sequence, successor.writes[0].previous_end)
-        if said != (former.sequence, former.end):
-            raise CorruptionError(former.journal_file.path, former.end, f"a journal write before position {said[1]}")
-    return live
-
-
-def _refuse_damaged_end(one: RecoveredFile, newest: int) -> None:
-    """An invalid write is a torn tail only if no valid write of the same or a later sequence follows it.
-
-    A write in front of which another was lost cannot exist otherwise: one is in flight, and each is synced.
-    """
-    floor = one.sequence or newest + 1
-    for position in range(one.end, len(one.buffer), fmt.BLOCK_BYTES):
-        if one.buffer[position : position + 8] != fmt.WRITE_MAGIC:
-            continue
-        header = fmt.decode_write(one.buffer[position:])
-        if header is not None and header.position == position and header.sequence >= floor:
-            raise CorruptionError(one.journal_file.path, one.end, f"the write before the valid one at {position}")
-
-
-async def _write_again(disk: Disk, newest: RecoveredFile) -> None:
-    """After a process crash the last write may be in the device's cache only: put it there again, synced."""
-    last = newest.writes[-1]
-    raw = newest.buffer[last.position : last.position + last.length]
-    await disk.write(newest.journal_file.file, last.position, [raw], sync=True)

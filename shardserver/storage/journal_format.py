@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 import xxhash
 
+from shardserver.errors import CorruptionError
+from shardserver.protocol.batch import BATCH_HEADER_BYTES
+
 BLOCK_BYTES = 4096
+# Bounds how far behind a damaged write the next one can begin (journal_reader.py).
+MAX_WRITE_BYTES = 1 << 20
 FORMAT_VERSION = 1
 FILE_MAGIC = b"SSJFILE1"
 WRITE_MAGIC = b"SSJWRIT1"
 
-_FILE = struct.Struct("<8sIIQQQ")  # magic, version, file number, journal id, file bytes, checksum
+_FILE = struct.Struct("<8sHHIQQQ")  # magic, version, files, file number, journal id, file bytes, checksum
 _WRITE = struct.Struct("<8sHHIQQQQQQQII40xQ")
 _CHECKSUM_POSITION = 120
 WRITE_HEADER_BYTES = _WRITE.size
@@ -34,7 +39,10 @@ RECORD_TOMBSTONE = 1
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
+    """files: how many the ring had when this one was made."""
+
     number: int
+    files: int
     journal_id: int
     file_bytes: int
 
@@ -83,20 +91,27 @@ class Hint:
         return cls(*_HINT.unpack(payload))
 
 
+def file_name(number: int) -> str:
+    return f"{number:05d}.journal"
+
+
 def encode_file_header(header: FileHeader) -> bytes:
     """The first 4 KiB of a journal file, written once."""
-    raw = _FILE.pack(FILE_MAGIC, FORMAT_VERSION, header.number, header.journal_id, header.file_bytes, 0)
+    numbers = (header.files, header.number, header.journal_id, header.file_bytes)
+    raw = _FILE.pack(FILE_MAGIC, FORMAT_VERSION, *numbers, 0)
     checksum = xxhash.xxh3_64_intdigest(raw)
     return raw[:-8] + checksum.to_bytes(8, "little") + bytes(BLOCK_BYTES - _FILE.size)
 
 
 def decode_file_header(raw: memoryview) -> FileHeader | None:
     """The header, or None when the bytes are not one of this version."""
-    magic, version, number, journal_id, file_bytes, checksum = _FILE.unpack_from(raw)
+    if len(raw) < _FILE.size:
+        return None
+    magic, version, files, number, journal_id, file_bytes, checksum = _FILE.unpack_from(raw)
     zeroed = bytes(raw[: _FILE.size - 8]) + bytes(8)
     if magic != FILE_MAGIC or version != FORMAT_VERSION or checksum != xxhash.xxh3_64_intdigest(zeroed):
         return None
-    return FileHeader(number, journal_id, file_bytes)
+    return FileHeader(number, files, journal_id, file_bytes)
 
 
 def seal_write(buffer: memoryview, header: WriteHeader) -> None:
@@ -123,18 +138,27 @@ def seal_write(buffer: memoryview, header: WriteHeader) -> None:
     buffer[_CHECKSUM_POSITION:WRITE_HEADER_BYTES] = checksum.to_bytes(8, "little")
 
 
-def decode_write(raw: memoryview) -> WriteHeader | None:
-    """The header of the valid write that begins at raw[0]; None when there is none."""
+def decode_write_header(raw: memoryview) -> WriteHeader | None:
+    """The header at raw[0] if its lengths can be true. Its checksum is not looked at: raw may hold the header only."""
     if len(raw) < WRITE_HEADER_BYTES or raw[:8] != WRITE_MAGIC:
         return None
-    _, version, flags, length, *rest, checksum = _WRITE.unpack_from(raw)
+    _, version, flags, length, *rest, _ = _WRITE.unpack_from(raw)
     header = WriteHeader(flags, length, *rest)
-    fits = BLOCK_BYTES <= length <= len(raw) and length % BLOCK_BYTES == 0
+    fits = BLOCK_BYTES <= length <= MAX_WRITE_BYTES and length % BLOCK_BYTES == 0
     if version != FORMAT_VERSION or not fits or WRITE_HEADER_BYTES + header.records_bytes > length:
+        return None
+    return header
+
+
+def decode_write(raw: memoryview) -> WriteHeader | None:
+    """The header of the valid write that begins at raw[0]; None when there is none."""
+    header = decode_write_header(raw)
+    if header is None or header.length > len(raw):
         return None
     state = xxhash.xxh3_64(raw[:_CHECKSUM_POSITION])
     state.update(bytes(8))
-    state.update(raw[WRITE_HEADER_BYTES:length])
+    state.update(raw[WRITE_HEADER_BYTES : header.length])
+    checksum = int.from_bytes(raw[_CHECKSUM_POSITION:WRITE_HEADER_BYTES], "little")
     return header if state.intdigest() == checksum else None
 
 
@@ -142,14 +166,30 @@ def encode_record_header(kind: int, flags: int, shard: int, uid: int, term: int,
     return _RECORD.pack(kind, flags, shard, payload_bytes, uid, term, 0)
 
 
-def decode_records(write: memoryview, header: WriteHeader) -> Iterator[Record]:
-    """The records of a write whose checksum was good. Stops at the end that the header states."""
+def decode_records(write: memoryview, header: WriteHeader, path: str) -> Iterator[Record]:
+    """The records of a write whose checksum was good.
+
+    Raises:
+        CorruptionError: they do not fill the bytes that the header states; another program wrote them.
+    """
     position, end = WRITE_HEADER_BYTES, WRITE_HEADER_BYTES + header.records_bytes
-    while position + RECORD_HEADER_BYTES <= end:
+    for _ in range(header.records):
+        start = position + RECORD_HEADER_BYTES
+        if start > end:
+            raise CorruptionError(path, header.position + position, f"{header.records} records")
         kind, flags, shard, length, uid, term, _ = _RECORD.unpack_from(write, position)
-        position += RECORD_HEADER_BYTES
-        yield Record(kind, flags, shard, uid, term, write[position : position + length])
-        position += length
+        if start + length > end or not _suits(kind, length):
+            raise CorruptionError(path, header.position + position, f"a record of kind {kind}")
+        position = start + length
+        yield Record(kind, flags, shard, uid, term, write[start:position])
+    if position != end:
+        raise CorruptionError(path, header.position + position, f"no more than {header.records} records")
+
+
+def _suits(kind: int, payload_bytes: int) -> bool:
+    if kind == KIND_BATCH:
+        return payload_bytes >= BATCH_HEADER_BYTES
+    return payload_bytes == {KIND_OFFSET: _OFFSET.size, KIND_HINT: _HINT.size}.get(kind, payload_bytes)
 
 
 def encode_offset(consumer_kind: int, consumer: int, offset: int) -> bytes:

@@ -82,6 +82,8 @@ class PartitionRecovery:
         start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, log.last_timestamp)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
+        elif not self._read_only:  # its creator may have died before it synced the name; a hint says that it has
+            await self._disk.sync_directory(log.directory)
         active.indexed = start.position == fmt.BLOCK_BYTES
         result = await seg.scan_segment(self._disk, active, start, rewrite=not self._read_only)
         await self._cut(active, result.end)

@@ -12,7 +12,8 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk
-from shardserver.storage.journal import JournalRecovery, RecoveredFile, create_journal, open_journal
+from shardserver.storage.journal import create_journal
+from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, open_journal
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.partition_recovery import recover_partition
 from shardserver.storage.reserve import Reserve
@@ -59,23 +60,29 @@ async def recover_shard(
     resources = LogResources(disk, settings, clock, metadata.faults, SegmentFiles(disk, settings.open_segments))
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
+    directory = os.path.join(logs.directory, "journal")
     if not metadata.read_only:
         await _make_directories(disk, data_directory, logs)
         if "journal" not in await disk.list_directory(logs.directory):
             await create_journal(disk, logs.directory, settings)
     ring = await open_journal(
-        disk, os.path.join(logs.directory, "journal"), settings, metadata.faults, read_only=metadata.read_only
+        disk,
+        directory,
+        settings,
+        metadata.faults,
+        lambda read_bytes: on_progress(read_bytes + logs.recovery_bytes),
+        read_only=metadata.read_only,
     )
     logs.journal, logs.journal_id = ring.journal, ring.journal.journal_id
-    logs.recovery_bytes = ring.read_bytes
-    on_progress(logs.recovery_bytes)
     for identity in metadata.identities:
         logs.create_partition(identity)
         metadata.terms[identity.uid] = identity.term
-    await _recover_partitions(logs, ring, metadata, on_progress)
-    for one in ring.live:
+    found = await _read_journal(ring, metadata)
+    await _recover_partitions(logs, found.hints, metadata, lambda: on_progress(ring.read_bytes + logs.recovery_bytes))
+    async for one in ring.files(found.first_needed(logs)):
         _replay_batches(logs, one, metadata)
-    await _recover_offsets(disk, logs, ring, metadata)
+    logs.recovery_bytes += ring.read_bytes
+    await _recover_offsets(disk, logs, ring, found, metadata)
     if metadata.read_only:
         logs.become_read_only()
     else:
@@ -88,15 +95,16 @@ async def recover_shard(
 async def _make_directories(disk: Disk, data_directory: str, logs: ShardLog) -> None:
     for directory in (os.path.join(data_directory, "shards"), logs.directory, logs.partitions_directory):
         await disk.make_directory(directory)
-    await disk.sync_directory(os.path.join(data_directory, "shards"))
-    await disk.sync_directory(data_directory)
+    # Of partitions too: a process may have died between making a partition's directory and syncing its name.
+    for directory in (os.path.join(data_directory, "shards"), logs.partitions_directory, data_directory):
+        await disk.sync_directory(directory)
 
 
 def _records(one: RecoveredFile, metadata: RecoveryInput) -> Iterable[fmt.Record]:
     """The records that count: uid, term and shard equal metadata's present ones (storage rule 12)."""
     for write in one.writes:
         raw = one.buffer[write.position : write.position + write.length]
-        for record in fmt.decode_records(raw, write):
+        for record in fmt.decode_records(raw, write, one.journal_file.path):
             if record.uid >= metadata.next_uid:
                 path = one.journal_file.path
                 raise CorruptionError(
@@ -106,21 +114,48 @@ def _records(one: RecoveredFile, metadata: RecoveryInput) -> Iterable[fmt.Record
                 yield record
 
 
-async def _recover_partitions(
-    logs: ShardLog, ring: JournalRecovery, metadata: RecoveryInput, on_progress: Callable[[int], None]
-) -> None:
-    hints: dict[int, fmt.Hint] = {}
-    for one in ring.live:
+@dataclass(slots=True)
+class Found:
+    """What the live files say beside batches, the newest of each. batch_ends: of (journal file's sequence, uid)."""
+
+    hints: dict[int, fmt.Hint] = field(default_factory=dict)
+    offsets: dict[snapshot.OffsetKey, tuple[int, int | None]] = field(default_factory=dict)
+    batch_ends: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def first_needed(self, logs: ShardLog) -> int:
+        """The oldest file with a batch that no segment holds; a sequence above all when there is none."""
+        ends = self.batch_ends.items()
+        missing = [sequence for (sequence, uid), end in ends if end > logs.partition(uid).next_offset]
+        return min(missing, default=1 << 64)
+
+
+async def _read_journal(ring: JournalRecovery, metadata: RecoveryInput) -> Found:
+    """The whole live part once, so that damage is refused before anything is touched."""
+    found = Found()
+    async for one in ring.files():
         for record in _records(one, metadata):
             if record.kind == fmt.KIND_HINT:
-                hints[record.uid] = fmt.Hint.decode(record.payload)
+                found.hints[record.uid] = fmt.Hint.decode(record.payload)
+            elif record.kind == fmt.KIND_BATCH:
+                header = read_batch_header(record.payload)
+                found.batch_ends[one.sequence, record.uid] = header.base_offset + header.message_count
+            elif record.kind == fmt.KIND_OFFSET:
+                kind, consumer, offset = fmt.decode_offset(record.payload)
+                gone = record.flags & fmt.RECORD_TOMBSTONE
+                found.offsets[record.uid, kind, consumer] = (one.sequence, None if gone else offset)
+    return found
+
+
+async def _recover_partitions(
+    logs: ShardLog, hints: dict[int, fmt.Hint], metadata: RecoveryInput, on_progress: Callable[[], None]
+) -> None:
     for partition in logs.partitions:
         try:
             hint = hints.get(partition.uid)
             logs.recovery_bytes += await recover_partition(partition, hint, read_only=metadata.read_only)
         except StorageError as error:
             _set_aside(partition, error)
-        on_progress(logs.recovery_bytes)
+        on_progress()
 
 
 def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput) -> None:
@@ -145,19 +180,16 @@ def _set_aside(partition: PartitionLog, error: StorageError) -> None:
     partition.fence(error)
 
 
-async def _recover_offsets(disk: Disk, logs: ShardLog, ring: JournalRecovery, metadata: RecoveryInput) -> None:
-    """The snapshot, then the journal's records in order; what lies beyond a partition's end is cut to it."""
+async def _recover_offsets(
+    disk: Disk, logs: ShardLog, ring: JournalRecovery, in_journal: Found, metadata: RecoveryInput
+) -> None:
+    """The snapshot, then the journal's records over it; what lies beyond a partition's end is cut to it."""
     entries, journal_id, covered = await snapshot.read_snapshot(disk, logs.directory)
     found = {key: offset for key, (term, offset) in entries.items() if metadata.terms.get(key[0]) == term}
     floor = covered if journal_id == logs.journal_id else 0
-    for one in ring.live:
-        if one.sequence < floor:
-            continue
-        for record in _records(one, metadata):
-            if record.kind == fmt.KIND_OFFSET:
-                kind, consumer, offset = fmt.decode_offset(record.payload)
-                key = (record.uid, kind, consumer)
-                found.pop(key, None)
-                if not record.flags & fmt.RECORD_TOMBSTONE:
-                    found[key] = offset
-    logs.adopt_offsets(found, oldest_sequence=min((one.sequence for one in ring.live), default=0))
+    for key, (sequence, offset) in in_journal.offsets.items():
+        if sequence >= floor:
+            found.pop(key, None)
+            if offset is not None:
+                found[key] = offset
+    logs.adopt_offsets(found, oldest_sequence=ring.oldest_sequence)

@@ -59,6 +59,8 @@ def encode_header(uid: int, base_offset: int, last_timestamp: int) -> bytes:
 
 def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
     """(partition uid, base offset, last timestamp), or None when the header is not valid."""
+    if len(raw) < _HEADER.size:
+        return None
     magic, version, _, uid, base, last, checksum = _HEADER.unpack_from(raw)
     zeroed = bytes(raw[: _HEADER.size - 8]) + bytes(8)
     if magic != MAGIC or version != FORMAT_VERSION or checksum != xxhash.xxh3_64_intdigest(zeroed):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from shardserver.errors import ShardServerError, StorageError
+from shardserver.storage import journal_format as fmt
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -64,8 +66,10 @@ def abandon(logs: ShardLog) -> None:
 class Load:
     """Appends of random sizes; each message begins with its number, rising per partition."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, on_acknowledged: Callable[[bytes], None] = lambda record: None) -> None:
+        """on_acknowledged: gets, at each acknowledgement, bytes that a file must hold for it."""
         self._chance = random.Random(seed)
+        self._on_acknowledged = on_acknowledged
         self.number = 0
         self.acknowledged: dict[int, list[int]] = {uid: [] for uid in UIDS}
         self.refused = 0
@@ -96,6 +100,7 @@ class Load:
         def done(result: int | ShardServerError) -> None:
             if isinstance(result, int):
                 self.acknowledged[uid] += numbers
+                self._on_acknowledged(bytes(batch))
             else:
                 self.refused += 1
             outcome.set_result(None)
@@ -116,6 +121,8 @@ class Load:
         def done(error: ShardServerError | None) -> None:
             if error is None:
                 self.committed[uid] = max(place, self.committed.get(uid, -1))
+                payload = fmt.encode_offset(1, 7, tried[place])
+                self._on_acknowledged(fmt.encode_record_header(fmt.KIND_OFFSET, 0, 0, uid, 1, len(payload)) + payload)
             outcome.set_result(None)
 
         logs.offsets.store(logs.partition(uid), 1, 7, tried[-1], done)
