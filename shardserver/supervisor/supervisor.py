@@ -53,6 +53,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal; gives the exit code."""
+        reap_orphans(set())  # whoever ended before signals were caught
         try:
             while self._step():
                 pass
