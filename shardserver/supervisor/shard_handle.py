@@ -34,6 +34,19 @@ SPAWN = multiprocessing.get_context("spawn")
 Reply = Callable[[dict[str, Any]], None]
 
 
+class Backoff:
+    """Seconds before each restart: they double, begin again after good service, and never end."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_BACKOFF_S
+
+    def after(self, served_s: float) -> float:
+        if served_s >= GOOD_SERVICE_S:
+            self._next_s = FIRST_BACKOFF_S
+        wait_s, self._next_s = self._next_s, min(self._next_s * 2, LONGEST_BACKOFF_S)
+        return wait_s
+
+
 class ShardHandle:
     """Owned by the supervisor's loop. state: down, starting, recovering or ready."""
 
@@ -50,8 +63,9 @@ class ShardHandle:
         self.process: BaseProcess | None = None
         self.link: LineSocket | None = None
         self.link_has_ended = False
-        self._started_at = 0.0
-        self._backoff_s = FIRST_BACKOFF_S
+        self.restart_in_s = 0.0
+        self._ready_at: float | None = None
+        self._backoff = Backoff()
         self._queries: dict[int, tuple[float, Reply]] = {}
         self._last_query = 0
 
@@ -71,7 +85,7 @@ class ShardHandle:
         theirs.close()
         self.link = LineSocket(ours, MAX_ANSWER_BYTES)
         self.state, self.ready, self.exit_code, self.link_has_ended = "starting", None, None, False
-        self._started_at = time.monotonic()
+        self._ready_at = None
         self.restarts += 1
 
     def receive(self) -> bool:
@@ -97,6 +111,7 @@ class ShardHandle:
             self.state = "recovering"
         else:
             self.state, self.ready, self.core = "ready", message, message.core
+            self._ready_at = time.monotonic()
             return True
         return False
 
@@ -150,15 +165,9 @@ class ShardHandle:
         waiting, self._queries = self._queries, {}
         for _, reply in waiting.values():
             reply(self._error("the shard died"))
-        if time.monotonic() - self._started_at >= GOOD_SERVICE_S:
-            self._backoff_s = FIRST_BACKOFF_S
-        self.start_at = time.monotonic() + self._backoff_s
-
-    def back_off(self) -> float:
-        """Seconds until the restart that is due; the next one waits longer."""
-        wait_s = self._backoff_s
-        self._backoff_s = min(self._backoff_s * 2, LONGEST_BACKOFF_S)
-        return wait_s
+        now = time.monotonic()
+        self.restart_in_s = self._backoff.after(now - self._ready_at if self._ready_at is not None else 0.0)
+        self.start_at = now + self.restart_in_s
 
     def keep_pinned(self) -> bool:
         """Put the affinity back after a change of the cpuset. True when the core we may name has changed."""

@@ -140,7 +140,7 @@ class Supervisor:
         if self._stop_deadline is not None:
             self._exit_code = self._exit_code or int(shard.exit_code != 0)
             return
-        fields = {"shard": shard.number, "exit_code": shard.exit_code, "restart_in_s": shard.back_off()}
+        fields = {"shard": shard.number, "exit_code": shard.exit_code, "restart_in_s": shard.restart_in_s}
         log.error("shard_died", extra={"fields": fields})
 
     def _keep_pinned(self) -> None:

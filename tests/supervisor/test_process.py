@@ -128,6 +128,19 @@ def test_a_signal_stops_with_exit_code_0_and_leaves_nothing(server: ServerProces
     assert set(os.listdir("/dev/shm")) <= shared
 
 
+@pytest.mark.parametrize("state", ["starting", "ready"])
+def test_a_terminal_s_interrupt_of_the_whole_group_is_a_clean_stop(
+    data: Path, servers: list[ServerProcess], state: str
+) -> None:
+    group = WrappedServer(data, *INFO, wrapper=["setsid"])  # becomes the server: nothing is forked
+    servers.append(group)
+    group.start()
+    wait_until(lambda: state_of(group) == state, state)
+    os.killpg(group.pid, signal.SIGINT)
+    code, printed = group.wait()
+    assert code == 0 and "Traceback" not in printed and "shard_died" not in events(printed)
+
+
 def test_a_stop_during_recovery_ends_with_exit_code_0(server: ServerProcess) -> None:
     server.wait_ready()
     server.kill()
