@@ -33,7 +33,7 @@ def test_defaults_give_way_to_a_small_machine_and_set_values_do_not() -> None:
     assert lowered.net.in_flight_bytes_per_shard == 128 * MIB
     assert where["net.in_flight_bytes_per_shard"] == "default, lowered to an eighth of the memory limit"
     assert lower_defaults(config, sources, 1 << 40) == (config, sources)
-    check_memory(lower_defaults(Config(), {}, 640 * MIB)[0], 1, 640 * MIB, "RAM")
+    check_memory(lower_defaults(Config(), {}, 512 * MIB)[0], 1, 512 * MIB, "RAM")
 
 
 def test_descriptors_that_do_not_fit_are_refused_with_their_keys() -> None:
