@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -16,64 +17,94 @@ PREFIX = "SHARDSERVER_"
 SECRET_NAMES = frozenset({"SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
 
 
-def _key(text: str) -> msgspec.Meta:
-    return msgspec.Meta(description=text)
+def _key(text: str, **bounds: Any) -> msgspec.Meta:
+    """bounds: ge, gt, le, multiple_of, as msgspec.Meta takes them."""
+    return msgspec.Meta(description=text, **bounds)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: Annotated[
-        str, _key("Number of shards, or a list of cores such as 0-3,8. This release serves one shard.")
-    ] = "1"
+        str,
+        _key("Shards: auto (what affinity and CPU quota allow), a number, or a list of cores such as 0-3,8. "
+             "This release serves one shard."),
+    ] = "auto"  # fmt: skip
     pin: Annotated[str, _key("on: the shard stays on its core. off: the kernel moves it.")] = "on"
     host: Annotated[str, _key("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, _key("TCP port; 0 lets the kernel choose.")] = 8090
+    port: Annotated[int, _key("TCP port; 0 lets the kernel choose.", ge=0, le=65535)] = 8090
     data: Annotated[str, _key("Data directory.")] = "data"
     durability: Annotated[str, _key("fsync, write or memory: when a send is acknowledged (durability.md).")] = "fsync"
     advertised_address: Annotated[str, _key("Host that cluster metadata names; empty: the socket's own address.")] = ""
     disk_engine: Annotated[str, _key("auto, io_uring or threads; auto takes io_uring where the kernel has it.")] = (
         "auto"
     )
-    shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.")] = 9.0
+    shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.", gt=0, le=3600)] = 9.0
     require_data: Annotated[bool, _key("Refuse to initialise an empty data directory (an unmounted volume).")] = False
 
 
 class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    max_frame_bytes: Annotated[int, _key("Bytes of the largest frame; costs twice that a connection at worst.")] = (
+    max_frame_bytes: Annotated[
+        int, _key("Bytes of the largest frame; costs twice that a connection at worst.", ge=4096, le=64 << 20)
+    ] = 64 << 20
+    first_frame_timeout_s: Annotated[float, _key("Seconds a new connection may stay silent.", gt=0, le=3600)] = 10.0
+    max_connections: Annotated[
+        int, _key("Connections of a shard; one descriptor and some KiB each.", ge=1, le=1 << 20)
+    ] = 8192
+    in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.", ge=4096, le=1 << 40)] = (
         64 << 20
     )
-    first_frame_timeout_s: Annotated[float, _key("Seconds a new connection may stay silent.")] = 10.0
-    max_connections: Annotated[int, _key("Connections of a shard; one descriptor and some KiB each.")] = 8192
-    in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.")] = 64 << 20
-    in_flight_bytes_per_shard: Annotated[int, _key("The same for all connections together: memory.")] = 512 << 20
+    in_flight_bytes_per_shard: Annotated[
+        int,
+        _key("The same for all connections together: memory. Unless set, at most an eighth of the memory limit.",
+             ge=4096, le=1 << 40),
+    ] = 512 << 20  # fmt: skip
 
 
 class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    file_bytes: Annotated[int, _key("Bytes of a journal file, at creation only. More: longer recovery.")] = 16 << 20
-    files: Annotated[int, _key("Files of the ring, at creation only; disk space and memory = files x file_bytes.")] = 8
-    max_write_bytes: Annotated[int, _key("Bytes of one group commit.")] = 1 << 20
-    direct_bytes: Annotated[int, _key("From so many waiting bytes on a partition writes its segment directly.")] = (
-        256 << 10
+    file_bytes: Annotated[
+        int,
+        _key("Bytes of a journal file, at creation only. More: longer recovery.",
+             ge=256 << 10, le=1 << 30, multiple_of=4096),
+    ] = 16 << 20  # fmt: skip
+    files: Annotated[
+        int,
+        _key("Files of the ring, at creation only; disk space and memory = files x file_bytes.", ge=3, le=4096),
+    ] = 8
+    max_write_bytes: Annotated[int, _key("Bytes of one group commit.", ge=64 << 10, le=1 << 20, multiple_of=4096)] = (
+        1 << 20
     )
+    direct_bytes: Annotated[
+        int, _key("From so many waiting bytes on a partition writes its segment directly.", ge=4096, le=1 << 20)
+    ] = 256 << 10
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tail_bytes: Annotated[int, _key("Bytes of recent batches kept in memory by a shard.")] = 256 << 20
-    read_bytes: Annotated[int, _key("Bytes of the first read behind the tail.")] = 256 << 10
-    read_ahead_bytes: Annotated[int, _key("Bytes that sequential reads grow to.")] = 4 << 20
-    open_segments: Annotated[int, _key("Sealed segments of a shard kept open; one descriptor each.")] = 512
+    tail_bytes: Annotated[
+        int,
+        _key("Bytes of recent batches kept in memory by a shard. Unless set, at most an eighth of the memory limit.",
+             ge=1 << 20, le=1 << 40),
+    ] = 256 << 20  # fmt: skip
+    read_bytes: Annotated[
+        int, _key("Bytes of the first read behind the tail.", ge=4096, le=64 << 20, multiple_of=4096)
+    ] = 256 << 10
+    read_ahead_bytes: Annotated[
+        int, _key("Bytes that sequential reads grow to.", ge=4096, le=64 << 20, multiple_of=4096)
+    ] = 4 << 20
+    open_segments: Annotated[
+        int, _key("Sealed segments of a shard kept open; one descriptor each.", ge=1, le=1 << 20)
+    ] = 512
     damaged: Annotated[
         str, _key("error: a poll that meets a damaged batch gets code 4011. skip: it goes on behind it; stats count.")
     ] = "error"
     low_watermark_bytes: Annotated[
-        int, _key("Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.")
+        int, _key("Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.", ge=0)
     ] = 64 << 20
     reserve_bytes: Annotated[
-        int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.")
+        int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.", ge=0)
     ] = 16 << 20
     max_total_bytes: Annotated[
-        int, _key("Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.")
+        int, _key("Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.", ge=0)
     ] = 0
-    retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.")] = 10.0
+    retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.", gt=0, le=86400)] = 10.0
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +130,22 @@ CHOICES = {
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
 }
+# What a journal file holds beside its writes: its header, and room kept for records without batches (journal.md).
+JOURNAL_FILE_ROOM_BYTES = 68 << 10
+RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: c.journal.max_write_bytes + JOURNAL_FILE_ROOM_BYTES <= c.journal.file_bytes,
+        "journal.max_write_bytes + 68 KiB must fit into journal.file_bytes",
+    ),
+    (
+        lambda c: c.journal.direct_bytes * 2 <= c.journal.max_write_bytes,
+        "journal.direct_bytes may be at most half of journal.max_write_bytes",
+    ),
+    (
+        lambda c: c.storage.read_bytes <= c.storage.read_ahead_bytes,
+        "storage.read_bytes may be at most storage.read_ahead_bytes",
+    ),
+)
 
 
 def known_keys() -> dict[str, tuple[type, Any, str]]:
@@ -129,12 +176,15 @@ def load(
         _take_file(path, values, sources)
     warnings = _take_environment(environment, values, sources)
     for key, text in flags.items():
-        _set(values, sources, key, text, "flag")
+        _set(values, sources, key, _value_of(key, text), "flag")
     try:
-        config = msgspec.convert(values, Config, strict=False)
+        config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_sentence(str(error), values, sources)) from error
     _check_choices(config)
+    for holds, sentence in RULES:
+        if not holds(config):
+            raise ConfigError(sentence)
     return config, sources, warnings
 
 
@@ -142,6 +192,21 @@ def _set(values: Values, sources: Sources, key: str, value: object, source: str)
     section, name = key.split(".")
     values.setdefault(section, {})[name] = value
     sources[key] = source
+
+
+def _value_of(key: str, text: str) -> object:
+    """The text of a flag or variable as the key's type; as it is when it is none, so that the tree refuses it."""
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(text, known_keys()[key][0], strict=False)
+    return text
+
+
+def _sentence(problem: str, values: Values, sources: Sources) -> str:
+    """msgspec's "Expected `int` >= 1 - at `$.net.max_connections`", with the value found and its source."""
+    expected, _, path = problem.rpartition(" - at `$.")
+    section, _, name = path.rstrip("`").partition(".")
+    found = values[section].get(name)
+    return f"{section}.{name} = {found!r} ({sources.get(f'{section}.{name}', 'default')}): {expected.replace('`', '')}"
 
 
 def _refuse_unknown(key: str, source: str) -> None:
@@ -156,7 +221,7 @@ def _take_file(path: str, values: Values, sources: Sources) -> None:
     try:
         with open(path, "rb") as file:
             tree = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not there, not TOML, not UTF-8
         raise ConfigError(f"{path}: {error}") from error
     for section, content in tree.items():
         for name, value in content.items() if isinstance(content, dict) else [("", content)]:
@@ -170,7 +235,7 @@ def _take_environment(environment: Mapping[str, str], values: Values, sources: S
     warnings = []
     for name, text in environment.items():
         if name in names:
-            _set(values, sources, names[name], text, name)
+            _set(values, sources, names[name], _value_of(names[name], text), name)
         elif name.startswith(PREFIX) and name not in SECRET_NAMES:
             near = difflib.get_close_matches(name, names, 1)
             warnings.append(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))

@@ -12,6 +12,7 @@ from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.errors import ConfigError
 from shardserver.io_uring.threads import ThreadDisk
+from shardserver.storage.disk import Disk
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.supervisor.data_directory import DataDirectory
 
@@ -21,16 +22,23 @@ async def reset_root_password(path: str, given: str | None) -> int:
     data = DataDirectory(path)
     data.open(require_data=True)
     disk = ThreadDisk(1)
-    log = MetadataLog(disk, os.path.join(data.path, "metadata"))
-    writer = MetadataWriter(log, lambda: time.time_ns() // 1000)
-    await writer.recover()
-    if md.ROOT_ID not in writer.metadata.users:
-        raise ConfigError(f"{path} has no root user yet: start the server once")
     password = given or secrets.token_urlsafe(18)
-    event = md.PasswordSet(md.ROOT_ID, hash_password(password))
-    await writer.change(lambda state, now: Plan([event]))
-    await log.close()
-    await disk.shut_down()
-    data.close()
+    try:
+        await _set(disk, data.path, hash_password(password))
+    finally:
+        await disk.shut_down()
+        data.close()
     print("root password set" if given else f"new root password: {password}")
     return 0
+
+
+async def _set(disk: Disk, path: str, password_hash: str) -> None:
+    log = MetadataLog(disk, os.path.join(path, "metadata"))
+    writer = MetadataWriter(log, lambda: time.time_ns() // 1000)
+    await writer.recover()
+    try:
+        if md.ROOT_ID not in writer.metadata.users:
+            raise ConfigError(f"{path} has no root user yet: start the server once")
+        await writer.change(lambda state, now: Plan([md.PasswordSet(md.ROOT_ID, password_hash)]))
+    finally:
+        await log.close()

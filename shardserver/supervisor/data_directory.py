@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -28,13 +29,19 @@ class DataDirectory:
         return os.path.join(self.run, "control.sock")
 
     def open(self, *, require_data: bool) -> None:
-        """Lock and check. Raises ConfigError with a sentence when another server has it, or it cannot be used."""
+        """Lock and check. Raises ConfigError with a sentence when another server has it, or it cannot be used.
+
+        A stale ready file goes right after the lock: before it, a second server would take away the first one's.
+        """
         if require_data and not os.path.exists(os.path.join(self.path, "format")):
-            raise ConfigError(f"{self.path} holds no data and --require-data was given: is the volume mounted?")
-        os.makedirs(self.run, mode=0o700, exist_ok=True)
-        self._take_lock()
-        self.remove_ready()
-        self._check_format()
+            raise ConfigError(f"{self.path} holds no data, and data is required: is the volume mounted?")
+        try:
+            os.makedirs(self.run, mode=0o700, exist_ok=True)
+            self._take_lock()
+            self._remove("ready.json", "ready.json.new", "control.sock")
+            self._check_format()
+        except OSError as error:
+            raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
     def _take_lock(self) -> None:
         self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -76,12 +83,15 @@ class DataDirectory:
         os.rename(path + ".new", path)
 
     def remove_ready(self) -> None:
-        for name in ("ready.json", "control.sock"):
-            path = os.path.join(self.run, name)
-            if os.path.exists(path):
-                os.unlink(path)
+        self._remove("ready.json")
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.run, name))
 
     def close(self) -> None:
-        self.remove_ready()
         if self._lock >= 0:
+            self._remove("ready.json", "control.sock")
             os.close(self._lock)
+            self._lock = -1

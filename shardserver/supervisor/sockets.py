@@ -30,6 +30,12 @@ def listen(host: str, port: int, listeners: int, backlog: int = 1024) -> list[so
         guard.close()
 
 
+def shown_address(listening: socket.socket) -> str:
+    """host:port, an IPv6 host in brackets."""
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _listener(family: int, host: str, port: int, backlog: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

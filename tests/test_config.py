@@ -1,0 +1,101 @@
+"""The configuration: order of sources, refusals as sentences."""
+
+from pathlib import Path
+
+import pytest
+
+from shardserver.config import Config, describe, known_keys, load
+from shardserver.errors import ConfigError
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load(str(path), {}, {})
+    return str(raised.value).replace(str(path), "FILE")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("server.prot = 1", "unknown key server.prot in FILE; did you mean server.port?"),
+        ("[serve]\nport = 1", "unknown key serve.port in FILE; did you mean server.port?"),
+        ("port = 1", "unknown key port in FILE"),
+        ("server = 3", "unknown key server in FILE"),
+        ('server.port = "80"', "server.port = '80' (FILE): Expected int, got str"),
+        ("server.port = 70000", "server.port = 70000 (FILE): Expected int <= 65535"),
+        ("server.port = -1", "server.port = -1 (FILE): Expected int >= 0"),
+        ("net.max_connections = true", "net.max_connections = True (FILE): Expected int, got bool"),
+        ("net.max_connections = 0", "net.max_connections = 0 (FILE): Expected int >= 1"),
+        ("net.max_frame_bytes = 0", "net.max_frame_bytes = 0 (FILE): Expected int >= 4096"),
+        ("storage.tail_bytes = -5", "storage.tail_bytes = -5 (FILE): Expected int >= 1048576"),
+        ("journal.files = 2", "journal.files = 2 (FILE): Expected int >= 3"),
+        (
+            "journal.file_bytes = 1000001",
+            "journal.file_bytes = 1000001 (FILE): Expected int that's a multiple of 4096",
+        ),
+        ("journal.file_bytes = 1048576", "journal.max_write_bytes + 68 KiB must fit into journal.file_bytes"),
+        ("journal.direct_bytes = 1048576", "journal.direct_bytes may be at most half of journal.max_write_bytes"),
+        ("storage.read_ahead_bytes = 4096", "storage.read_bytes may be at most storage.read_ahead_bytes"),
+        ("server.shutdown_deadline_s = nan", "server.shutdown_deadline_s = nan (FILE): Expected float > 0.0"),
+        ("server.shutdown_deadline_s = inf", "server.shutdown_deadline_s = inf (FILE): Expected float <= 3600.0"),
+        ('log.level = "loud"', "log.level = 'loud': one of debug, info, warning, error"),
+        ("port =", "FILE: Invalid value"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    assert refusal(tmp_path, text).startswith(sentence)
+
+
+def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(str(tmp_path / "none.toml"), {}, {})
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="decode"):
+        load(str(tmp_path / "binary.toml"), {}, {})
+
+
+def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[server]\nport = 1\nhost = "::1"\ndata = "here"\nshutdown_deadline_s = 3')
+    environment = {"SHARDSERVER_SERVER_PORT": "2", "SHARDSERVER_SERVER_HOST": "::2", "SHARDSERVER_ROOT_PASSWORD": "x"}
+    config, sources, warnings = load(str(path), environment, {"server.port": "3"})
+    assert (config.server.port, config.server.host, config.server.data) == (3, "::2", "here")
+    assert config.server.shutdown_deadline_s == 3.0
+    assert config.journal == Config().journal
+    assert (sources["server.port"], sources["server.host"]) == ("flag", "SHARDSERVER_SERVER_HOST")
+    assert sources["server.data"] == str(path) and warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("SERVER_PORT", "many", "server.port = 'many' .*Expected int, got str"),
+        ("SERVER_PORT", "-1", "server.port = -1 .*Expected int >= 0"),
+        ("SERVER_REQUIRE_DATA", "maybe", "server.require_data = 'maybe' .*Expected bool, got str"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_its_name(name: str, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as raised:
+        load(None, {f"SHARDSERVER_{name}": text}, {})
+    assert f"SHARDSERVER_{name}" in str(raised.value)
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
+    _, _, warnings = load(None, {"SHARDSERVER_SERVER_PROT": "1", "SHARDSERVER_ROOT_PASSWORD_FILE": "x"}, {})
+    assert warnings == ["unknown variable SHARDSERVER_SERVER_PROT; did you mean SHARDSERVER_SERVER_PORT?"]
+
+
+def test_the_description_is_a_file_that_gives_the_same_configuration(tmp_path: Path) -> None:
+    config, sources, _ = load(None, {"SHARDSERVER_NET_MAX_CONNECTIONS": "7"}, {"server.durability": "write"})
+    path = tmp_path / "printed.toml"
+    path.write_text(describe(config, sources))
+    assert load(str(path), {}, {})[0] == config
+    assert "max_connections = 7  # SHARDSERVER_NET_MAX_CONNECTIONS" in path.read_text()
+    assert 'durability = "write"  # flag' in path.read_text()
+
+
+def test_every_key_has_a_description_and_its_default_holds() -> None:
+    assert all(text for _, _, text in known_keys().values())
+    assert load(None, {}, {})[0] == Config()
