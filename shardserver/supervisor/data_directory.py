@@ -52,8 +52,9 @@ class DataDirectory:
             raise ConfigError(
                 f"the data directory {self.path} is in use by the server with process id {holder}"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        # For the sentence above only, so a full disk may refuse it; in place, so that it needs no new block.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
 
     def _check_format(self) -> None:
         path = os.path.join(self.path, "format")
@@ -76,7 +77,13 @@ class DataDirectory:
         os.close(descriptor)
 
     def write_ready(self, content: dict[str, Any]) -> None:
-        """Atomically: a reader sees the former or the new content."""
+        """Atomically: a reader sees the former or the new content. A disk without room for it is a warning."""
+        try:
+            self._write_ready(content)
+        except OSError as error:
+            log.warning("ready_file_not_written", extra={"fields": {"error": str(error)}})
+
+    def _write_ready(self, content: dict[str, Any]) -> None:
         path = os.path.join(self.run, "ready.json")
         with open(path + ".new", "w") as file:
             json.dump(content, file)

@@ -20,6 +20,7 @@ from shardserver.errors import ProtocolError
 from shardserver.supervisor import stop_signals
 from shardserver.supervisor.lines import LineSocket
 from shardserver.supervisor.messages import Answer, FromShard, Query, Ready, Recovering, Stop
+from shardserver.supervisor.shard_exit import ReadOnlyRule
 from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class ShardHandle:
         self.restart_in_s = 0.0
         self._ready_at: float | None = None
         self._backoff = Backoff()
+        self._rule = ReadOnlyRule()
+        self._read_only = False
+        self.has_served = False
         self._queries: dict[int, tuple[float, Reply]] = {}
         self._last_query = 0
 
@@ -76,7 +80,14 @@ class ShardHandle:
     def start(self) -> None:
         ours, theirs = socket.socketpair()
         arguments = ShardArguments(
-            self.number, self._config, self._data, self._listener, theirs, self._root_hash, self.wanted_core
+            self.number,
+            self._config,
+            self._data,
+            self._listener,
+            theirs,
+            self._root_hash,
+            self.wanted_core,
+            self._read_only,
         )
         self.process = SPAWN.Process(target=run_shard_process, args=(arguments,), name=f"shard-{self.number}")
         resource_tracker.ensure_running()  # it would take our mask away inside
@@ -111,7 +122,7 @@ class ShardHandle:
             self.state = "recovering"
         else:
             self.state, self.ready, self.core = "ready", message, message.core
-            self._ready_at = time.monotonic()
+            self._ready_at, self.has_served = time.monotonic(), True
             return True
         return False
 
@@ -166,6 +177,7 @@ class ShardHandle:
         for _, reply in waiting.values():
             reply(self._error("the shard died"))
         now = time.monotonic()
+        self._read_only = self._rule.after(self.exit_code, now)
         self.restart_in_s = self._backoff.after(now - self._ready_at if self._ready_at is not None else 0.0)
         self.start_at = now + self.restart_in_s
 

@@ -14,6 +14,7 @@ from shardserver.io_uring.choose import check_disk
 from shardserver.supervisor.control import ControlServer, listen_control
 from shardserver.supervisor.cores import CoreChoice
 from shardserver.supervisor.data_directory import DataDirectory
+from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_handle import Reply, ShardHandle
 from shardserver.supervisor.sockets import listen, shown_address
 from shardserver.supervisor.stop_signals import StopSignals, reap_orphans
@@ -139,6 +140,10 @@ class Supervisor:
         reap_orphans({one.pid for one in self._shards})
         if self._stop_deadline is not None:
             self._exit_code = self._exit_code or int(shard.exit_code != 0)
+            return
+        if shard.exit_code == ShardExit.REFUSED and not shard.has_served:
+            self._exit_code = 1  # what the start met, the next one would meet too: an operator has to look
+            self._stop()
             return
         fields = {"shard": shard.number, "exit_code": shard.exit_code, "restart_in_s": shard.restart_in_s}
         log.error("shard_died", extra={"fields": fields})

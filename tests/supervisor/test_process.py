@@ -229,7 +229,7 @@ def test_process_1_hears_signals_and_reaps_orphans(first_process: WrappedServer,
 
 def test_process_1_hears_a_signal_before_it_serves(first_process: WrappedServer) -> None:
     lock = first_process.data / "lock"
-    wait_until(lambda: lock.exists() and lock.read_text() == "1\n", "the lock of process 1")
+    wait_until(lambda: lock.exists() and lock.read_text().strip() == "1", "the lock of process 1")
     (supervisor,) = children(first_process.pid)
     os.kill(supervisor, signal.SIGTERM)
     assert first_process.wait()[0] == 0
