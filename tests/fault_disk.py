@@ -128,6 +128,8 @@ class FaultDisk:
         self.operations = 0
         self.has_failed = False
         self.is_dead = False
+        self.is_broken = False  # the device takes no write and no sync
+        self.unreadable = ""  # reads of files with this in their path fail
         self.files: dict[str, Node] = {}
         self.durable_files: dict[str, Node] = {}
         self._renamed: list[tuple[str, str]] = []  # directories whose renames no sync of their parent covers yet
@@ -257,7 +259,12 @@ class FaultDisk:
     def _used(self) -> int:
         return sum(len(node.current) for node in self.files.values())
 
+    def _refuse_when_broken(self) -> None:
+        if self.is_broken:
+            raise StorageError("the device is broken", errno=errno.EIO)
+
     def _write(self, node: Node, position: int, data: bytes) -> None:
+        self._refuse_when_broken()
         grown = max(0, position + len(data) - len(node.current))
         if self.capacity_bytes is not None and self._used() + grown > self.capacity_bytes:
             raise DiskFullError("no room", errno=errno.ENOSPC)
@@ -308,6 +315,8 @@ class FaultDisk:
 
     def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future:
         def work() -> int:
+            if self.unreadable and self.unreadable in file.path:
+                raise StorageError(file.path, errno=errno.EIO)
             data = file.node.current[position : position + len(buffer)]
             buffer[: len(data)] = data
             return len(data)
@@ -315,7 +324,11 @@ class FaultDisk:
         return self._submit("read", work)
 
     def sync(self, file: FaultFile) -> Future:
-        return self._submit("sync", file.node.sync, node=file.node)
+        def work() -> None:
+            self._refuse_when_broken()
+            file.node.sync()
+
+        return self._submit("sync", work, node=file.node)
 
     def truncate(self, file: FaultFile, length: int) -> Future:
         return self._submit("truncate", lambda: file.node.cut(length))
