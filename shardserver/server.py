@@ -24,7 +24,7 @@ from shardserver.io_uring.choose import open_disk
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.metadata_log import MetadataLog
-from shardserver.storage.recovery import RecoveryInput, recover_shard
+from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.space import SpaceWatch
@@ -75,7 +75,7 @@ class Shard:
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: ShardContext
         self._listener: Listener
-        self._read_bytes = 0
+        self._progress = RecoveryProgress()
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
@@ -103,12 +103,16 @@ class Shard:
         return code
 
     async def _report_progress(self) -> None:
+        began = time.monotonic()
         while True:
             await asyncio.sleep(PROGRESS_S)
-            log.info("recovering", extra={"fields": {"shard": self._arguments.shard, "bytes": self._read_bytes}})
-
-    def _on_progress(self, read_bytes: int) -> None:
-        self._read_bytes = read_bytes
+            progress, share = self._progress, self._progress.share()
+            elapsed = time.monotonic() - began
+            fields = {"shard": self._arguments.shard, "bytes": progress.read_bytes, "percent": round(100 * share)}
+            fields |= {"partitions_done": progress.partitions_done, "partitions": progress.partitions}
+            if share:
+                fields["seconds_left"] = round(elapsed * (1 - share) / share)
+            log.info("recovering", extra={"fields": fields})
 
     async def _recover(self) -> None:
         read_only = self._arguments.read_only
@@ -128,6 +132,7 @@ class Shard:
             faults=self._faults,
             read_only=read_only,
             reserve=self._reserve,
+            progress=self._progress,
         )
         logs = await recover_shard(
             self._disk,
@@ -136,7 +141,6 @@ class Shard:
             source,
             clock_us,
             self._on_journal_failure,
-            self._on_progress,
         )
         self._context = ShardContext(
             shard=self._arguments.shard,

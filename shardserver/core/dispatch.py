@@ -1,7 +1,8 @@
 """From a request to its reply: handlers of the commands in protocol/table.py, the rules before login, errors.
 
 A row without a handler here is a feature not offered (5); what has no row is no command (3).
-A reply is a list of buffers, or None: close the connection. Sends and data polls answer without a task where they can.
+A reply is a list of buffers, and whether the connection is closed behind it. Sends and data polls answer without a
+task where they can.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 EVICT_NO_SESSION, EVICT_CREDENTIALS, EVICT_TOKEN, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 9, 10, 14, 15
 
 Buffers = list[bytes | bytearray | memoryview]
+Reply = Callable[[Buffers, bool], None]
 # The request is a value of the row's request codec.
 ReadHandler = Callable[[ShardContext, Connection, Any], "Buffers | Awaitable[Buffers]"]
 ChangeHandler = Callable[[ShardContext, Any], Awaitable[None]]
@@ -94,55 +96,56 @@ class Dispatcher:
     def __init__(self, context: ShardContext) -> None:
         self._context = context
 
-    def start(self, connection: Connection, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
-        """Begin one request; reply is called once, now or later: with buffers, or None to close the connection."""
+    def start(self, connection: Connection, frame: Frame, reply: Reply) -> None:
+        """Begin one request; reply is called once, now or later."""
         header = frame.header
         try:
             if not _checksum_is_good(frame):
-                reply([wire.encode_status(header, Code.INVALID_FORMAT)])
+                reply([wire.encode_status(header, Code.INVALID_FORMAT)], False)
             elif header.operation == OP_SEND and connection.is_bound:
                 self._send(connection, frame, reply)
             else:
                 self._answer(connection, frame, reply)
         except Exception as error:  # the boundary of decisions: an error of ours, or a bug that must not end the shard
-            reply(self._explain(header, error))
+            reply(*self._explain(header, error))
 
-    def _send(self, connection: Connection, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
+    def _send(self, connection: Connection, frame: Frame, reply: Reply) -> None:
         header = frame.header
 
         def done(outcome: bytes | ShardServerError) -> None:
             if isinstance(outcome, ShardServerError):
-                reply([wire.encode_status(header, code_of(outcome))])
+                reply([wire.encode_status(header, code_of(outcome))], False)
             else:
-                reply([wire.encode_reply_header(header, len(outcome)) + outcome])
+                reply([wire.encode_reply_header(header, len(outcome)) + outcome], False)
 
         request = SendRequest.decode(frame.body)
         check_right(self._context.metadata, connection.user_id, SEND_ROW, request)
         handlers.send_messages(self._context, request, done)
 
-    def _answer(self, connection: Connection, frame: Frame, reply: Callable[[Buffers | None], None]) -> None:
+    def _answer(self, connection: Connection, frame: Frame, reply: Reply) -> None:
         outcome = self._route(connection, frame)
         if isinstance(outcome, list):
-            reply(outcome)
+            reply(outcome, False)
             return
         task = asyncio.ensure_future(outcome)
 
         def finished(task: asyncio.Future[Buffers]) -> None:
-            if task.cancelled():
-                reply(None)
-                return
-            error = task.exception()
-            reply(task.result() if error is None else self._explain(frame.header, error))
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is None:
+                reply(task.result(), False)
+            else:
+                reply(*self._explain(frame.header, error))
 
         task.add_done_callback(finished)
 
-    def _explain(self, header: RequestHeader, error: BaseException) -> Buffers | None:
+    def _explain(self, header: RequestHeader, error: BaseException) -> tuple[Buffers, bool]:
+        """The reply to what was raised. Anything but our own errors is a bug: answer 1, close, log the traceback."""
         if isinstance(error, ShardServerError):
-            return [wire.encode_status(header, code_of(error))]
+            return [wire.encode_status(header, code_of(error))], False
         log.error(
             "handler_failed", exc_info=error, extra={"fields": {"operation": header.operation, "code": header.code}}
         )
-        return None
+        return [wire.encode_status(header, Code.ERROR)], True
 
     def _route(self, connection: Connection, frame: Frame) -> Buffers | Awaitable[Buffers]:
         header = frame.header

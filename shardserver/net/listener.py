@@ -37,15 +37,12 @@ class Listener:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
         self.protocols: set[ClientProtocol] = set()
         self.refused = 0
+        self.in_flight_bytes = 0
         self._server: asyncio.Server | None = None
 
     async def start(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: ClientProtocol(self), sock=listening)
-
-    @property
-    def in_flight_bytes(self) -> int:
-        return sum(protocol.machine.in_flight_bytes for protocol in self.protocols)
 
     def stop_accepting(self) -> None:
         if self._server is not None:
@@ -71,6 +68,7 @@ class ClientProtocol(asyncio.Protocol):
         self._connection: Connection | None = None
         self._reading, self._stopped, self._writable, self._flush_due = True, False, True, False
         self._first_frame: asyncio.TimerHandle | None = None
+        self._counted_bytes = 0
         limits = listener.limits
         self.machine = ConnectionMachine(
             self._start_request, limits.max_frame_bytes, limits.in_flight_bytes_per_connection
@@ -111,8 +109,8 @@ class ClientProtocol(asyncio.Protocol):
     def _start_request(self, frame: Frame, reply: Reply) -> None:
         assert self._connection is not None
 
-        def complete(buffers: Buffers | None) -> None:
-            reply(buffers)
+        def complete(buffers: Buffers, closes: bool) -> None:
+            reply(buffers, closes)
             self._schedule_flush()
 
         self._listener.dispatcher.start(self._connection, frame, complete)
@@ -128,6 +126,7 @@ class ClientProtocol(asyncio.Protocol):
         output, transport = self.machine.take_output(), self._transport
         if transport is None:
             return
+        self._count_in_flight()
         if output:
             if sum(map(len, output)) <= JOIN_BYTES:
                 transport.write(b"".join(output))
@@ -138,8 +137,14 @@ class ClientProtocol(asyncio.Protocol):
         elif not self._reading:
             self.update_reading()
 
+    def _count_in_flight(self) -> None:
+        now = self.machine.in_flight_bytes
+        self._listener.in_flight_bytes += now - self._counted_bytes
+        self._counted_bytes = now
+
     def update_reading(self) -> None:
         """Backpressure: read only while this connection, this shard and the socket's own buffer have room."""
+        self._count_in_flight()
         if self._transport is None or self._transport.is_closing():
             return
         shard_has_room = self._listener.in_flight_bytes < self._listener.limits.in_flight_bytes_per_shard
@@ -179,6 +184,8 @@ class ClientProtocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.machine.close("the peer closed")
+        self._listener.in_flight_bytes -= self._counted_bytes
+        self._counted_bytes = self.machine.in_flight_bytes
         if self._first_frame is not None:
             self._first_frame.cancel()
         self._transport = None

@@ -15,7 +15,7 @@ from shardserver.protocol.frame import HEADER_BYTES, Frame, FrameDecoder
 
 OP_SEND = 160
 Buffers = list[bytes | bytearray | memoryview]
-Reply = Callable[[Buffers | None], None]
+Reply = Callable[[Buffers, bool], None]
 StartRequest = Callable[[Frame, Reply], None]
 
 
@@ -28,11 +28,12 @@ class Slot:
     bytes: int
     started: bool = False
     reply: Buffers | None = None
+    closes: bool = False
 
 
 @dataclass(slots=True)
 class ConnectionMachine:
-    """start_request begins a request; the callable it gets completes it, at once or later, with None to close."""
+    """start_request begins a request; what it gets completes it, at once or later: the reply, and whether to close."""
 
     start_request: StartRequest
     max_frame_bytes: int
@@ -108,13 +109,10 @@ class ConnectionMachine:
         frame, slot.frame, slot.started = slot.frame, None, True
         assert frame is not None
 
-        def reply(buffers: Buffers | None) -> None:
+        def reply(buffers: Buffers, closes: bool) -> None:
             if self.is_closed or slot.reply is not None:
                 return
-            if buffers is None:
-                self.close("a request failed inside the server")
-                return
-            slot.reply = buffers
+            slot.reply, slot.closes = buffers, closes
             self._advance()
 
         self.start_request(frame, reply)
@@ -126,4 +124,6 @@ class ConnectionMachine:
         assert slot.reply is not None
         self._output += slot.reply
         self.in_flight_bytes -= slot.bytes
+        if slot.closes:
+            self.close("a request failed inside the server")
         return True

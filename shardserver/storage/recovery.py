@@ -27,6 +27,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
+class RecoveryProgress:
+    """How far a recovery is; the caller keeps it and looks at it. Bytes to scan in segments are known last."""
+
+    read_bytes: int = 0
+    journal_bytes: int = 0
+    journal_is_read: bool = False
+    partitions_done: int = 0
+    partitions: int = 0
+
+    def share(self) -> float:
+        """Of the whole, 0 to 1: an estimate. The journal first, then the partitions."""
+        if not self.journal_is_read:
+            return 0.5 * min(1.0, self.read_bytes / self.journal_bytes) if self.journal_bytes else 0.0
+        return 0.5 + 0.5 * self.partitions_done / max(1, self.partitions)
+
+
+@dataclass(slots=True)
 class RecoveryInput:
     """What metadata says is alive. next_uid: no record may carry this uid or a greater one.
 
@@ -40,6 +57,7 @@ class RecoveryInput:
     faults: SyncFaults = field(default_factory=SyncFaults)
     read_only: bool = False
     reserve: Reserve | None = None
+    progress: RecoveryProgress = field(default_factory=RecoveryProgress)
 
 
 async def recover_shard(
@@ -49,7 +67,6 @@ async def recover_shard(
     metadata: RecoveryInput,
     clock: Callable[[], int],
     on_failure: Callable[[StorageError], None],
-    on_progress: Callable[[int], None] = lambda read_bytes: None,
 ) -> ShardLog:
     """Open or create the logs of one shard. Everything that it then serves is durable.
 
@@ -57,10 +74,11 @@ async def recover_shard(
         CorruptionError: the journal is damaged before its tail, or names partitions that metadata never made.
         StorageError: the disk failed.
     """
+    began_us = clock()
     resources = LogResources(disk, settings, clock, metadata.faults, SegmentFiles(disk, settings.open_segments))
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
-    directory = os.path.join(logs.directory, "journal")
+    directory, progress = os.path.join(logs.directory, "journal"), metadata.progress
     if not metadata.read_only:
         await _make_directories(disk, data_directory, logs)
         if "journal" not in await disk.list_directory(logs.directory):
@@ -70,15 +88,17 @@ async def recover_shard(
         directory,
         settings,
         metadata.faults,
-        lambda read_bytes: on_progress(read_bytes + logs.recovery_bytes),
+        lambda read_bytes: _note_journal(progress, read_bytes + logs.recovery_bytes),
         read_only=metadata.read_only,
     )
     logs.journal, logs.journal_id = ring.journal, ring.journal.journal_id
     for identity in metadata.identities:
         logs.create_partition(identity)
         metadata.terms[identity.uid] = identity.term
+    progress.journal_bytes = ring.expected_bytes
     found = await _read_journal(ring, metadata)
-    await _recover_partitions(logs, found.hints, metadata, lambda: on_progress(ring.read_bytes + logs.recovery_bytes))
+    progress.journal_is_read = True
+    await _recover_partitions(logs, found.hints, metadata)
     async for one in ring.files(found.first_needed(logs)):
         _replay_batches(logs, one, metadata)
     logs.recovery_bytes += ring.read_bytes
@@ -87,7 +107,8 @@ async def recover_shard(
         logs.become_read_only()
     else:
         await logs.start(needs_flush=ring.journal.free_files < 2)
-    fields = {"shard": metadata.shard, "bytes": logs.recovery_bytes, "clean": ring.clean}
+    seconds = (clock() - began_us) / 1e6
+    fields = {"shard": metadata.shard, "seconds": seconds, "bytes": logs.recovery_bytes, "clean": ring.clean}
     log.info("recovered", extra={"fields": fields | {"read_only": metadata.read_only}})
     return logs
 
@@ -146,16 +167,22 @@ async def _read_journal(ring: JournalRecovery, metadata: RecoveryInput) -> Found
     return found
 
 
-async def _recover_partitions(
-    logs: ShardLog, hints: dict[int, fmt.Hint], metadata: RecoveryInput, on_progress: Callable[[], None]
-) -> None:
+def _note_journal(progress: RecoveryProgress, read_bytes: int) -> None:
+    progress.read_bytes = read_bytes
+
+
+async def _recover_partitions(logs: ShardLog, hints: dict[int, fmt.Hint], metadata: RecoveryInput) -> None:
+    progress = metadata.progress
+    progress.partitions = len(metadata.terms)
     for partition in logs.partitions:
         try:
             hint = hints.get(partition.uid)
-            logs.recovery_bytes += await recover_partition(partition, hint, read_only=metadata.read_only)
+            read_bytes = await recover_partition(partition, hint, read_only=metadata.read_only)
+            logs.recovery_bytes += read_bytes
+            progress.read_bytes += read_bytes
         except StorageError as error:
             _set_aside(partition, error)
-        on_progress()
+        progress.partitions_done += 1
 
 
 def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput) -> None:

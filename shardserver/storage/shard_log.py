@@ -193,7 +193,11 @@ class ShardLog:
 
     async def _direct(self, partition: PartitionLog) -> None:
         before = partition.tail.bytes
-        await partition.direct()
+        try:
+            await partition.direct()
+        except Exception as error:  # a bug: this partition may be half changed, the others are not
+            log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
+            partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
         self._count_tail(partition, partition.tail.bytes - before)
         self._after_run(partition)
 

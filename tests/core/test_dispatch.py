@@ -3,6 +3,9 @@
 import asyncio
 from types import SimpleNamespace
 
+import pytest
+
+from shardserver.core import dispatch
 from shardserver.core import metadata as md
 from shardserver.core.dispatch import CHANGES, READS, Dispatcher
 from shardserver.core.metadata_commands import PLANNERS
@@ -11,7 +14,8 @@ from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import Code
 from shardserver.protocol.frame import Eviction, Frame, RequestHeader, decode_answer, encode_request, split_result
 from shardserver.protocol.messages import SendRequest
-from shardserver.protocol.table import OP_READ, TABLE, Command, Right, find_row
+from shardserver.protocol.table import OP_READ, OP_SEND, TABLE, Command, Right, find_row
+from tests.batches import make_batch
 
 CLIENT = b"\x07" + bytes(15)
 
@@ -28,7 +32,7 @@ class MemoryStore:
         self.records.append(payload)
         return len(self.records)
 
-    async def replay(self) -> tuple[bytes | None, list[bytes]]:
+    async def replay(self, *, read_only: bool = False) -> tuple[bytes | None, list[bytes]]:
         return None, self.records
 
     async def snapshot(self, payload: bytes) -> None:
@@ -48,19 +52,26 @@ class World:
         if user is not None:
             sessions.bind(self.connection, user, CLIENT)
         context = SimpleNamespace(metadata=writer.metadata, writer=writer, sessions=sessions)
+        self.context = context
         self.dispatcher = Dispatcher(context)  # type: ignore[arg-type]
+        self.closes = False
 
     def ask(self, operation: int, code: int = 0, body: bytes = b"") -> bytes:
         raw = memoryview(encode_request(operation, code, body, client=CLIENT, request=1, session=1))
         answers: list = []
 
+        def reply(buffers: list, closes: bool) -> None:
+            answers.append(b"".join(buffers))
+            self.closes = closes
+
         async def run() -> None:
-            self.dispatcher.start(self.connection, Frame(RequestHeader.decode(raw), raw[256:]), answers.append)
+            self.dispatcher.start(self.connection, Frame(RequestHeader.decode(raw), raw[256:]), reply)
             while not answers:
                 await asyncio.sleep(0)
 
         asyncio.run(run())
-        return b"".join(answers[0])
+        assert len(answers) == 1
+        return answers[0]
 
     def status(self, operation: int, code: int = 0, body: bytes = b"") -> int:
         header = decode_answer(self.ask(operation, code, body))
@@ -128,3 +139,34 @@ def test_root_changes_metadata() -> None:
     world = World(user=md.ROOT_ID)
     assert split_result(memoryview(world.ask(128, body=b"\x04mine"))[256:])[0] == []
     assert len(world.store.records) == 1
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_bug_in_a_handler_is_answered_1_and_closes_the_connection(later: bool, monkeypatch) -> None:
+    async def fail_later() -> list:
+        raise ZeroDivisionError
+
+    def fail(context, connection, request):
+        if later:
+            return fail_later()
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(dispatch.READS, Command.GET_STREAMS, fail)
+    world = World(md.ROOT_ID)
+    assert world.status(OP_READ, Command.GET_STREAMS) == Code.ERROR
+    assert world.closes
+    assert world.status(OP_READ, Command.GET_CLIENTS) == 0
+    assert not world.closes
+
+
+def test_a_bug_amid_an_append_fences_its_partition() -> None:
+    world = World(md.ROOT_ID)
+    fenced: list = []
+
+    def append(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    world.context.log_of = lambda partition: SimpleNamespace(append=append, fence=fenced.append)
+    body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()
+    assert world.status(OP_SEND, 0, body) == Code.ERROR
+    assert world.closes and len(fenced) == 1

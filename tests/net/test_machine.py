@@ -28,8 +28,8 @@ class Recorder:
         self.started.append(frame.header.request)
         self.open[frame.header.request] = reply
 
-    def complete(self, number: int) -> None:
-        self.open.pop(number)([b"%d " % number])
+    def complete(self, number: int, closing: tuple[int, ...] = ()) -> None:
+        self.open.pop(number)([b"%d " % number], number in closing)
 
     def output(self) -> bytes:
         return b"".join(self.machine.take_output())
@@ -85,3 +85,13 @@ def test_a_length_that_lies_closes_before_the_body_is_buffered() -> None:
         other = Recorder()
         other.machine.feed(first)
         assert word in other.machine.close_reason
+
+
+def test_a_request_that_failed_inside_is_answered_in_its_turn_and_nothing_behind_it() -> None:
+    recorder = Recorder()
+    recorder.machine.feed(request(160, 1) + request(160, 2) + request(160, 3))
+    recorder.complete(2, closing=(2,))
+    recorder.complete(3)
+    assert recorder.output() == b"" and not recorder.machine.is_closed
+    recorder.complete(1)
+    assert recorder.output() == b"1 2 " and recorder.machine.is_closed
