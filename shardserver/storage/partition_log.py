@@ -159,9 +159,7 @@ class PartitionLog(PartitionState):
         return self.unwritten_bytes >= (max(least, self._gather_bytes) if self.is_memory and not lingered else least)
 
     def _recount_backlog(self) -> None:
-        backlog = self.journaled_end < self.next_offset
-        entries = self.tail.iterate_from(self.journaled_end, len(self.tail)) if backlog else []
-        self._backlog_bytes = sum(len(entry.data) for entry in entries)
+        self._backlog_bytes = sum(len(entry.data) for entry in self.tail.from_offset(self.journaled_end))
 
     @property
     def is_running(self) -> bool:
@@ -173,7 +171,8 @@ class PartitionLog(PartitionState):
             return -1
         before = self.journaled_end
         while self.journaled_end < self.next_offset:
-            entry = self.tail.iterate_from(self.journaled_end, 1)[0]
+            entry = self.tail.at(self.journaled_end)
+            assert entry is not None
             if not journal.fits(len(entry.data)):
                 break
             self._journal_entry(entry, journal, shard)
@@ -235,7 +234,7 @@ class PartitionLog(PartitionState):
             while self._waiting and taken < self._settings.flush_run_bytes:
                 taken += len(self._stamp_waiting().data)
             end = self.next_offset
-            entries = self.tail.iterate_from(self.flushed_end, len(self.tail))
+            entries = list(self.tail.from_offset(self.flushed_end))
             await self._write_run(entries, on_written=lambda: self.note_written(end))
             self.journaled_end = max(self.journaled_end, end)
             self.note_durable(end)
@@ -281,7 +280,7 @@ class PartitionLog(PartitionState):
     def _flush_entries(self, limit: int) -> list[TailEntry]:
         taken: list[TailEntry] = []
         total = 0
-        for entry in self.tail.iterate_from(self.flushed_end, len(self.tail)):
+        for entry in self.tail.from_offset(self.flushed_end):
             if entry.end_offset > limit or (taken and total + len(entry.data) > self._settings.flush_run_bytes):
                 break
             taken.append(entry)
@@ -378,8 +377,8 @@ class PartitionLog(PartitionState):
         """The journal file with the oldest record that is in no segment yet; 0 when there is none."""
         if self.flushed_end >= self.journaled_end:
             return 0
-        entries = self.tail.iterate_from(self.flushed_end, 1)
-        return entries[0].sequence if entries else 0
+        oldest = self.tail.at(self.flushed_end)
+        return oldest.sequence if oldest is not None else 0
 
     # Indexes
 

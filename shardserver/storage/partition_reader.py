@@ -39,7 +39,7 @@ class PartitionReader:
         return builder.result()
 
     def _read_tail(self, builder: ReadBuilder) -> None:
-        for entry in self._state.tail.iterate_from(builder.next_offset, len(self._state.tail)):
+        for entry in self._state.tail.from_offset(builder.next_offset):
             if not builder.wants_more:
                 return
             builder.add(entry.data, entry.base_offset, entry.count)
@@ -142,7 +142,6 @@ class PartitionReader:
 
     async def offset_at(self, timestamp: int) -> int:
         """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none."""
-        first = self._state.tail.first_offset
         for segment in list(self._state.segments):
             last = self._last_timestamp(segment)
             if last is not None and last < timestamp:
@@ -150,8 +149,8 @@ class PartitionReader:
             found = await self._offset_in(segment, timestamp)
             if found is not None:
                 return found
-        for entry in self._state.tail.iterate_from(max(first or 0, self._state.flushed_end), len(self._state.tail)):
-            if entry.timestamp >= timestamp and entry.end_offset > self._state.flushed_end:
+        for entry in self._state.tail.from_offset(self._state.flushed_end):
+            if entry.timestamp >= timestamp:
                 return min(entry.base_offset, self._state.high_watermark)
         return self._state.high_watermark
 

@@ -69,9 +69,7 @@ class PartitionState:
 
     @property
     def size_bytes(self) -> int:
-        unflushed = self.tail.iterate_from(self.flushed_end, len(self.tail)) if self.tail else []
-        waiting = sum(len(entry.data) for entry in unflushed if entry.base_offset >= self.flushed_end)
-        return self.segments_bytes + waiting
+        return self.segments_bytes + sum(len(entry.data) for entry in self.tail.from_offset(self.flushed_end))
 
     @property
     def segments_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -21,47 +22,60 @@ class TailEntry:
         return self.base_offset + self.count
 
 
+GONE = TailEntry(0, 0, 0, bytearray())
+
+
 class Tail:
-    """Contiguous batches in order of their offsets."""
+    """Contiguous batches in order of their offsets.
+
+    Evicted ones leave a gap at the front of the lists, which is closed when it is half of them: so dropping the oldest
+    of half a million batches moves none of the others.
+    """
 
     def __init__(self) -> None:
         self._entries: list[TailEntry] = []
         self._bases: list[int] = []
+        self._evicted = 0
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) - self._evicted
 
     @property
     def first_offset(self) -> int | None:
-        return self._bases[0] if self._bases else None
+        return self._bases[self._evicted] if len(self) else None
 
     def append(self, entry: TailEntry) -> None:
         self._entries.append(entry)
         self._bases.append(entry.base_offset)
         self.bytes += len(entry.data)
 
-    def from_offset(self, offset: int) -> list[TailEntry]:
-        """Entries from the one that holds `offset` on."""
-        place = max(0, bisect_right(self._bases, offset) - 1)
-        return [entry for entry in self._entries[place:] if entry.end_offset > offset]
+    def from_offset(self, offset: int) -> Iterator[TailEntry]:
+        """Entries from the one that holds `offset` on, or from the first. To be used up before the tail changes."""
+        place = max(self._evicted, bisect_right(self._bases, offset, self._evicted) - 1)
+        if place < len(self._entries) and self._entries[place].end_offset <= offset:
+            place += 1
+        return map(self._entries.__getitem__, range(place, len(self._entries)))
 
-    def iterate_from(self, offset: int, limit: int) -> list[TailEntry]:
-        """At most `limit` entries from the one that holds `offset`."""
-        place = max(0, bisect_right(self._bases, offset) - 1)
-        return self._entries[place : place + limit]
+    def at(self, offset: int) -> TailEntry | None:
+        """The entry that holds `offset`, or the first; None when there is none."""
+        return next(self.from_offset(offset), None)
 
     def cut_from(self, offset: int) -> None:
         """Forget entries whose run failed: they were never acknowledged."""
-        while self._entries and self._entries[-1].base_offset >= offset:
+        while len(self) and self._entries[-1].base_offset >= offset:
             self.bytes -= len(self._entries.pop().data)
             self._bases.pop()
 
     def evict_oldest(self, limit_offset: int) -> int:
         """Drop the oldest entry if it ends at or before limit_offset (it is in a segment); gives the bytes freed."""
-        if not self._entries or self._entries[0].end_offset > limit_offset:
+        if not len(self) or self._entries[self._evicted].end_offset > limit_offset:
             return 0
-        freed = len(self._entries[0].data)
-        del self._entries[0], self._bases[0]
+        freed = len(self._entries[self._evicted].data)
+        self._entries[self._evicted] = GONE
+        self._evicted += 1
+        if self._evicted * 2 > len(self._entries):
+            del self._entries[: self._evicted], self._bases[: self._evicted]
+            self._evicted = 0
         self.bytes -= freed
         return freed

@@ -1,0 +1,33 @@
+"""The tail against a plain list."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardserver.storage.tail import Tail, TailEntry
+
+
+@given(st.lists(st.tuples(st.sampled_from(["append", "evict", "cut", "look"]), st.integers(0, 40)), max_size=60))
+def test_it_gives_what_a_list_would_give(steps: list[tuple[str, int]]) -> None:
+    tail, model, end = Tail(), [], 0
+    for step, number in steps:
+        first = model[0].base_offset if model else end
+        if step == "append":
+            entry = TailEntry(end, number % 3 + 1, 0, bytearray(number))
+            tail.append(entry)
+            model.append(entry)
+            end = entry.end_offset
+        elif step == "evict":
+            limit = first + number
+            gone = len(model[0].data) if model and model[0].end_offset <= limit else 0
+            if model and model[0].end_offset <= limit:
+                model.pop(0)
+            assert tail.evict_oldest(limit) == gone
+        elif step == "cut":
+            offset = max(first, end - number)
+            tail.cut_from(offset)
+            model = [one for one in model if one.base_offset < offset]
+            end = model[-1].end_offset if model else offset
+        offset = first + number
+        assert list(tail.from_offset(offset)) == [one for one in model if one.end_offset > offset]
+        assert (len(tail), tail.bytes) == (len(model), sum(len(one.data) for one in model))
+        assert tail.first_offset == (model[0].base_offset if model else None)
