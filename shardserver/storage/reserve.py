@@ -27,7 +27,8 @@ class Reserve:
         self.is_there = False
 
     async def find(self) -> None:
-        """See whether a former start has left it."""
+        """See whether it is there: a former start has left it, or the supervisor has given it up."""
+        self.is_there = False
         if self.reserve_bytes:
             try:
                 file = await self._disk.open(self._path)

@@ -32,6 +32,7 @@ class SpaceWatch:
         elif self.is_low and free >= self._low_bytes + self._low_bytes // 4:
             self._admission.refusal = None
             self._log("disk_has_room", free)
+            await self._reserve.find()
         if not self._reserve.is_there and free >= self._low_bytes + self._reserve.reserve_bytes:
             await self._reserve.make()
 

@@ -77,11 +77,18 @@ class DataDirectory:
         os.close(descriptor)
 
     def write_ready(self, content: dict[str, Any]) -> None:
-        """Atomically: a reader sees the former or the new content. A disk without room for it is a warning."""
-        try:
-            self._write_ready(content)
-        except OSError as error:
-            log.warning("ready_file_not_written", extra={"fields": {"error": str(error)}})
+        """Atomically: a reader sees the former or the new content.
+
+        On a full disk the reserve is given up for it (docs/durability.md, "A full disk"): scripts wait for this file.
+        """
+        for _ in range(2):
+            try:
+                self._write_ready(content)
+                return
+            except OSError as error:
+                log.warning("ready_file_not_written", extra={"fields": {"error": str(error)}})
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.path, "reserve"))
 
     def _write_ready(self, content: dict[str, Any]) -> None:
         path = os.path.join(self.run, "ready.json")

@@ -28,13 +28,13 @@ def run(*command: str) -> str:
 class Image:
     """A mounted image. `directory` is where it is mounted."""
 
-    def __init__(self, path: Path, directory: Path) -> None:
-        self.path, self.directory = path, directory
+    def __init__(self, path: Path, directory: Path, image_bytes: int = IMAGE_BYTES) -> None:
+        self.path, self.directory, self.image_bytes = path, directory, image_bytes
         self._device = ""
 
     def create(self) -> None:
         with self.path.open("wb") as file:
-            file.truncate(IMAGE_BYTES)
+            file.truncate(self.image_bytes)
         # Nothing is left for a kernel thread to initialise later: its writes would fall into the copying.
         run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self.path))
 
