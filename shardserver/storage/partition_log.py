@@ -413,6 +413,7 @@ class PartitionLog(PartitionState):
         return len(removed)
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
+        self.resources.walks.forget(segment)
         await self.resources.files.close(segment)
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
@@ -432,6 +433,7 @@ class PartitionLog(PartitionState):
         while self._running:
             await self._idle.wait()
         for segment in self.segments:
+            self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
 
     # Recovery

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import AsyncIterator
 
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.storage import journal_format as fmt
@@ -12,7 +11,7 @@ from shardserver.storage import segment as seg
 from shardserver.storage.index import SparseIndex, read_index
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.read_builder import ReadBuilder, ReadResult
-from shardserver.storage.segment_reader import Damage, walk_segment
+from shardserver.storage.segment_reader import Damage, SegmentWalk
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +89,23 @@ class PartitionReader:
     async def _rebuild_index(self, segment: seg.Segment) -> None:
         built, walked_end = SparseIndex(), segment.end
         start = (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._state.end_of(segment)):
+        walk = self._walk(segment, start)
+        while (one := await walk.next()) is not None:
             if not isinstance(one, Damage):
                 built.add(one.base_offset, one.position, one.timestamp)
         built.extend(segment.index, walked_end)  # what was written during the walk
         segment.index, segment.index_is_stored, segment.indexed = built, False, True
 
-    def _walk(self, segment: seg.Segment, start: tuple[int, int], end: int) -> AsyncIterator[seg.StoredBatch | Damage]:
-        return walk_segment(self._disk, self._files, segment, self._settings, start, end)
+    def _walk(self, segment: seg.Segment, start: tuple[int, int]) -> SegmentWalk:
+        return SegmentWalk(self._disk, self._files, self._settings, segment, start, self._state.end_of(segment))
+
+    def _walk_to(self, segment: seg.Segment, offset: int) -> SegmentWalk:
+        """The walk that an earlier poll has left here, or a new one from the index."""
+        parked = self._state.resources.walks.take(segment, offset)
+        if parked is not None:
+            parked.end_offset = self._state.end_of(segment)
+            return parked
+        return self._walk(segment, segment.index.at_or_before(offset) or (segment.base_offset, fmt.BLOCK_BYTES))
 
     def _segment_of(self, offset: int) -> seg.Segment:
         bases = [segment.base_offset for segment in self._state.segments]
@@ -116,10 +124,8 @@ class PartitionReader:
                 raise
 
     async def _take_batches(self, segment: seg.Segment, builder: ReadBuilder) -> None:
-        start = segment.index.at_or_before(builder.next_offset) or (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._state.end_of(segment)):
-            if not builder.wants_more:
-                return
+        walk = self._walk_to(segment, builder.next_offset)
+        while (one := await walk.next()) is not None:
             if isinstance(one, Damage):
                 if segment.index_is_stored:
                     await self._rebuild_index(segment)  # the index may be what is wrong: once more without it
@@ -127,6 +133,11 @@ class PartitionReader:
                 self._meet_damage(segment, one, builder)
             elif one.next_offset > builder.next_offset:
                 builder.add(one.data, one.base_offset, one.message_count)
+            if not builder.wants_more:
+                if one.next_offset > builder.next_offset:
+                    walk.put_back(one)
+                self._state.resources.walks.park(walk, builder.next_offset)
+                return
 
     def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
         if damage.next_offset <= builder.next_offset:
@@ -163,7 +174,8 @@ class PartitionReader:
     async def _offset_in(self, segment: seg.Segment, timestamp: int) -> int | None:
         await self._load_index(segment)
         start = segment.index.before_timestamp(timestamp) or (segment.base_offset, fmt.BLOCK_BYTES)
-        async for one in self._walk(segment, start, self._state.end_of(segment)):
+        walk = self._walk(segment, start)
+        while (one := await walk.next()) is not None:
             if not isinstance(one, Damage) and one.timestamp >= timestamp:
                 return one.base_offset
         return None

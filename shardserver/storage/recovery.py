@@ -18,7 +18,7 @@ from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.partition_recovery import recover_partition
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
-from shardserver.storage.segment_reader import SegmentFiles
+from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
@@ -75,7 +75,8 @@ async def recover_shard(
         StorageError: the disk failed.
     """
     began_us = clock()
-    resources = LogResources(disk, settings, clock, metadata.faults, SegmentFiles(disk, settings.open_segments))
+    files, walks = SegmentFiles(disk, settings.open_segments), ParkedWalks(settings.parked_walks)
+    resources = LogResources(disk, settings, clock, metadata.faults, files, walks)
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
     directory, progress = os.path.join(logs.directory, "journal"), metadata.progress

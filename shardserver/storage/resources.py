@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
-from shardserver.storage.segment_reader import SegmentFiles
+from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings
 from shardserver.storage.synced_write import SyncFaults
 
@@ -28,4 +28,5 @@ class LogResources:
     clock: Callable[[], int]
     faults: SyncFaults
     files: SegmentFiles
+    walks: ParkedWalks
     admission: Admission = field(default_factory=Admission)

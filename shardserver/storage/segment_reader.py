@@ -7,8 +7,7 @@ header is proved by the batch checksum tells its length; else the next index ent
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from shardserver.memory.aligned import align_up, aligned_buffer
@@ -78,44 +77,124 @@ class SegmentFiles:
             await self._disk.close(file)
 
 
-async def walk_segment(
-    disk: Disk,
-    files: SegmentFiles,
-    segment: seg.Segment,
-    settings: LogSettings,
-    start: tuple[int, int],
-    end_offset: int,
-) -> AsyncIterator[seg.StoredBatch | Damage]:
+class PendingRead:
+    """A read under way; `position` need not be aligned."""
+
+    def __init__(self, disk: Disk, file: File, position: int, want: int) -> None:
+        self.position = position
+        self._skipped = position % BLOCK_BYTES
+        self._buffer = aligned_buffer(align_up(self._skipped + want, BLOCK_BYTES))
+        self._done = disk.read(file, position - self._skipped, self._buffer)
+        self._done.add_done_callback(_look_at)
+
+    async def result(self) -> tuple[memoryview, bool]:
+        """What stands at `position`, and whether the file ended before all that was wanted."""
+        got = await asyncio.shield(self._done)
+        return self._buffer[self._skipped : got], got < len(self._buffer)
+
+
+def _look_at(done: asyncio.Future[int]) -> None:
+    """A read that nobody waits for any more may fail without a word."""
+    if not done.cancelled():
+        done.exception()
+
+
+class SegmentWalk:
     """Batches of a segment from `start` (offset, position) until end_offset, and each place that is damaged.
 
-    Reads grow from settings.read_bytes to settings.read_ahead_bytes, as sequential readers go on.
+    Reads grow from settings.read_bytes to settings.read_ahead_bytes. From the second one on the next is under way while
+    what was read is handed out. Nothing behind end_offset is kept: a run there may fail and be written otherwise.
     """
-    expected, position = start
-    want = settings.read_bytes
-    while expected < end_offset:
-        view, is_end = await _read(disk, await files.get(segment), position, want)
-        before = expected
-        for batch in seg.walk_batches(view, position, expected):
-            expected, position = batch.next_offset, batch.position + len(batch.data)
-            yield batch
-        if expected > before:
-            want = min(want * 2, settings.read_ahead_bytes)
-            continue
-        needed = _bytes_to_judge(view, position, expected)
+
+    def __init__(
+        self,
+        disk: Disk,
+        files: SegmentFiles,
+        settings: LogSettings,
+        segment: seg.Segment,
+        start: tuple[int, int],
+        end_offset: int,
+    ) -> None:
+        self._disk, self._files, self._settings = disk, files, settings
+        self.segment, self.end_offset = segment, end_offset
+        self._expected, self._position = start
+        self._want = settings.read_bytes
+        self._due: deque[seg.StoredBatch | Damage] = deque()
+        self._ahead: PendingRead | None = None
+
+    async def next(self) -> seg.StoredBatch | Damage | None:
+        """None at end_offset. Raises StorageError: the disk failed, or the segment was deleted."""
+        while not self._due:
+            if self._expected >= self.end_offset:
+                return None
+            await self._read_more()
+        return self._due.popleft()
+
+    def put_back(self, one: seg.StoredBatch | Damage) -> None:
+        self._due.appendleft(one)
+
+    async def _read_more(self) -> None:
+        view, is_end = await self._read()
+        before = self._expected
+        for batch in seg.walk_batches(view, self._position, self._expected):
+            if batch.next_offset > self.end_offset:
+                break
+            self._due.append(batch)
+            self._expected, self._position = batch.next_offset, batch.position + len(batch.data)
+        if self._expected > before:
+            self._grow()
+            return
+        needed = _bytes_to_judge(view, self._position, self._expected)
         if needed > len(view) and not is_end:
-            want = needed
-            continue
-        next_offset, next_position = _step_over(view, segment, position, expected, end_offset)
-        yield Damage(position, expected, next_offset)
-        expected, position, want = next_offset, next_position, settings.read_bytes
+            self._want = needed
+            return
+        next_offset, position = _step_over(view, self.segment, self._position, self._expected, self.end_offset)
+        self._due.append(Damage(self._position, self._expected, next_offset))
+        self._expected, self._position, self._want = next_offset, position, self._settings.read_bytes
+
+    async def _read(self) -> tuple[memoryview, bool]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.position == self._position:
+            view, is_end = await ahead.result()
+            if not is_end:  # else the segment may have grown since
+                return view, is_end
+        file = await self._files.get(self.segment)
+        return await PendingRead(self._disk, file, self._position, self._want).result()
+
+    def _grow(self) -> None:
+        """The reader goes on: larger reads, and, if it has done so before, the next one at once."""
+        left, file = self.segment.end - self._position, self.segment.file
+        goes_on = self._want > self._settings.read_bytes and self._expected < self.end_offset
+        if goes_on and left > 0 and file is not None:
+            self._ahead = PendingRead(self._disk, file, self._position, min(self._want, left))
+        self._want = min(self._want * 2, self._settings.read_ahead_bytes)
 
 
-async def _read(disk: Disk, file: File, position: int, want: int) -> tuple[memoryview, bool]:
-    """At least `want` bytes from position, and whether the file ended before."""
-    aligned = position - position % BLOCK_BYTES
-    buffer = aligned_buffer(align_up(position - aligned + want, BLOCK_BYTES))
-    got = await disk.read(file, aligned, buffer)
-    return buffer[position - aligned : got], got < len(buffer)
+class ParkedWalks:
+    """Walks whose reader is expected to come back for what follows: a poll ends, the next one goes on from there.
+
+    Each keeps at most two reads of settings.read_ahead_bytes in memory; the least recently parked one goes first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parked: OrderedDict[tuple[seg.Segment, int], SegmentWalk] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    def park(self, walk: SegmentWalk, next_offset: int) -> None:
+        self._parked[walk.segment, next_offset] = walk
+        if len(self._parked) > self._limit:
+            self._parked.popitem(last=False)
+
+    def take(self, segment: seg.Segment, offset: int) -> SegmentWalk | None:
+        return self._parked.pop((segment, offset), None)
+
+    def forget(self, segment: seg.Segment) -> None:
+        """The segment is deleted."""
+        for key in [key for key in self._parked if key[0] is segment]:
+            del self._parked[key]
 
 
 def _places(view: memoryview, base: int) -> list[int]:

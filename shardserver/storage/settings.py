@@ -31,6 +31,7 @@ class LogSettings:
     linger_s: float = 1.0
     retry_s: float = 1.0
     open_segments: int = 512
+    parked_walks: int = 8
     skip_damaged: bool = False
     max_total_bytes: int = 0  # of all segments of the shard; 0: no limit
 
