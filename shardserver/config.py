@@ -87,8 +87,8 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, _key("Bytes of the first read behind the tail.", ge=4096, le=64 << 20, multiple_of=4096)
     ] = 256 << 10
     read_ahead_bytes: Annotated[
-        int, _key("Bytes that sequential reads grow to.", ge=4096, le=64 << 20, multiple_of=4096)
-    ] = 4 << 20
+        int, _key("Bytes that sequential reads grow to; costs 16 times that.", ge=4096, le=61 << 20, multiple_of=4096)
+    ] = 1 << 20
     open_segments: Annotated[
         int, _key("Sealed segments of a shard kept open; one descriptor each.", ge=1, le=1 << 20)
     ] = 512

@@ -75,7 +75,7 @@ async def recover_shard(
         StorageError: the disk failed.
     """
     began_us = clock()
-    files, walks = SegmentFiles(disk, settings.open_segments), ParkedWalks(settings.parked_walks)
+    files, walks = SegmentFiles(disk, settings.open_segments), ParkedWalks(settings.read_ahead_walks)
     resources = LogResources(disk, settings, clock, metadata.faults, files, walks)
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)

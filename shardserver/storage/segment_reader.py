@@ -121,6 +121,12 @@ class SegmentWalk:
         self._want = settings.read_bytes
         self._due: deque[seg.StoredBatch | Damage] = deque()
         self._ahead: PendingRead | None = None
+        self._view_bytes = 0
+
+    @property
+    def is_small(self) -> bool:
+        """It holds settings.read_ahead_bytes at most, and as much under way; a huge batch makes it more."""
+        return self._view_bytes <= self._settings.read_ahead_bytes + 2 * BLOCK_BYTES
 
     async def next(self) -> seg.StoredBatch | Damage | None:
         """None at end_offset. Raises StorageError: the disk failed, or the segment was deleted."""
@@ -135,6 +141,7 @@ class SegmentWalk:
 
     async def _read_more(self) -> None:
         view, is_end = await self._read()
+        self._view_bytes = len(view)
         before = self._expected
         for batch in seg.walk_batches(view, self._position, self._expected):
             if batch.next_offset > self.end_offset:
@@ -184,7 +191,8 @@ class ParkedWalks:
         return len(self._parked)
 
     def park(self, walk: SegmentWalk, next_offset: int) -> None:
-        self._parked[walk.segment, next_offset] = walk
+        if walk.is_small:
+            self._parked[walk.segment, next_offset] = walk
         if len(self._parked) > self._limit:
             self._parked.popitem(last=False)
 

@@ -27,11 +27,11 @@ class LogSettings:
     flush_run_bytes: int = 8 * MIB
     tail_bytes: int = 256 * MIB
     read_bytes: int = 256 * 1024
-    read_ahead_bytes: int = 4 * MIB
+    read_ahead_bytes: int = MIB
     linger_s: float = 1.0
     retry_s: float = 1.0
     open_segments: int = 512
-    parked_walks: int = 8
+    read_ahead_walks: int = 8
     skip_damaged: bool = False
     max_total_bytes: int = 0  # of all segments of the shard; 0: no limit
 

@@ -14,7 +14,7 @@ from shardserver.supervisor.cgroup import Cgroup
 
 MIB = 1 << 20
 # The interpreter with all modules, idle: 37 MiB in the shard, 31 and 13 in the supervisor and its tracker (RSS).
-PROCESS_BYTES = 64 * MIB
+PROCESS_BYTES = 56 * MIB
 # Open beside what is configured: the log of each partition has its last segment open, and a growing journal its files.
 PARTITION_DESCRIPTORS = 1024
 # Standard streams, epoll, eventfd, listener, links, locks, metadata and offsets files.
@@ -50,6 +50,8 @@ def memory_parts(config: Config, shards: int) -> Mapping[str, int]:
         "processes": PROCESS_BYTES * (shards + 1),
         "journal.files x journal.file_bytes": shards * config.journal.files * config.journal.file_bytes,
         "storage.tail_bytes": shards * config.storage.tail_bytes,
+        # Eight readers that are expected to go on, each with a read in hand and one under way.
+        "16 x storage.read_ahead_bytes": shards * 16 * config.storage.read_ahead_bytes,
         "net.in_flight_bytes_per_shard": shards * config.net.in_flight_bytes_per_shard,
         "2 x net.max_frame_bytes": shards * 2 * config.net.max_frame_bytes,
     }

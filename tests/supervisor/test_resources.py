@@ -11,19 +11,19 @@ from shardserver.supervisor.resources import MIB, check_descriptors, check_memor
 
 def test_a_configuration_fits_into_its_sum_and_not_into_a_byte_less() -> None:
     total = sum(memory_parts(Config(), 1).values())
-    assert total == (2 * 64 + 8 * 16 + 256 + 512 + 2 * 64) * MIB
+    assert total == (2 * 56 + 8 * 16 + 256 + 16 + 512 + 2 * 64) * MIB
     assert check_memory(Config(), 1, total, "RAM") == total
     with pytest.raises(ConfigError) as raised:
         check_memory(Config(), 1, total - 1, "cgroup's memory limit")
     assert str(raised.value) == (
-        "processes 128 + journal.files x journal.file_bytes 128 + storage.tail_bytes 256 + "
-        "net.in_flight_bytes_per_shard 512 + 2 x net.max_frame_bytes 128 = 1152 MiB "
+        "processes 112 + journal.files x journal.file_bytes 128 + storage.tail_bytes 256 + "
+        "16 x storage.read_ahead_bytes 16 + net.in_flight_bytes_per_shard 512 + 2 x net.max_frame_bytes 128 = 1152 MiB "
         "do not fit into the cgroup's memory limit of 1151 MiB"
     )
 
 
 def test_every_shard_costs_its_part() -> None:
-    assert check_memory(Config(), 2, 1 << 40, "RAM") == 2 * check_memory(Config(), 1, 1 << 40, "RAM") - 64 * MIB
+    assert check_memory(Config(), 2, 1 << 40, "RAM") == 2 * check_memory(Config(), 1, 1 << 40, "RAM") - 56 * MIB
 
 
 def test_defaults_give_way_to_a_small_machine_and_set_values_do_not() -> None:
