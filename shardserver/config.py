@@ -67,7 +67,11 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 16 << 20  # fmt: skip
     files: Annotated[
         int,
-        _key("Files of the ring, at creation only; disk space and memory = files x file_bytes.", ge=3, le=4096),
+        _key(
+            "Files of the ring, never fewer than it has; disk and memory = files x file_bytes. It grows with the partitions.",
+            ge=3,
+            le=4096,
+        ),
     ] = 8
     max_write_bytes: Annotated[int, _key("Bytes of one group commit.", ge=64 << 10, le=1 << 20, multiple_of=4096)] = (
         1 << 20

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
@@ -208,6 +209,28 @@ class Journal:
         self._current, self._position = chosen, fmt.BLOCK_BYTES
         return True
 
+    async def grow(self, directory: str) -> None:
+        """Add a file to the ring; it is taken into use when it is next in turn. Raises StorageError: all is as before.
+
+        Built under another name, synced, renamed, directory synced: only then may a write stand in it.
+        """
+        number = len(self._files)
+        header = fmt.FileHeader(number, number + 1, self._journal_id, self._files[0].file_bytes)
+        path = os.path.join(directory, fmt.file_name(number))
+        await self._disk.unlink(path + ".new")
+        try:
+            await _create_file(self._disk, path + ".new", header)
+        except StorageError:
+            await self._disk.unlink(path + ".new")  # on a full disk a part of it would hold what others need
+            raise
+        await self._disk.rename(path + ".new", path)
+        await self._disk.sync_directory(directory)
+        self._files.append(JournalFile(number, path, await self._disk.open(path), header.file_bytes))
+
+    @property
+    def ring_bytes(self) -> int:
+        return sum(file.file_bytes for file in self._files)
+
     async def close(self) -> None:
         for file in self._files:
             await self._disk.close(file.file)
@@ -230,16 +253,24 @@ async def build_journal(disk: Disk, parent: str, settings: LogSettings) -> int:
     journal_id = secrets.randbits(64)
     for number in range(settings.journal_files):
         header = fmt.FileHeader(number, settings.journal_files, journal_id, settings.journal_file_bytes)
-        await _create_file(disk, building, header)
+        await _create_file(disk, os.path.join(building, fmt.file_name(number)), header)
     await disk.sync_directory(building)
     return journal_id
 
 
-async def _create_file(disk: Disk, directory: str, header: fmt.FileHeader) -> None:
-    file = await disk.open(os.path.join(directory, fmt.file_name(header.number)), create=True)
+async def _create_file(disk: Disk, path: str, header: fmt.FileHeader) -> None:
+    file = await disk.open(path, create=True)
+    try:
+        await _fill(disk, file, header)
+    except StorageError:
+        await disk.close(file)
+        raise
+    await disk.close(file)
+
+
+async def _fill(disk: Disk, file: File, header: fmt.FileHeader) -> None:
     zeros = aligned_buffer(min(header.file_bytes, 4 << 20))
     for position in range(0, header.file_bytes, len(zeros)):
         await disk.write(file, position, [zeros[: min(len(zeros), header.file_bytes - position)]])
     zeros[: fmt.BLOCK_BYTES] = fmt.encode_file_header(header)
     await disk.write(file, 0, [zeros[: fmt.BLOCK_BYTES]], sync=True)
-    await disk.close(file)

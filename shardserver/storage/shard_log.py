@@ -30,6 +30,7 @@ from shardserver.storage.settings import PartitionIdentity
 log = logging.getLogger(__name__)
 
 FLUSH_CONCURRENCY = 4
+RING_BYTES_PER_PARTITION = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ class ShardLog:
         self._flush_error: StorageError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushes = 0
-        self._closing = False
+        self._started = self._closing = False
+        self._growing = False
         self._published = asyncio.Event()
 
     # Partitions
@@ -109,6 +111,8 @@ class ShardLog:
         directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
         created = PartitionLog(self.resources, directory, identity, self._mark_dirty)
         self._partitions[identity.uid] = created
+        if self._started:
+            self._grow_if_due()
         return created
 
     def forget_partition(self, uid: int) -> None:
@@ -485,13 +489,38 @@ class ShardLog:
 
         Raises StorageError; a full disk is no reason not to serve: what replay put into memory can be read.
         """
-        if not needs_flush:
-            return
+        self._started = True
+        if needs_flush:
+            try:
+                await self._flush_partitions([one for members in self._pinned.values() for one in members])
+                await self._snapshot_offsets()
+            except DiskFullError as error:
+                log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+        self._grow_if_due()
+
+    # Growth of the ring (storage rule 10)
+
+    @property
+    def _wants_growth(self) -> bool:
+        """A flush pads each partition, so the ring has 64 KiB for each; or config asks for more files."""
+        needed = len(self._partitions) * RING_BYTES_PER_PARTITION
+        return self.journal.ring_bytes < needed or self.journal.files < self._settings.journal_files
+
+    def _grow_if_due(self) -> None:
+        if not self._growing and self._wants_growth and not self._closing:
+            self._growing = True
+            self._track(self._grow())
+
+    async def _grow(self) -> None:
+        directory = os.path.join(self.directory, "journal")
         try:
-            await self._flush_partitions([one for members in self._pinned.values() for one in members])
-            await self._snapshot_offsets()
-        except DiskFullError as error:
-            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            while self._wants_growth and not self._closing and self.failed is None:
+                await self.journal.grow(directory)
+                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": self.journal.files}})
+        except StorageError as error:  # the ring serves as it is; the next new partition asks again
+            log.warning("journal_not_grown", extra={"fields": {"shard": self._shard, "error": str(error)}})
+        finally:
+            self._growing = False
 
     def become_read_only(self) -> None:
         """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""

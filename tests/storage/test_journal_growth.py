@@ -1,0 +1,118 @@
+"""The ring grows under load, by config or with the partitions, and a crash at any step of it loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from shardserver.storage.recovery import RecoveryInput, recover_shard
+from shardserver.storage.settings import LogSettings, PartitionIdentity
+from shardserver.storage.shard_log import ShardLog
+from tests.fault_disk import FaultDisk
+from tests.storage.log_world import (
+    SETTINGS,
+    UIDS,
+    Load,
+    abandon,
+    append_more,
+    made_disk,
+    open_logs,
+    recover_and_check,
+    ticking_clock,
+)
+from tests.storage.scenarios import until_dead
+
+LARGER = replace(SETTINGS, journal_files=7)
+
+
+async def open_with(disk: FaultDisk, settings: LogSettings, partitions: int = len(UIDS)) -> ShardLog:
+    identities = [PartitionIdentity(uid, 1, uid - 1, segment_bytes=48 * 1024) for uid in range(1, partitions + 1)]
+    source = RecoveryInput(0, 1000, identities)
+    return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)
+
+
+def test_more_files_in_the_configuration_join_the_ring_and_are_used() -> None:
+    disk, load = made_disk(1).after_kill(1), Load(1)
+
+    async def live() -> None:
+        logs = await open_with(disk, LARGER)
+        await load.run(logs, disk, 80)
+        assert logs.journal.files == 7
+        assert max(file.sequence for file in logs.journal._files if file.number >= 4) > 0
+        abandon(logs)
+
+    asyncio.run(live())
+    left = disk.after_power_loss(1)
+    assert sum(path.endswith(".journal") for path in left.files) == 7
+    asyncio.run(recover_and_check(left, load))
+    asyncio.run(append_more(left, load))
+
+
+def test_the_ring_has_64_kib_for_each_partition() -> None:
+    disk = FaultDisk(2)
+
+    async def live() -> None:
+        logs = await open_with(disk, SETTINGS, partitions=40)
+        await logs.wait_idle()
+        assert 40 * 65536 <= logs.journal.ring_bytes < 40 * 65536 + SETTINGS.journal_file_bytes
+        logs.create_partition(PartitionIdentity(41, 1, 40))
+        logs.create_partition(PartitionIdentity(42, 1, 41))
+        logs.create_partition(PartitionIdentity(43, 1, 42))
+        await logs.wait_idle()
+        assert logs.journal.ring_bytes >= 43 * 65536
+        await logs.close()
+
+    asyncio.run(live())
+
+
+def test_a_disk_without_room_for_a_file_serves_with_the_ring_that_is_there() -> None:
+    disk, load = made_disk(3).after_kill(3), Load(3)
+    disk.capacity_bytes = disk._used() + 200_000
+
+    async def live() -> None:
+        logs = await open_with(disk, LARGER)
+        await logs.wait_idle()
+        assert logs.journal.files == 5 and not any(path.endswith(".new") for path in disk.files)
+        disk.capacity_bytes = None
+        await load.run(logs, disk, 20)
+        assert load.refused == 0
+        abandon(logs)
+
+    asyncio.run(live())
+    asyncio.run(recover_and_check(disk.after_kill(4), load))
+
+
+@pytest.mark.parametrize("after", [FaultDisk.after_power_loss, FaultDisk.after_kill], ids=["power_loss", "kill"])
+def test_a_crash_at_any_operation_while_it_grows_loses_nothing(after: Callable[[FaultDisk, int], FaultDisk]) -> None:
+    for number in range(1, 400, 3):
+        disk, load = made_disk(number).after_kill(number), Load(number)
+        disk._die_at = number
+
+        async def live(disk: FaultDisk = disk, load: Load = load) -> None:
+            logs = await until_dead(disk, open_with(disk, LARGER))
+            if logs is not None:
+                await load.run(logs, disk, 12)
+                abandon(logs)
+
+        asyncio.run(live())
+        if not disk.is_dead:
+            assert number > 60  # growing takes the first thirty
+            return
+        left = after(disk, number)
+        first = asyncio.run(recover_and_check(left, load))
+        again = left.after_power_loss(number)
+        assert asyncio.run(recover_and_check(again, load)) == first
+
+        async def grow_at_last(disk: FaultDisk = again) -> None:
+            logs = await open_logs(disk)
+            logs._settings = LARGER
+            logs._grow_if_due()
+            await logs.wait_idle()
+            assert logs.journal.files == 7
+            await logs.close()
+
+        asyncio.run(grow_at_last())
+    raise AssertionError("never at the end")
