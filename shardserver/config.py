@@ -68,7 +68,7 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: Annotated[
         int,
         _key(
-            "Files of the ring, never fewer than it has; disk and memory = files x file_bytes. It grows with the partitions.",
+            "Files of the ring; it grows with the partitions and never shrinks. Disk and memory = files x file_bytes.",
             ge=3,
             le=4096,
         ),
