@@ -29,6 +29,7 @@ from shardserver.storage.reserve import Reserve
 from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.storage.unknown_directories import set_aside_unknown
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 
@@ -122,6 +123,8 @@ class Shard:
             md.apply(metadata, md.BootEvent())  # of this process only: the log takes nothing
         else:
             await self._write_start()
+            known = {partition.uid for _, partition in metadata.live_partitions()} | set(metadata.dying)
+            await set_aside_unknown(self._disk, self._arguments.data_directory, known)
         identities = [
             identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
         ]

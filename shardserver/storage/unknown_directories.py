@@ -1,0 +1,40 @@
+"""Partition directories that the metadata does not know: moved out of the way of later uids, never removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+from shardserver.errors import StorageError
+from shardserver.storage.disk import Disk
+
+log = logging.getLogger(__name__)
+
+# As ShardLog names them; anything else there is somebody else's and stays.
+PARTITION_NAME = re.compile(r"[0-9a-f]{16}")
+
+
+async def set_aside_unknown(disk: Disk, data_directory: str, known: set[int]) -> int:
+    """Move them into DATA/set-aside; gives how many. known: uids that are live, or whose files are being removed.
+
+    A uid that metadata gives out again (an old copy of its log was put back) would else meet their segments.
+    """
+    partitions, target = os.path.join(data_directory, "partitions"), os.path.join(data_directory, "set-aside")
+    try:
+        names = await disk.list_directory(partitions)
+    except StorageError:
+        return 0  # a first start
+    unknown = [name for name in names if PARTITION_NAME.fullmatch(name) and int(name, 16) not in known]
+    if not unknown:
+        return 0
+    await disk.make_directory(target)
+    taken = set(await disk.list_directory(target))
+    for name in unknown:
+        free = next(one for number in range(len(taken) + 1) if (one := f"{name}.{number}") not in taken)
+        await disk.rename(os.path.join(partitions, name), os.path.join(target, free))
+        log.error("directory_set_aside", extra={"fields": {"path": os.path.join(target, free)}})
+    await disk.sync_directory(target)
+    await disk.sync_directory(partitions)
+    await disk.sync_directory(data_directory)
+    return len(unknown)
