@@ -220,8 +220,8 @@ class PartitionLog(PartitionState):
 
     # Runs
 
-    async def direct(self) -> None:
-        """One run of what only the journal holds so far and what waits, with its own sync (storage rule 2)."""
+    async def direct(self, most_bytes: int) -> None:
+        """One run of what only the journal holds and about most_bytes of what waits, with its own sync (rule 2)."""
         if self._running:  # a flush began between the decision and this task; its end wakes us again
             return
         if self.is_memory:
@@ -231,7 +231,7 @@ class PartitionLog(PartitionState):
         fallback = self.next_offset
         try:
             taken = 0
-            while self._waiting and taken < self._settings.flush_run_bytes:
+            while self._waiting and taken < most_bytes:
                 taken += len(self._stamp_waiting().data)
             end = self.next_offset
             entries = list(self.tail.from_offset(self.flushed_end))

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 FLUSH_CONCURRENCY = 4
 RING_BYTES_PER_PARTITION = 64 * 1024
+# In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
+# beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
+BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
+SMALL_LASTS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class ShardLog:
         self._pinned: dict[int, dict[PartitionLog, None]] = {}
         self._cached: deque[PartitionLog] = deque()
         self._tail_bytes = 0
+        self._bulk_bytes = 0  # of direct runs in flight
+        self._small_at = 0.0
         self._turn_due = False
         self._linger: asyncio.TimerHandle | None = None
         self._lingered = False
@@ -186,24 +192,41 @@ class ShardLog:
         self._turn_due = False
         if self.failed is not None:
             return
-        for partition in list(self._dirty):
-            if partition.wants_run(lingered=self._lingered):
-                self._dirty.pop(partition)
-                self._track(self._direct(partition))
+        self._start_runs()
         if not self._has_work():
             self._linger_turn()
         elif not self.journal.in_flight:
             self._build_write()
 
-    async def _direct(self, partition: PartitionLog) -> None:
+    def _start_runs(self) -> None:
+        """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
+        bulk = [one for one in self._dirty if one.wants_run(lingered=self._lingered)]
+        if not bulk:
+            return
+        # Who has just been answered will ask again: small appends are there while the last one is not long ago.
+        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or len(bulk) < len(self._dirty)
+        limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
+        for partition in bulk:
+            most = min(limit, self._settings.flush_run_bytes)
+            size = min(partition.unwritten_bytes, most)
+            if self._bulk_bytes and self._bulk_bytes + size > limit:
+                return  # held back, in `_dirty`, until a run has ended
+            self._dirty.pop(partition)
+            self._bulk_bytes += size
+            self._track(self._direct(partition, size, most))
+
+    async def _direct(self, partition: PartitionLog, size: int, most_bytes: int) -> None:
         before = partition.tail.bytes
         try:
-            await partition.direct()
+            await partition.direct(most_bytes)
         except Exception as error:  # a bug: this partition may be half changed, the others are not
             log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
             partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
+        self._bulk_bytes -= size
         self._count_tail(partition, partition.tail.bytes - before)
         self._after_run(partition)
+        if self._dirty:
+            self._schedule_turn()
 
     def _after_run(self, partition: PartitionLog) -> None:
         self._unpin(partition)
@@ -301,6 +324,8 @@ class ShardLog:
 
     def _add_batches(self, content: WriteContent) -> None:
         for partition in list(self._dirty):
+            if partition.wants_run(lingered=False):
+                continue  # its run is held back; through the journal it would cost the others more
             before = partition.tail.bytes
             end = partition.journal_into(self.journal, self._shard)
             self._count_tail(partition, partition.tail.bytes - before)
@@ -316,6 +341,8 @@ class ShardLog:
 
     def _submit(self, content: WriteContent, *, clean: bool) -> asyncio.Task[None]:
         self._force_write = False
+        if content.batches or content.offsets:
+            self._small_at = asyncio.get_running_loop().time()
 
         def on_written() -> None:
             for partition, end in content.batches:
@@ -352,7 +379,8 @@ class ShardLog:
     def _has_work(self) -> bool:
         if self._lingered or self._checkpoint or self._force_write:
             return True
-        return any(partition.is_due for partition in self._dirty) or self.offsets.waited_for > 0
+        small = (one for one in self._dirty if not one.wants_run(lingered=False))
+        return self.offsets.waited_for > 0 or any(one.is_due for one in small)
 
     def _fail(self, error: StorageError) -> None:
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
