@@ -69,6 +69,10 @@ class ServerProcess:
         return self.wait()[0]
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             self._process.kill()
             self.wait()
+        elif self._process.stderr is not None:  # it ended by itself, and nobody has read why
+            self._process.stderr.close()
