@@ -81,6 +81,22 @@ class BackpressureError(ShardServerError):
     """Nothing is wrong with the request: try again later."""
 
 
+class NotOwnerError(BackpressureError):
+    """This shard does not own that partition, any more or just now: route again."""
+
+
+class ArenaFullError(BackpressureError):
+    """The arena has no block of that size."""
+
+
+class NotCommittedError(BackpressureError):
+    """The request was handed over and has not been answered in time: it may be done or not (code 57)."""
+
+
+class PeerGoneError(BackpressureError):
+    """The peer's process ended before it answered."""
+
+
 class ProtocolError(ShardServerError):
     """The peer broke framing: close the connection, log the reason."""
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from shardserver.core.authentication import PasswordVerifier
-from shardserver.core.metadata import Metadata, Partition, Topic
-from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.changes import Changes
+from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
-from shardserver.storage.disk import Disk
-from shardserver.storage.partition_log import PartitionLog
-from shardserver.storage.settings import Durability, PartitionIdentity
-from shardserver.storage.shard_log import ShardLog
+from shardserver.core.shards import Shards
+
+
+class Replica(Protocol):
+    """Whoever holds the metadata of this process: the writer on shard 0, a follower elsewhere."""
+
+    @property
+    def metadata(self) -> Metadata: ...
 
 
 @dataclass(slots=True)
 class ShardContext:
-    """One shard: its replica, its logs, its sessions. advertised_host: None shows the local address of the socket."""
+    """One shard: its replica, its sessions, all shards' partitions. advertised_host: None shows the socket's address."""
 
-    shard: int
     version: str
     data_directory: str
-    writer: MetadataWriter
-    logs: ShardLog
-    disk: Disk
+    replica: Replica
+    changes: Changes
+    shards: Shards
     sessions: Sessions
     verifier: PasswordVerifier
     clock: Callable[[], int]
-    durability: Durability
     max_reply_bytes: int
     advertised_host: str | None
     port: int
@@ -37,36 +40,4 @@ class ShardContext:
 
     @property
     def metadata(self) -> Metadata:
-        return self.writer.metadata
-
-    def log_of(self, partition: Partition) -> PartitionLog:
-        return self.logs.partition(partition.uid)
-
-
-_STRICTNESS = {Durability.MEMORY: 0, Durability.WRITE: 1, Durability.FSYNC: 2}
-_NAMED = {"persisted": Durability.FSYNC, "write": Durability.WRITE, "memory": Durability.MEMORY}
-
-
-def durability_of(topic: Topic, option: str, default: Durability) -> Durability:
-    """`replicated` means the server's default; of several wishes the strictest wins (docs/durability.md)."""
-    wishes = [_NAMED.get(str(topic.options.get(option, "replicated")), default)]
-    if topic.options.get("enforce_fsync") is True:
-        wishes.append(Durability.FSYNC)
-    return max(wishes, key=_STRICTNESS.__getitem__)
-
-
-def identity_of(topic: Topic, partition: Partition, default: Durability) -> PartitionIdentity:
-    """How the log of a partition behaves, as its topic's options say."""
-    limit = topic.options.get("max_topic_size", 0)
-    unlimited = not isinstance(limit, int) or limit in (0, (1 << 64) - 1)
-    return PartitionIdentity(
-        uid=partition.uid,
-        term=partition.term,
-        partition_id=partition.id,
-        segment_bytes=int(topic.options.get("segment_size", 1 << 30)),
-        durability=durability_of(topic, "durability", default),
-        offset_durability=durability_of(topic, "consumer_offset_durability", default),
-        max_bytes=None if unlimited else int(limit) // max(1, len(topic.partitions)),
-        save_messages=int(topic.options.get("messages_required_to_save", 0)),
-        save_bytes=int(topic.options.get("size_of_messages_required_to_save", 0)),
-    )
+        return self.replica.metadata

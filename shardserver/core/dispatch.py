@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shardserver.core import handlers
+from shardserver.core.changes import ChangeRequest
 from shardserver.core.context import ShardContext
-from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import PLANNERS, Plan
+from shardserver.core.metadata_commands import PLANNERS
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import (
@@ -23,6 +23,7 @@ from shardserver.errors import (
     Code,
     CorruptionError,
     DiskFullError,
+    NotCommittedError,
     RejectedError,
     ShardServerError,
 )
@@ -84,6 +85,8 @@ def code_of(error: ShardServerError) -> Code:
             return Code.DISK_FULL
         case CorruptionError():
             return Code.DAMAGED_BATCH
+        case NotCommittedError():
+            return Code.TRANSIENT_NOT_COMMITTED
         case BackpressureError():
             return Code.TRANSIENT_NOT_ACCEPTED
         case _:
@@ -120,7 +123,7 @@ class Dispatcher:
 
         request = SendRequest.decode(frame.body)
         check_right(self._context.metadata, connection.user_id, SEND_ROW, request)
-        handlers.send_messages(self._context, request, done)
+        handlers.send_messages(self._context, connection, request, done)
 
     def _answer(self, connection: Connection, frame: Frame, reply: Reply) -> None:
         outcome = self._route(connection, frame)
@@ -187,19 +190,11 @@ class Dispatcher:
     async def _plan(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
         """A change of metadata. What the plan refuses is told in the result section."""
         header = frame.header
+        asked = ChangeRequest(
+            row.command, connection.user_id, bytes(frame.body), header.client, header.request, header.request_checksum
+        )
         try:
-            request = row.request.decode(frame.body)
-
-            def plan(metadata: Metadata, now: int) -> Plan:
-                check_right(metadata, connection.user_id, row, request)
-                return PLANNERS[row.command](metadata, request, now)
-
-            payload = await self._context.writer.change(
-                plan,
-                client=header.client,
-                request=header.request,
-                request_checksum=header.request_checksum,
-            )
+            payload = await self._context.changes.change(asked)
         except RejectedError as error:
             return _framed(header, [wire.encode_rejection(error.code)])
         return _framed(header, [wire.RESULT_OK, payload])

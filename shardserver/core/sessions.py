@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from shardserver.core.remote_owner import Unanswered
 from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientInfo
 
 
 @dataclass(slots=True)
 class Connection:
-    """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login."""
+    """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login.
+
+    routed_to, in_a_row: the shard of the last data requests, and how many of them went there one after another.
+    """
 
     client_id: int
     address: str
@@ -17,10 +21,17 @@ class Connection:
     session: int = 0
     user_id: int = NOBODY
     client: bytes = b""
+    routed_to: int = -1
+    in_a_row: int = 0
+    unanswered: Unanswered = field(default_factory=dict)
 
     @property
     def is_bound(self) -> bool:
         return self.session != 0
+
+    def note_route(self, shard: int) -> None:
+        self.in_a_row = self.in_a_row + 1 if shard == self.routed_to else 1
+        self.routed_to = shard
 
     def info(self) -> ClientInfo:
         return ClientInfo(self.client_id, self.user_id, TRANSPORT_TCP, self.address)
@@ -29,8 +40,9 @@ class Connection:
 class Sessions:
     """Connections of this shard. Session numbers are unique over the server's life (boot, counter, shard)."""
 
-    def __init__(self, boot_number: int, shard: int) -> None:
-        self._boot, self._shard = boot_number, shard
+    def __init__(self, shard: int) -> None:
+        self._shard = shard
+        self.boot_number = 0
         self._counter = 0
         self._clients = 0
         self.connections: dict[int, Connection] = {}
@@ -43,12 +55,16 @@ class Sessions:
         self.connections[client_id] = made
         return made
 
+    def adopt(self, connection: Connection) -> None:
+        """One that another shard has handed over; its number and session stay what they are."""
+        self.connections[connection.client_id] = connection
+
     def disconnect(self, connection: Connection) -> None:
         self.connections.pop(connection.client_id, None)
 
     def bind(self, connection: Connection, user_id: int, client: bytes) -> int:
         self._counter += 1
-        connection.session = self._boot << 40 | self._counter << 8 | self._shard
+        connection.session = self.boot_number << 40 | self._counter << 8 | self._shard
         connection.user_id, connection.client = user_id, client
         return connection.session
 

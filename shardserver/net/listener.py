@@ -1,15 +1,19 @@
-"""TCP around the connection machine: backpressure, time to the first frame, limits, draining."""
+"""TCP around the connection machine: backpressure, time to the first frame, limits, draining, moving to another shard."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from dataclasses import dataclass
 from typing import cast
 
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.sessions import Connection, Sessions
+from shardserver.memory.board import Board
+from shardserver.net.balance import Balance
+from shardserver.net.handover import MAX_UNREAD_BYTES, Handover, SessionState
 from shardserver.net.machine import Buffers, ConnectionMachine, Reply
 from shardserver.protocol.frame import Frame
 
@@ -28,25 +32,51 @@ class NetLimits:
     in_flight_bytes_per_shard: int
     max_connections: int
     first_frame_timeout_s: float
+    handover_requests: int = 16
 
 
 class Listener:
-    """All connections of one shard."""
+    """All connections of one shard. board: shows peers how many there are; inbox: where they hand connections to."""
 
-    def __init__(self, dispatcher: Dispatcher, sessions: Sessions, limits: NetLimits) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, sessions: Sessions, limits: NetLimits, number: int, board: Board, inbox: socket.socket | None
+    ) -> None:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
+        self.number = number
         self.protocols: set[ClientProtocol] = set()
         self.refused = 0
         self.in_flight_bytes = 0
-        self._server: asyncio.Server | None = None
+        self._arriving = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.balance = Balance(number, board)
+        self.handover = Handover(self.balance, inbox, self._take)
 
-    async def start(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ClientProtocol(self), sock=listening)
+    def start_accepting(self, listening: socket.socket | None) -> None:
+        if listening is not None:
+            self.handover.start_accepting(listening)
 
     def stop_accepting(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        self.handover.stop_accepting()
+
+    def _take(self, connected: socket.socket, state: SessionState | None) -> None:
+        self._arriving += 1
+        self.count_connections()
+        task = asyncio.get_running_loop().create_task(self._serve(connected, state))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connected: socket.socket, state: SessionState | None) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: ClientProtocol(self, state), connected)
+        except OSError:  # it is closed already
+            connected.close()
+        finally:
+            self._arriving -= 1
+            self.count_connections()
+
+    def count_connections(self) -> None:
+        self.balance.own.connections = len(self.protocols) + self._arriving
 
     async def drain(self, deadline_s: float) -> None:
         """Read no more; wait until what was read has been answered, at most deadline_s."""
@@ -62,8 +92,9 @@ class Listener:
 class ClientProtocol(asyncio.Protocol):
     """One socket. Replies are addressed to the machine, so a late one never reaches another connection."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, state: SessionState | None = None) -> None:
+        self._listener, self._state = listener, state
+        self._handing_over = False
         self._transport: asyncio.Transport | None = None
         self._connection: Connection | None = None
         self._reading, self._stopped, self._writable, self._flush_due = True, False, True, False
@@ -86,11 +117,23 @@ class ClientProtocol(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.protocols.add(self)
+        if self._state is not None:
+            self._go_on(self._state)
+            return
         host, port = transport.get_extra_info("peername")[:2]
         self._connection = listener.sessions.connect(f"{host}:{port}", transport.get_extra_info("sockname")[0])
-        listener.protocols.add(self)
         loop = asyncio.get_running_loop()
         self._first_frame = loop.call_later(limits.first_frame_timeout_s, self._no_first_frame)
+
+    def _go_on(self, state: SessionState) -> None:
+        """A connection that another shard has handed over."""
+        self._connection = Connection(
+            state.client_id, state.address, state.local_host, state.session, state.user_id, state.client
+        )
+        self._listener.sessions.adopt(self._connection)
+        if state.unread:
+            self.machine.feed(state.unread)
 
     def _no_first_frame(self) -> None:
         if self.machine.frames == 0:
@@ -134,8 +177,53 @@ class ClientProtocol(asyncio.Protocol):
                 transport.writelines(output)
         if self.machine.close_reason and (self.machine.is_idle or self.machine.is_closed):
             self.end(self.machine.close_reason)
+        elif self._handing_over or self._wants_handover():
+            self._try_hand_over()
         elif not self._reading:
             self.update_reading()
+
+    # To another shard
+
+    def _wants_handover(self) -> bool:
+        connection, listener = self._connection, self._listener
+        limit = listener.limits.handover_requests
+        return (
+            connection is not None
+            and 0 < limit <= connection.in_a_row
+            and connection.routed_to != listener.number
+            and not connection.unanswered
+            and not self._stopped
+            and self.machine.unread_bytes <= MAX_UNREAD_BYTES
+        )
+
+    def _try_hand_over(self) -> None:
+        """Read no more, answer what was read; then the connection goes on where its partition is."""
+        assert self._transport is not None and self._connection is not None
+        if not self._handing_over:
+            self._handing_over = True
+            self._transport.set_write_buffer_limits(high=0)  # so that an empty buffer is told
+        if not self.is_drained:
+            self.update_reading()
+            return
+        self._handing_over = False
+        one = self._connection
+        state = SessionState(
+            one.client_id, one.address, one.local_host, one.session, one.user_id, one.client, self.machine.take_unread()
+        )
+        # A copy: the transport closes its own descriptor, which ends the connection only if it is the last.
+        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        self._transport.pause_reading()
+        if self._listener.handover.try_hand(one.routed_to, descriptor, state):
+            self.machine.close("handed over")
+            self._transport.abort()
+        else:
+            one.in_a_row = 0
+            self._transport.resume_reading()
+            self._reading = True
+            self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+            self.machine.feed(state.unread)
+            self.update_reading()
+        os.close(descriptor)
 
     def _count_in_flight(self) -> None:
         now = self.machine.in_flight_bytes
@@ -148,7 +236,7 @@ class ClientProtocol(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         shard_has_room = self._listener.in_flight_bytes < self._listener.limits.in_flight_bytes_per_shard
-        wanted = self.machine.wants_more and self._writable and not self._stopped
+        wanted = self.machine.wants_more and self._writable and not self._stopped and not self._handing_over
         wanted = wanted and (shard_has_room or self.machine.in_flight_bytes == 0)
         if wanted and not self._reading:
             self._reading = True
@@ -163,7 +251,10 @@ class ClientProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
-        self.update_reading()
+        if self._handing_over:
+            self._try_hand_over()
+        else:
+            self.update_reading()
 
     def stop_reading(self) -> None:
         self._stopped = True
@@ -192,3 +283,4 @@ class ClientProtocol(asyncio.Protocol):
         if self._connection is not None:
             self._listener.sessions.disconnect(self._connection)
             self._listener.protocols.discard(self)
+            self._listener.count_connections()

@@ -56,6 +56,15 @@ class ConnectionMachine:
         return not self.close_reason and self.in_flight_bytes < self.in_flight_limit
 
     @property
+    def unread_bytes(self) -> int:
+        """Bytes of a frame that is not whole yet."""
+        return self._decoder.buffered_bytes
+
+    def take_unread(self) -> bytes:
+        """Them, for a connection that goes on elsewhere."""
+        return self._decoder.take_buffered()
+
+    @property
     def is_idle(self) -> bool:
         return not self._slots and not self._output
 

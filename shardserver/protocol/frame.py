@@ -198,6 +198,11 @@ class FrameDecoder:
     def buffered_bytes(self) -> int:
         return len(self._buffer)
 
+    def take_buffered(self) -> bytes:
+        """What is no whole frame yet; it can be fed to another decoder."""
+        taken, self._buffer, self._size = bytes(self._buffer), bytearray(), 0
+        return taken
+
     def feed(self, data: bytes | memoryview) -> None:
         self._buffer += data
 

@@ -1,0 +1,73 @@
+"""Changes of metadata as a connection's shard asks for them: here on shard 0, over its ring elsewhere."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from shardserver.core.calls import Operation
+from shardserver.core.metadata import Metadata
+from shardserver.core.metadata_commands import PLANNERS, Plan, PlanContext
+from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.permissions import check_right
+from shardserver.core.remote_owner import RemoteOwner
+from shardserver.core.replication import Replication
+from shardserver.protocol.table import TABLE, Command
+from shardserver.router.peers import Request
+
+
+class ChangeRequest(msgspec.Struct, frozen=True):
+    """A client's request. client, request, request_checksum: what tells a repeat from another request."""
+
+    command: int
+    user_id: int
+    body: bytes
+    client: bytes
+    request: int
+    request_checksum: bytes
+
+
+class Changes(Protocol):
+    async def change(self, request: ChangeRequest) -> bytes:
+        """Plan, make durable, apply everywhere; gives the reply's payload.
+
+        Raises:
+            RejectedError: the plan refused it.
+            BackpressureError: shard 0 is down (58), or has not answered in time (57).
+        """
+        ...
+
+
+class WriterChanges:
+    """On shard 0. A writer that has just started waits until every shard that serves follows it again."""
+
+    def __init__(self, writer: MetadataWriter, replication: Replication) -> None:
+        self._writer, self._replication = writer, replication
+
+    async def change(self, request: ChangeRequest) -> bytes:
+        await self._replication.wait_complete()
+        row = TABLE[Command(request.command)]
+        decoded = row.request.decode(memoryview(request.body))
+
+        def plan(metadata: Metadata, context: PlanContext) -> Plan:
+            check_right(metadata, request.user_id, row, decoded)
+            return PLANNERS[row.command](metadata, decoded, context)
+
+        return await self._writer.change(
+            plan, client=request.client, request=request.request, request_checksum=request.request_checksum
+        )
+
+    async def serve(self, asked: Request) -> bytes:
+        """The same for a peer's connection."""
+        return await self.change(msgspec.msgpack.decode(asked.payload, type=ChangeRequest))
+
+
+class FollowerChanges:
+    """On all others. When shard 0 dies in the middle, its next process is asked again, and knows what it has done."""
+
+    def __init__(self, writer: RemoteOwner) -> None:
+        self._writer = writer
+
+    async def change(self, request: ChangeRequest) -> bytes:
+        return await self._writer.control(Operation.CHANGE, msgspec.msgpack.encode(request))

@@ -1,0 +1,34 @@
+"""How the log of a partition behaves: its topic's options, and the server's defaults."""
+
+from __future__ import annotations
+
+from shardserver.core.metadata import Partition, Topic
+from shardserver.storage.settings import Durability, PartitionIdentity
+
+_STRICTNESS = {Durability.MEMORY: 0, Durability.WRITE: 1, Durability.FSYNC: 2}
+_NAMED = {"persisted": Durability.FSYNC, "write": Durability.WRITE, "memory": Durability.MEMORY}
+
+
+def durability_of(topic: Topic, option: str, default: Durability) -> Durability:
+    """`replicated` means the server's default; of several wishes the strictest wins (docs/durability.md)."""
+    wishes = [_NAMED.get(str(topic.options.get(option, "replicated")), default)]
+    if topic.options.get("enforce_fsync") is True:
+        wishes.append(Durability.FSYNC)
+    return max(wishes, key=_STRICTNESS.__getitem__)
+
+
+def identity_of(topic: Topic, partition: Partition, default: Durability) -> PartitionIdentity:
+    """How the log of a partition behaves, as its topic's options say."""
+    limit = topic.options.get("max_topic_size", 0)
+    unlimited = not isinstance(limit, int) or limit in (0, (1 << 64) - 1)
+    return PartitionIdentity(
+        uid=partition.uid,
+        term=partition.term,
+        partition_id=partition.id,
+        segment_bytes=int(topic.options.get("segment_size", 1 << 30)),
+        durability=durability_of(topic, "durability", default),
+        offset_durability=durability_of(topic, "consumer_offset_durability", default),
+        max_bytes=None if unlimited else int(limit) // max(1, len(topic.partitions)),
+        save_messages=int(topic.options.get("messages_required_to_save", 0)),
+        save_bytes=int(topic.options.get("size_of_messages_required_to_save", 0)),
+    )

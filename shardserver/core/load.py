@@ -1,0 +1,57 @@
+"""How much is asked of each partition: requests and bytes, decayed so that a minute ago counts a third."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DECAY_S = 60.0
+
+
+@dataclass(slots=True)
+class _Load:
+    at: float
+    requests: float = 0.0
+    bytes: float = 0.0
+
+    def decay(self, now: float) -> None:
+        factor = math.exp((self.at - now) / DECAY_S)
+        self.requests *= factor
+        self.bytes *= factor
+        self.at = now
+
+
+class LoadMeter:
+    """Per partition, by uid. clock: seconds, never back. A sum decays only when it is looked at or changed."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._loads: dict[int, _Load] = {}
+
+    def count(self, uid: int, size: int) -> None:
+        """One request that brings `size` bytes."""
+        now = self._clock()
+        load = self._loads.get(uid)
+        if load is None:
+            load = self._loads[uid] = _Load(now)
+        load.decay(now)
+        load.requests += 1
+        load.bytes += size
+
+    def count_bytes(self, uid: int, size: int) -> None:
+        """Bytes that a request counted before has taken away."""
+        load = self._loads.get(uid)
+        if load is not None:
+            load.bytes += size
+
+    def per_second(self, uid: int) -> tuple[float, float]:
+        """(requests, bytes) a second."""
+        load = self._loads.get(uid)
+        if load is None:
+            return 0.0, 0.0
+        load.decay(self._clock())
+        return load.requests / DECAY_S, load.bytes / DECAY_S
+
+    def forget(self, uid: int) -> None:
+        self._loads.pop(uid, None)

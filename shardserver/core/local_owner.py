@@ -1,0 +1,203 @@
+"""What the owner of a partition does: sends, polls, committed offsets, deleting segments. For our own clients and peers.
+
+Its logs are there once recovery has ended; until then, and for a partition that is not ours, NotOwnerError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
+from shardserver.core.load import LoadMeter
+from shardserver.errors import NotOwnerError, ShardServerError, StorageError
+from shardserver.protocol.messages import BY_OFFSET, BY_TIMESTAMP, FIRST, LAST, encode_poll_head
+from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.read_builder import ReadResult
+from shardserver.storage.shard_log import ShardLog
+
+log = logging.getLogger(__name__)
+
+Buffers = list[bytes | bytearray | memoryview]
+SendDone = Callable[[int | ShardServerError], None]
+PARTITION_INFO_FIELDS = 5
+PartitionFigures = tuple[int, int, int, int, int]  # uid, segments, current offset, bytes, messages
+
+
+class LocalOwner:
+    """The partitions of this shard. `logs` is set when they have been recovered."""
+
+    def __init__(self, load: LoadMeter) -> None:
+        self.logs: ShardLog | None = None
+        self.load = load
+        self._repeats: dict[int, asyncio.Task[None]] = {}
+        self._taken: dict[int, set[int]] = {}
+
+    def log_of(self, uid: int) -> PartitionLog:
+        """Raises NotOwnerError."""
+        if self.logs is None:
+            raise NotOwnerError("the shard recovers")
+        try:
+            return self.logs.partition(uid)
+        except KeyError:
+            raise NotOwnerError(f"partition {uid} is not here") from None
+
+    # Sends
+
+    def send(self, call: SendCall, batch: Any, done: SendDone) -> None:
+        """Append a verified batch. done gets its base offset once it is as durable as its topic says, or the refusal.
+
+        The batch is copied into this shard's memory before this returns. Raises NotOwnerError, BackpressureError.
+        """
+        partition = self.log_of(call.uid)
+        assert self.logs is not None
+        self.load.count(call.uid, len(batch))
+        data = self.logs.take_memory(batch)
+        try:
+            partition.append(data, call.count, done)
+        except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
+            partition.fence(StorageError(f"an append failed inside the server: {error!r}"))
+            raise
+
+    def send_from_peer(self, call: SendCall, batch: Any, done: SendDone, *, is_repeat: bool) -> None:
+        """As send, in order with the repeats before it: those may have to look into segments first."""
+        before = self._repeats.get(call.uid)
+        if not is_repeat and before is None:
+            self.send(call, batch, done)
+            return
+        task = asyncio.get_running_loop().create_task(self._send_after(before, call, batch, done, is_repeat))
+        self._repeats[call.uid] = task
+        task.add_done_callback(lambda ended: self._forget_repeat(call.uid, ended))
+
+    def _forget_repeat(self, uid: int, ended: asyncio.Task[None]) -> None:
+        if self._repeats.get(uid) is ended:
+            del self._repeats[uid]
+
+    async def _send_after(
+        self, before: asyncio.Task[None] | None, call: SendCall, batch: Any, done: SendDone, is_repeat: bool
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            found = await self._find_repeated(call, batch) if is_repeat else None
+            if found is not None:
+                done(found)
+            else:
+                self.send(call, batch, done)
+        except ShardServerError as error:
+            done(error)
+
+    async def _find_repeated(self, call: SendCall, batch: Any) -> int | None:
+        """The base offset of the batch if the former process of this shard stored it; each one answers one repeat.
+
+        Below the newest hint that recovery found all had been answered, and the asking shard saw answers below its
+        floor: what it asks again for lies above both, and below the end that was recovered.
+        """
+        partition = self.log_of(call.uid)
+        first = max(call.floor, partition.hinted_offset)
+        taken = self._taken.setdefault(call.uid, set())
+        found = await partition.find_batch(batch, call.count, first, partition.recovered_end, taken)
+        if found is not None:
+            taken.add(found)
+        return found
+
+    # Polls
+
+    def poll(self, call: PollCall) -> Buffers | Awaitable[Buffers]:
+        """The reply's body: head, then stored batches. Raises as PartitionReader.read, and NotOwnerError."""
+        partition = self.log_of(call.uid)
+        self.load.count(call.uid, 0)
+        if call.strategy == BY_TIMESTAMP:
+            return self._poll_later(call, partition)
+        start = self._start_offset(call, partition)
+        result = partition.reader.try_read(start, call.count, call.max_bytes)
+        return self._poll_later(call, partition, start) if result is None else self._poll_body(call, partition, result)
+
+    async def _poll_later(self, call: PollCall, partition: PartitionLog, start: int = -1) -> Buffers:
+        if start < 0:
+            start = await partition.reader.offset_at(call.value)
+        return self._poll_body(call, partition, await partition.reader.read(start, call.count, call.max_bytes))
+
+    def _start_offset(self, call: PollCall, partition: PartitionLog) -> int:
+        if call.strategy == BY_OFFSET:
+            return call.value
+        if call.strategy == LAST:
+            return max(partition.first_offset, partition.high_watermark - call.count)
+        if call.strategy == FIRST:
+            return partition.first_offset
+        assert self.logs is not None
+        stored = self.logs.offsets.get(call.uid, call.kind, call.consumer)
+        return partition.first_offset if stored is None else stored + 1
+
+    def _poll_body(self, call: PollCall, partition: PartitionLog, result: ReadResult) -> Buffers:
+        assert self.logs is not None
+        if call.auto_commit and result.count:
+            self.logs.offsets.commit_at_least(partition, call.kind, call.consumer, result.last_offset)
+        self.load.count_bytes(call.uid, result.bytes)
+        return [
+            encode_poll_head(partition.identity.partition_id, partition.current_offset, result.count),
+            *result.buffers,
+        ]
+
+    # Committed offsets
+
+    def get_offset(self, call: OffsetCall) -> tuple[int, int | None]:
+        """(current offset of the partition, stored offset)."""
+        partition = self.log_of(call.uid)
+        assert self.logs is not None
+        return partition.current_offset, self.logs.offsets.get(call.uid, call.kind, call.consumer)
+
+    async def store_offset(self, call: OffsetCall) -> None:
+        partition = self.log_of(call.uid)
+        assert self.logs is not None
+        outcome, done = _offset_done(call.acknowledged)
+        self.logs.offsets.store(partition, call.kind, call.consumer, call.offset, done)
+        await outcome
+
+    async def delete_offset(self, call: OffsetCall) -> None:
+        partition = self.log_of(call.uid)
+        assert self.logs is not None
+        outcome, done = _offset_done(call.acknowledged)
+        self.logs.offsets.delete(partition, call.kind, call.consumer, done)
+        await outcome
+
+    # Segments
+
+    def find_cut(self, call: CutCall) -> int:
+        """The first offset that stays when the oldest sealed segments go, none that a stored offset has not passed."""
+        partition = self.log_of(call.uid)
+        assert self.logs is not None
+        lowest = self.logs.offsets.lowest(call.uid)
+        return partition.cut_offset(call.number, keep_from=None if lowest is None else lowest + 1)
+
+    async def cut(self, call: CutCall) -> None:
+        """Delete the segments that lie wholly below an offset; those that are gone already are fine."""
+        partition = self.log_of(call.uid)
+        await partition.delete_segments(len(partition.segments), keep_from=call.number)
+
+    def figures(self, uids: list[int]) -> list[PartitionFigures]:
+        """Of each partition of ours among them."""
+        found = []
+        for uid in uids:
+            one = self.log_of(uid)
+            found.append((uid, one.segments_count, one.current_offset, one.size_bytes, one.message_count))
+        return found
+
+
+def _offset_done(acknowledged: bool) -> tuple[asyncio.Future[None], Callable[[ShardServerError | None], None] | None]:
+    outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if not acknowledged:
+        outcome.set_result(None)
+        return outcome, None
+
+    def done(error: ShardServerError | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    return outcome, done

@@ -1,0 +1,217 @@
+"""Keeps the logs of this shard what its replica says: partitions that are ours, and files of those that are dead."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from shardserver.core import metadata as md
+from shardserver.core.calls import Operation
+from shardserver.core.custody import Arrival, Released
+from shardserver.core.identity import identity_of
+from shardserver.core.local_owner import LocalOwner
+from shardserver.core.metadata import Metadata
+from shardserver.core.peer_service import ControlHandler
+from shardserver.core.shards import decode_uids
+from shardserver.errors import NotOwnerError, ShardServerError, StorageError
+from shardserver.router.peers import Request
+from shardserver.storage.settings import Durability, PartitionIdentity
+from shardserver.storage.shard_log import ShardLog
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+def owned_identities(metadata: Metadata, shard: int, durability: Durability) -> list[PartitionIdentity]:
+    """Of all live partitions of a shard."""
+    live = metadata.live_partitions()
+    return [identity_of(topic, partition, durability) for topic, partition in live if partition.shard == shard]
+
+
+class OwnedPartitions:
+    """Owned by one shard's loop. report_removed: tells the metadata that the files of dead partitions are gone."""
+
+    def __init__(
+        self,
+        shard: int,
+        shards: int,
+        local: LocalOwner,
+        durability: Durability,
+        metadata: Callable[[], Metadata],
+        report_removed: Callable[[list[int]], Awaitable[None]],
+    ) -> None:
+        self._shard, self._shards, self._local, self._durability = shard, shards, local, durability
+        self._metadata = metadata
+        self._report_removed = report_removed
+        self._removing: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()
+        self._released: set[int] = set()
+        self._adopted: set[int] = set()
+        self.generation = 0  # a process sees itself once
+
+    def reconcile(self, events: list[md.Event] | None = None) -> None:
+        """New partitions begin, dead ones end at once and lose their files later.
+
+        events: the change that was applied, to look at its topics only; None: anything may be new.
+        """
+        logs, metadata = self._local.logs, self._metadata()
+        if logs is None:
+            return
+        topics = _all_topics(metadata) if events is None else _touched_topics(metadata, events)
+        for topic in topics:
+            for partition in topic.partitions:
+                self._match(logs, topic, partition)
+        live = None if events is not None else {one.uid for _, one in metadata.live_partitions()}
+        for uid in [one.uid for one in logs.partitions if one.uid not in live] if live is not None else metadata.dying:
+            self._forget(logs, uid)
+        if self._removing is None and self._dying():
+            self._removing = asyncio.get_running_loop().create_task(self._remove_dead_files())
+
+    def _match(self, logs: ShardLog, topic: md.Topic, partition: md.Partition) -> None:
+        uid = partition.uid
+        if partition.shard != self._shard:
+            if uid not in self._adopted:
+                self._forget(logs, uid)
+            return
+        identity = identity_of(topic, partition, self._durability)
+        known = logs.find_partition(uid)
+        if known is None:
+            logs.create_partition(identity)
+        else:
+            known.identity = identity
+        if uid in self._adopted:
+            self._adopted.discard(uid)
+            logs.activate_partition(uid)
+
+    def _forget(self, logs: ShardLog, uid: int) -> None:
+        if logs.find_partition(uid) is not None:
+            logs.forget_partition(uid)
+            self._local.load.forget(uid)
+        self._released.discard(uid)
+        self._adopted.discard(uid)
+
+    def _dying(self) -> list[int]:
+        """Ours, and on shard 0 those of shards that are gone."""
+        return sorted(
+            uid
+            for uid, shard in self._metadata().dying.items()
+            if shard == self._shard or (self._shard == 0 and shard >= self._shards)
+        )
+
+    async def _remove_dead_files(self) -> None:
+        """Survives a crash in the middle: the uids stay in `dying` until their files are gone."""
+        try:
+            while dying := self._dying():
+                for uid in dying:
+                    await self._logs.remove_files(uid)
+                await self._report_removed(dying)
+        except ShardServerError as error:  # such as shard 0 being down: the next change tries again
+            log.warning("dead_files_not_removed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            await asyncio.sleep(RETRY_S)
+        finally:
+            self._removing = None
+
+    # Moves: this shard as custodian (custody.py). One step at a time, in the order in which they were asked for.
+
+    @property
+    def _logs(self) -> ShardLog:
+        if self._local.logs is None:
+            raise NotOwnerError("the shard recovers")
+        return self._local.logs
+
+    async def release(self, uids: list[int]) -> list[Released]:
+        async with self._moving:
+            try:
+                states = await self._logs.release_partitions(uids)
+                released = [Released(uid, state) for uid, state in zip(uids, states, strict=True)]
+            except (ShardServerError, KeyError):  # one of them cannot: which, shows when each is asked alone
+                released = [await self._release_one(uid) for uid in uids]
+            self._released.update(one.uid for one in released if one.state is not None)
+            return released
+
+    async def _release_one(self, uid: int) -> Released:
+        try:
+            return Released(uid, await self._logs.release_partition(uid))
+        except KeyError:
+            return Released(uid, None, "it is not here")
+        except ShardServerError as error:
+            return Released(uid, None, str(error))
+
+    async def adopt(self, arrivals: list[Arrival]) -> None:
+        async with self._moving:
+            places = {partition.uid: (topic, partition) for topic, partition in self._metadata().live_partitions()}
+            wanted = []
+            for one in arrivals:
+                if one.uid not in places:
+                    raise StorageError(f"partition {one.uid} was deleted meanwhile")
+                identity = identity_of(*places[one.uid], self._durability)
+                wanted.append((dataclasses.replace(identity, term=one.term), one.state))
+            uids = {one.uid for one in arrivals}
+            self._adopted |= uids  # before they are in the logs, so that no change that is applied meanwhile ends them
+            try:
+                await self._logs.adopt_partitions(wanted)
+            except BaseException:
+                self._adopted -= uids
+                raise
+
+    async def resume(self, uids: list[int]) -> None:
+        async with self._moving:
+            logs = self._logs
+            await logs.resume_partitions([uid for uid in uids if logs.find_partition(uid) is not None])
+            self._released.difference_update(uids)
+
+    async def abandon(self, uids: list[int]) -> None:
+        async with self._moving:
+            for uid in self._adopted.intersection(uids):
+                self._forget(self._logs, uid)
+
+    async def settle(self) -> None:
+        """The writer of the metadata has begun anew: what its former process was moving stays where metadata says."""
+        await self.abandon(list(self._adopted))
+        await self.resume(list(self._released))
+
+    def control_handlers(self) -> dict[int, ControlHandler]:
+        """The steps as a peer asks for them."""
+        return {
+            Operation.RELEASE: self._serve_release,
+            Operation.ADOPT: self._serve_adopt,
+            Operation.RESUME: self._serve_resume,
+            Operation.ABANDON: self._serve_abandon,
+        }
+
+    async def _serve_release(self, asked: Request) -> bytes:
+        return msgspec.msgpack.encode(await self.release(decode_uids(asked.payload)))
+
+    async def _serve_adopt(self, asked: Request) -> bytes:
+        await self.adopt(msgspec.msgpack.decode(asked.payload, type=list[Arrival]))
+        return b""
+
+    async def _serve_resume(self, asked: Request) -> bytes:
+        await self.resume(decode_uids(asked.payload))
+        return b""
+
+    async def _serve_abandon(self, asked: Request) -> bytes:
+        await self.abandon(decode_uids(asked.payload))
+        return b""
+
+
+def _all_topics(metadata: Metadata) -> list[md.Topic]:
+    return [topic for stream in metadata.streams.values() for topic in stream.topics.values()]
+
+
+def _touched_topics(metadata: Metadata, events: list[md.Event]) -> list[md.Topic]:
+    """Those that are still there. What a deletion ends is in `dying`."""
+    places: set[tuple[int, int]] = set()
+    for event in events:
+        match event:
+            case md.PartitionsMoved(moves):
+                places |= {(one.stream_id, one.topic_id) for one in moves}
+            case md.TopicCreated() | md.TopicUpdated() | md.TopicPurged() | md.PartitionsAdded():
+                places.add((event.stream_id, event.id))
+    streams = metadata.streams
+    return [streams[s].topics[t] for s, t in sorted(places) if s in streams and t in streams[s].topics]

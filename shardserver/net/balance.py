@@ -1,0 +1,43 @@
+"""Which shard a new connection goes to: the one with the fewest, as the boards of all say.
+
+Each shard writes in its own board only: how many connections it has, how many it has handed to each other one, and how
+many it has received from each. What is on its way counts for the shard it goes to.
+"""
+
+from __future__ import annotations
+
+from shardserver.memory.board import Board
+
+
+class Balance:
+    """own: our board; `boards` holds those of the peers that have a process, own included."""
+
+    def __init__(self, number: int, own: Board) -> None:
+        self.number, self.own = number, own
+        self.boards: dict[int, Board] = {number: own}
+
+    def attach(self, number: int, board: Board) -> None:
+        """A new process of a peer: what was handed to or received from the former one counts no more."""
+        self.own.handed[number] = self.own.received[number] = 0
+        self.boards[number] = board
+
+    def detach(self, number: int) -> None:
+        self.boards.pop(number, None)
+
+    def count(self, shard: int) -> int:
+        """Connections of a shard, and those on their way to it."""
+        board = self.boards[shard]
+        on_their_way = sum(other.handed[shard] - board.received[number] for number, other in self.boards.items())
+        return board.connections + on_their_way
+
+    def best(self, *, extra: int) -> int:
+        """The shard with the fewest; ourselves unless another has fewer. extra: of our count, not to be counted."""
+        counts = {number: self.count(number) for number in self.boards}
+        counts[self.number] -= extra
+        return min(counts, key=lambda number: (counts[number], number != self.number, number))
+
+    def note_handed(self, shard: int) -> None:
+        self.own.handed[shard] += 1
+
+    def note_received(self, shard: int) -> None:
+        self.own.received[shard] += 1

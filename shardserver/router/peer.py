@@ -1,0 +1,340 @@
+"""One peer process: the two rings between it and us, what we have asked it, and what it reads in our arena.
+
+A request's payload stays in our arena until its answer, so that it can be asked again of the peer's next process. An
+answer's buffers stay in the peer's arena until the last view of them is gone here; then a slot gives them back. What
+the rings or the arena have no room for waits here, in order; requests and answers apart, because answers may take all
+slots of a ring and requests only half. Slots: docs/formats/ring-messages.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from typing import Protocol
+
+from shardserver.errors import ArenaFullError, BackpressureError, CorruptionError, PeerGoneError, ShardServerError
+from shardserver.memory.arena import Arena, Block, LentBuffer
+from shardserver.router.answers import Answer, Buffer, decode_error, encode_error
+from shardserver.router.ring import Consumer, Producer
+from shardserver.router.ring_python import INLINE_BYTES, Slot
+
+DRAIN_SLOTS = 256
+_PART = struct.Struct("<QQ")  # position, length
+
+
+class Kind(IntEnum):
+    """What a slot is. flags: the operation of a request; 1 for an answer whose buffers are lent."""
+
+    HELLO = 1
+    REQUEST = 2
+    REPEAT = 3
+    ANSWER = 4
+    ERROR = 5
+    RETURN = 6
+
+
+LENT = 1
+
+
+class Answered(Protocol):
+    def __call__(self, outcome: Answer | ShardServerError, /) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat."""
+
+    number: int
+    operation: int
+    inline: bytes
+    payload: Buffer | None
+    done: Answered
+    survives: bool
+    asked_at: float = 0.0
+    block: Block | None = None
+    was_pushed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a peer asks of us. payload: in its arena, and good until we have answered."""
+
+    peer: int
+    operation: int
+    inline: bytes
+    payload: memoryview
+    is_repeat: bool
+
+
+ServeRequest = Callable[[Request, Answered], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    number: int
+    is_serving: bool
+    slots_sent: int
+    slots_taken: int
+    doorbells: int
+    questions: int
+    waiting: int
+    lent: int
+
+
+@dataclass(slots=True)
+class Rings:
+    """What one process of a peer shares with us. arena: its memory, mapped read-only."""
+
+    producer: Producer
+    consumer: Consumer
+    arena: mmap.mmap
+    doorbell: int
+
+
+class Loan:
+    """An answer's buffers, held by the views of them; the last one to go gives them back."""
+
+    __slots__ = ("_number", "_returned", "_wake")
+
+    def __init__(self, number: int, returned: list[int], wake: Callable[[], None]) -> None:
+        self._number, self._returned, self._wake = number, returned, wake
+
+    def __del__(self) -> None:
+        self._returned.append(self._number)
+        self._wake()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Slots that found no room, in order, by what they may wait for."""
+
+    requests: deque[Callable[[], bool]] = field(default_factory=deque)
+    answers: deque[Callable[[], bool]] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.requests) + len(self.answers)
+
+
+class Peer:
+    """Lives as long as we do; `attach` and `detach` follow its processes. wake: something is to be published."""
+
+    def __init__(self, number: int, arena: Arena, serve: ServeRequest, wake: Callable[[], None]) -> None:
+        self.number, self._arena, self._serve, self._wake = number, arena, serve, wake
+        self.is_serving = False
+        self.generation = 0  # counts its processes
+        self.on_hello: Callable[[Peer, bool], None] = lambda peer, serving: None
+        self.prepare_repeat: Callable[[Question], None] = lambda question: None
+        self.rings: Rings | None = None
+        self.questions: dict[int, Question] = {}
+        self._last_number = 0
+        self._waiting = _Waiting()
+        self._lent: dict[int, list[Buffer]] = {}
+        self._returned: list[int] = []
+        self._slots_sent = self._slots_taken = self._doorbells = 0
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._waiting) or bool(self._returned)
+
+    # Its processes
+
+    def attach(self, rings: Rings, *, serving: bool) -> None:
+        """A new process of the peer. serving: what we say of ourselves."""
+        assert self.rings is None
+        self.rings = rings
+        self.generation += 1
+        self.say_hello(serving=serving)
+
+    def say_hello(self, *, serving: bool) -> None:
+        if self.rings is not None:
+            self._send(self._waiting.answers, partial(self._push, Kind.HELLO, 0, 0, 0, 0, bytes([serving]), False))
+
+    def detach(self) -> None:
+        """The peer's process has ended. What it had published counts; what was asked and may be repeated waits."""
+        if self.rings is None:
+            return
+        while self.drain():
+            pass
+        rings, self.rings, self.is_serving = self.rings, None, False
+        os.close(rings.doorbell)
+        self._waiting, self._returned = _Waiting(), []
+        self._lent.clear()
+        for question in list(self.questions.values()):
+            if not question.was_pushed:
+                self._end(question, BackpressureError(f"shard {self.number} is down"))
+            elif not question.survives:
+                self._end(question, PeerGoneError(f"shard {self.number} died"))
+
+    # Asking
+
+    def ask(
+        self, operation: int, inline: bytes, payload: Buffer | None, done: Answered, *, survives: bool, at: float = 0.0
+    ) -> Question:
+        """done is called once. at: when, by the caller's clock. Raises BackpressureError: the peer has no process."""
+        if self.rings is None:
+            raise BackpressureError(f"shard {self.number} is down")
+        self._last_number += 1
+        question = Question(self._last_number, operation, inline, payload, done, survives, at)
+        self.questions[question.number] = question
+        self._send(self._waiting.requests, partial(self._push_question, question, Kind.REQUEST))
+        return question
+
+    def give_up(self, question: Question) -> None:
+        """Its answer is of no interest any more. What it names in our arena stays until the answer."""
+        question.done = _ignore
+
+    def repeat_questions(self) -> None:
+        """Ask the peer's new process what the former one has not answered, in order."""
+        for question in list(self.questions.values()):
+            if question.was_pushed and question.survives:
+                self.prepare_repeat(question)
+                self._send(self._waiting.requests, partial(self._push_question, question, Kind.REPEAT))
+
+    def _push_question(self, question: Question, kind: Kind) -> bool:
+        if question.payload is not None and question.block is None:
+            try:
+                question.block, question.payload = self._arena.copy(question.payload), None
+            except ArenaFullError:
+                return False
+        block = question.block
+        position, length = (block.position, len(block)) if block is not None else (0, 0)
+        pushed = self._push(kind, question.operation, length, question.number, position, question.inline, True)
+        question.was_pushed = question.was_pushed or pushed
+        return pushed
+
+    def _end(self, question: Question, outcome: Answer | ShardServerError) -> None:
+        self.questions.pop(question.number, None)
+        question.done(outcome)
+
+    # Answering
+
+    def _answer(self, rings: Rings, number: int, outcome: Answer | ShardServerError) -> None:
+        if self.rings is not rings:
+            return  # who asked is gone
+        if isinstance(outcome, ShardServerError):
+            inline = encode_error(outcome)
+            push = partial(self._push, Kind.ERROR, 0, len(inline), number, 0, inline, False)
+        elif sum(map(len, outcome.parts())) <= INLINE_BYTES:
+            inline = outcome.joined()
+            push = partial(self._push, Kind.ANSWER, 0, len(inline), number, 0, inline, False)
+        else:
+            push = partial(self._lend, number, outcome)
+        self._send(self._waiting.answers, push)
+
+    def _lend(self, number: int, answer: Answer) -> bool:
+        """Describe the answer's buffers in our arena; what lies elsewhere is copied into it first."""
+        try:
+            kept: list[Buffer] = [self._in_arena(part) for part in answer.parts() if len(part)]
+            parts = [_PART.pack(self._arena.position_of(part), len(part)) for part in kept]
+            table = self._arena.copy(b"".join(parts))
+        except ArenaFullError:
+            return False
+        length = len(parts) * _PART.size
+        if not self._push(Kind.ANSWER, LENT, length, number, table.position, b"", False):
+            return False
+        self._lent[number] = [table, *kept]
+        return True
+
+    def _in_arena(self, part: Buffer) -> Buffer:
+        return part if self._arena.position_of(part) >= 0 else self._arena.copy(part)
+
+    # The rings
+
+    def _send(self, waiting: deque[Callable[[], bool]], push: Callable[[], bool]) -> None:
+        if waiting or not push():
+            waiting.append(push)
+        self._wake()
+
+    def _push(
+        self, kind: Kind, flags: int, length: int, number: int, position: int, inline: bytes, is_request: bool
+    ) -> bool:
+        assert self.rings is not None
+        pushed = self.rings.producer.try_push(kind, flags, length, number, position, inline, is_request)
+        self._slots_sent += pushed
+        return bool(pushed)
+
+    def publish(self) -> None:
+        """Push what waits as far as it goes, show it, and wake the peer if it sleeps."""
+        if self.rings is None:
+            return
+        self._push_returned()
+        for waiting in (self._waiting.answers, self._waiting.requests):
+            while waiting and waiting[0]():
+                waiting.popleft()
+        if self.rings.producer.publish():
+            self._doorbells += 1
+            os.eventfd_write(self.rings.doorbell, 1)
+
+    def _push_returned(self) -> None:
+        while self._returned:
+            if not self._push(Kind.RETURN, 0, 0, self._returned[-1], 0, b"", False):
+                return
+            self._returned.pop()
+
+    def drain(self, limit: int = DRAIN_SLOTS) -> int:
+        """Take up to `limit` slots and act on them; gives their number."""
+        if self.rings is None:
+            return 0
+        slots = self.rings.consumer.take(limit)
+        self._slots_taken += len(slots)
+        for slot in slots:
+            self._take(slot)
+        return len(slots)
+
+    def _take(self, slot: Slot) -> None:
+        kind, flags, length, number, position, inline = slot
+        rings = self.rings
+        if rings is None:
+            return
+        if kind in (Kind.REQUEST, Kind.REPEAT):
+            payload = self._view(rings, position, length)
+            request = Request(self.number, flags, inline, payload, kind == Kind.REPEAT)
+            self._serve(request, partial(self._answer, rings, number))
+        elif kind in (Kind.ANSWER, Kind.ERROR):
+            question = self.questions.get(number)
+            if question is not None:
+                self._end(question, self._outcome(rings, slot))
+        elif kind == Kind.RETURN:
+            self._lent.pop(number, None)
+        elif kind == Kind.HELLO:
+            self.on_hello(self, bool(inline[0]))
+        else:
+            raise CorruptionError("ring", position, f"a slot of a known kind, found {kind}")
+
+    def _outcome(self, rings: Rings, slot: Slot) -> Answer | ShardServerError:
+        kind, flags, length, number, position, inline = slot
+        if kind == Kind.ERROR:
+            return decode_error(inline[:length])
+        if not flags & LENT:
+            return Answer(inline[:length])
+        loan = Loan(number, self._returned, self._wake)
+        table = self._view(rings, position, length)
+        parts = [LentBuffer(rings.arena, at, size, loan) for at, size in _PART.iter_unpack(table)]
+        return Answer(b"", [memoryview(part) for part in parts], loan)
+
+    def _view(self, rings: Rings, position: int, length: int) -> memoryview:
+        if position + length > len(rings.arena):
+            raise CorruptionError("arena", position, f"a payload inside {len(rings.arena)} bytes")
+        return memoryview(rings.arena)[position : position + length]
+
+    def statistics(self) -> PeerStatistics:
+        return PeerStatistics(
+            self.number,
+            self.is_serving,
+            self._slots_sent,
+            self._slots_taken,
+            self._doorbells,
+            len(self.questions),
+            len(self._waiting),
+            len(self._lent),
+        )
+
+
+def _ignore(outcome: Answer | ShardServerError, /) -> None:
+    """For an answer that nobody waits for."""

@@ -1,0 +1,118 @@
+"""All peers of one process: the doorbell, taking what they have sent, showing what we send, once a turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections.abc import Callable, Iterator
+
+from shardserver.memory.arena import Arena
+from shardserver.router.peer import Answered, Peer, PeerStatistics, Question, Request, Rings, ServeRequest
+from shardserver.router.ring import Consumer, Producer
+
+# Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
+RETRY_S = 0.001
+
+__all__ = ["Answered", "Peer", "Peers", "PeerStatistics", "Question", "Request"]
+
+
+class Peers:
+    """Owned by one shard's loop. serve: told of each request of a peer."""
+
+    def __init__(self, arena: Arena, doorbell: int, serve: ServeRequest) -> None:
+        self._arena, self._doorbell, self._serve = arena, doorbell, serve
+        self._peers: dict[int, Peer] = {}
+        self._publish_due = self._turn_due = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._is_serving = False
+        self.on_serving: Callable[[int], None] = lambda number: None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(doorbell, self._on_doorbell)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._peers.values())
+
+    def peer(self, number: int) -> Peer:
+        """The peer of that number, whether it has a process or not."""
+        if number not in self._peers:
+            self._peers[number] = Peer(number, self._arena, self._serve, self.schedule_publish)
+            self._peers[number].on_hello = self._on_hello
+        return self._peers[number]
+
+    def _on_hello(self, peer: Peer, serving: bool) -> None:
+        began, peer.is_serving = serving and not peer.is_serving, serving
+        if began:
+            peer.repeat_questions()
+            self.on_serving(peer.number)
+
+    def attach(self, number: int, out: mmap.mmap, into: mmap.mmap, arena: mmap.mmap, doorbell: int) -> Peer:
+        """A process of the peer has begun. out, into: the rings to it and from it; doorbell: its eventfd."""
+        peer = self.peer(number)
+        rings = Rings(Producer(memoryview(out)), Consumer(memoryview(into)), arena, doorbell)
+        peer.attach(rings, serving=self._is_serving)
+        self._schedule_turn()
+        return peer
+
+    def detach(self, number: int) -> None:
+        self.peer(number).detach()
+
+    def say_serving(self) -> None:
+        """Tell all: from now on we take requests for our partitions."""
+        self._is_serving = True
+        for peer in self._peers.values():
+            peer.say_hello(serving=True)
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    # The loop
+
+    def schedule_publish(self) -> None:
+        if not self._publish_due:
+            self._publish_due = True
+            self._loop.call_soon(self.publish)
+
+    def publish(self) -> None:
+        """One store of each tail, and a doorbell for each peer that sleeps."""
+        self._publish_due = False
+        for peer in self._peers.values():
+            peer.publish()
+        if any(peer.has_waiting for peer in self._peers.values()) and self._retry is None:
+            self._retry = self._loop.call_later(RETRY_S, self._end_retry)
+
+    def _end_retry(self) -> None:
+        self._retry = None
+        self.publish()
+
+    def _on_doorbell(self) -> None:
+        try:
+            os.eventfd_read(self._doorbell)
+        except BlockingIOError:
+            return
+        for peer in self._peers.values():
+            if peer.rings is not None:
+                peer.rings.consumer.unpark()
+        self._turn()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """A bounded number of slots of each peer; then sleep, unless one has more."""
+        self._turn_due = False
+        for peer in list(self._peers.values()):
+            peer.drain()
+        rings = [peer.rings for peer in self._peers.values() if peer.rings is not None]
+        if not all([one.consumer.try_park() for one in rings]):  # all of them: each park counts
+            self._schedule_turn()
+
+    def statistics(self) -> list[PeerStatistics]:
+        return [peer.statistics() for peer in self._peers.values()]
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._doorbell)
+        if self._retry is not None:
+            self._retry.cancel()
