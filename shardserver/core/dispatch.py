@@ -15,7 +15,7 @@ from typing import Any
 from shardserver.core import handlers
 from shardserver.core.context import ShardContext
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import PLANNERS, Plan
+from shardserver.core.metadata_commands import PLANNERS, Plan, PlanContext
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import (
@@ -190,9 +190,9 @@ class Dispatcher:
         try:
             request = row.request.decode(frame.body)
 
-            def plan(metadata: Metadata, now: int) -> Plan:
+            def plan(metadata: Metadata, context: PlanContext) -> Plan:
                 check_right(metadata, connection.user_id, row, request)
-                return PLANNERS[row.command](metadata, request, now)
+                return PLANNERS[row.command](metadata, request, context)
 
             payload = await self._context.writer.change(
                 plan,
