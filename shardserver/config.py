@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -111,6 +112,27 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.", gt=0, le=86400)] = 10.0
 
 
+class PlacementRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Topics whose stream and topic match both globs live on these shards only."""
+
+    stream: str
+    topic: str
+    shards: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(min_length=1)]
+
+
+class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    strategy: Annotated[
+        str,
+        _key("Shards of new partitions. balanced: the one with the fewest, round_robin: one after another, "
+             "hash: by the partition's uid."),
+    ] = "balanced"  # fmt: skip
+    rules: Annotated[
+        tuple[PlacementRule, ...],
+        _key("Tables `[[placement.rules]]` with the globs `stream` and `topic` and the `shards` that partitions of "
+             "such topics live on; the first that matches wins (operations.md)."),
+    ] = ()  # fmt: skip
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Annotated[str, _key("debug, info, warning or error.")] = "info"
     format: Annotated[str, _key("text or json.")] = "text"
@@ -121,6 +143,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: NetConfig = NetConfig()
     journal: JournalConfig = JournalConfig()
     storage: StorageConfig = StorageConfig()
+    placement: PlacementConfig = PlacementConfig()
     log: LogConfig = LogConfig()
 
 
@@ -131,9 +154,12 @@ CHOICES = {
     "server.durability": ("fsync", "write", "memory"),
     "server.disk_engine": ("auto", "io_uring", "threads"),
     "storage.damaged": ("error", "skip"),
+    "placement.strategy": ("balanced", "round_robin", "hash"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
 }
+# Lists of tables: no variable and no flag gives them.
+TABLES = frozenset({"placement.rules"})
 # What a journal file holds beside its writes: its header, and room kept for records without batches (journal.md).
 JOURNAL_FILE_ROOM_BYTES = 68 << 10
 RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
@@ -208,9 +234,25 @@ def _value_of(key: str, text: str) -> object:
 def _sentence(problem: str, values: Values, sources: Sources) -> str:
     """msgspec's "Expected `int` >= 1 - at `$.net.max_connections`", with the value found and its source."""
     expected, _, path = problem.rpartition(" - at `$.")
-    section, _, name = path.rstrip("`").partition(".")
-    found = values[section].get(name)
-    return f"{section}.{name} = {found!r} ({sources.get(f'{section}.{name}', 'default')}): {expected.replace('`', '')}"
+    path = path.rstrip("`")
+    found: Any = values
+    for step in re.findall(r"\w+", path):
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    key = re.match(r"\w+\.\w+", path)
+    source = sources.get(key[0], "default") if key else "default"
+    return f"{path} = {found!r} ({source}): {expected.replace('`', '')}"
+
+
+def check_rules(rules: Sequence[PlacementRule], shards: int) -> None:
+    """Raises ConfigError: a rule names a shard that a server of so many shards does not have."""
+    for number, rule in enumerate(rules, 1):
+        missing = sorted({shard for shard in rule.shards if shard >= shards})
+        if missing:
+            named = f"shard {missing[0]}" if len(missing) == 1 else f"shards {', '.join(map(str, missing))}"
+            there = "shard 0 alone" if shards == 1 else f"shards 0 to {shards - 1}"
+            raise ConfigError(
+                f"placement.rules: rule {number} ({rule.stream}/{rule.topic}) names {named}; this server has {there}"
+            )
 
 
 def _refuse_unknown(key: str, source: str) -> None:
@@ -237,8 +279,11 @@ def _take_file(path: str, values: Values, sources: Sources) -> None:
 def _take_environment(environment: Mapping[str, str], values: Values, sources: Sources) -> list[str]:
     names = {PREFIX + key.replace(".", "_").upper(): key for key in known_keys()}
     warnings = []
+    tables = {name for name, key in names.items() if key in TABLES}
     for name, text in environment.items():
-        if name in names:
+        if name in tables:
+            warnings.append(f"variable {name} is ignored: only the file gives {names[name]}")
+        elif name in names:
             _set(values, sources, names[name], _value_of(names[name], text), name)
         elif name.startswith(PREFIX) and name not in SECRET_NAMES:
             near = difflib.get_close_matches(name, names, 1)
@@ -261,10 +306,25 @@ def describe(config: Config, sources: Sources) -> str:
         lines.append(f"[{section}]")
         part = getattr(config, section)
         for name in part.__struct_fields__:
+            if f"{section}.{name}" in TABLES and getattr(part, name):
+                continue
             text = msgspec.json.encode(getattr(part, name)).decode()
             lines.append(f"{name} = {text}  # {sources.get(f'{section}.{name}', 'default')}")
         lines.append("")
+        for key in sorted(TABLES):
+            if key.startswith(f"{section}."):
+                lines += _describe_tables(key, getattr(part, key.partition(".")[2]), sources.get(key, "default"))
     return "\n".join(lines)
+
+
+def _describe_tables(key: str, tables: Sequence[msgspec.Struct], source: str) -> list[str]:
+    """After the keys of their section: in TOML a table ends the one before it."""
+    lines = []
+    for table in tables:
+        lines.append(f"[[{key}]]  # {source}")
+        lines += [f"{name} = {msgspec.json.encode(getattr(table, name)).decode()}" for name in table.__struct_fields__]
+        lines.append("")
+    return lines
 
 
 def reference_page() -> str:
@@ -280,8 +340,8 @@ def reference_page() -> str:
         "|---|---|---|---|",
     ]
     for key, (_, default, text) in known_keys().items():
-        variable = PREFIX + key.replace(".", "_").upper()
-        lines.append(f"| `{key}` | `{msgspec.json.encode(default).decode()}` | {text} | `{variable}` |")
+        variable = "file only" if key in TABLES else f"`{PREFIX + key.replace('.', '_').upper()}`"
+        lines.append(f"| `{key}` | `{msgspec.json.encode(default).decode()}` | {text} | {variable} |")
     lines += ["", f"Read at the first start only: {', '.join(f'`{name}`' for name in sorted(SECRET_NAMES))}.", ""]
     return "\n".join(lines)
 

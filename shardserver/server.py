@@ -18,6 +18,7 @@ from shardserver.core.context import ShardContext, identity_of
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.placement import Placement
 from shardserver.core.sessions import Sessions
 from shardserver.errors import CorruptionError, ShardServerError, StorageError
 from shardserver.io_uring.choose import open_disk
@@ -70,7 +71,8 @@ class Shard:
         self._reserve = Reserve(self._disk, reserve_path, self._config.storage.reserve_bytes)
         metadata_path = os.path.join(arguments.data_directory, "metadata")
         self._metadata_log = MetadataLog(self._disk, metadata_path, self._faults, self._reserve)
-        self._writer = MetadataWriter(self._metadata_log, clock_us)
+        placement = Placement(self._config.placement.strategy, self._config.placement.rules, shards=1)
+        self._writer = MetadataWriter(self._metadata_log, clock_us, placement=placement)
         self._stop = asyncio.Event()
         self._durability = Durability(self._config.server.durability)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,7 +171,7 @@ class Shard:
         if md.ROOT_ID not in self._writer.metadata.users:
             root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
             events.insert(0, md.UserCreated(root))
-        await self._writer.change(lambda state, now: Plan(events))
+        await self._writer.change(lambda state, context: Plan(events))
 
     async def _serve(self) -> None:
         net = self._config.net
@@ -232,7 +234,7 @@ class Shard:
         for uid in dying:
             await self._context.logs.remove_files(uid)
         if dying:
-            await self._writer.change(lambda state, now: Plan([md.DataRemoved(dying)]))
+            await self._writer.change(lambda state, context: Plan([md.DataRemoved(dying)]))
 
     async def _retain(self) -> None:
         while True:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shardserver.config import Config, describe, known_keys, load
+from shardserver.config import Config, PlacementRule, check_rules, describe, known_keys, load
 from shardserver.errors import ConfigError
+
+RULE = '[[placement.rules]]\nstream = "a*"\ntopic = "*"\n'
 
 
 def refusal(tmp_path: Path, text: str) -> str:
@@ -42,6 +44,26 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("server.shutdown_deadline_s = inf", "server.shutdown_deadline_s = inf (FILE): Expected float <= 3600.0"),
         ('log.level = "loud"', "log.level = 'loud': one of debug, info, warning, error"),
         ("port =", "FILE: Invalid value"),
+        ('placement.strategy = "random"', "placement.strategy = 'random': one of balanced, round_robin, hash"),
+        ("placement.rules = 3", "placement.rules = 3 (FILE): Expected array, got int"),
+        ("placement.rules = [1]", "placement.rules[0] = 1 (FILE): Expected object, got int"),
+        ("[placement.rules]", "placement.rules = {} (FILE): Expected array, got object"),
+        ("[[placement.rule]]", "unknown key placement.rule in FILE; did you mean placement.rules?"),
+        (
+            RULE + "shard = [0]",
+            "placement.rules[0] = {'stream': 'a*', 'topic': '*', 'shard': [0]} (FILE): "
+            "Object contains unknown field shard",
+        ),
+        (
+            RULE,
+            "placement.rules[0] = {'stream': 'a*', 'topic': '*'} (FILE): Object missing required field shards",
+        ),
+        (RULE + "shards = []", "placement.rules[0].shards = [] (FILE): Expected array of length >= 1"),
+        (
+            RULE + "shards = [0]\n" + RULE + "shards = [1, -1]",
+            "placement.rules[1].shards[1] = -1 (FILE): Expected int >= 0",
+        ),
+        (RULE + 'shards = ["0"]', "placement.rules[0].shards[0] = '0' (FILE): Expected int, got str"),
     ],
 )
 def test_a_wrong_file_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -99,3 +121,35 @@ def test_the_description_is_a_file_that_gives_the_same_configuration(tmp_path: P
 def test_every_key_has_a_description_and_its_default_holds() -> None:
     assert all(text for _, _, text in known_keys().values())
     assert load(None, {}, {})[0] == Config()
+
+
+def test_rules_are_tables_of_the_file_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[placement]\nstrategy = "hash"\n' + RULE + "shards = [0, 2]\n" + RULE + "shards = [1]\n[log]\n")
+    config, sources, _ = load(str(path), {}, {})
+    assert config.placement.rules == (PlacementRule("a*", "*", (0, 2)), PlacementRule("a*", "*", (1,)))
+    assert config.placement.strategy == "hash" and sources["placement.rules"] == str(path)
+    printed = tmp_path / "printed.toml"
+    printed.write_text(describe(config, sources))
+    assert f"[[placement.rules]]  # {path}" in printed.read_text()
+    assert load(str(printed), {}, {})[0] == config
+
+
+def test_a_variable_gives_the_strategy_and_no_rules() -> None:
+    given = {"SHARDSERVER_PLACEMENT_STRATEGY": "round_robin", "SHARDSERVER_PLACEMENT_RULES": "[]"}
+    config, sources, warnings = load(None, given, {})
+    assert config.placement.strategy == "round_robin" and "placement.rules" not in sources
+    assert warnings == ["variable SHARDSERVER_PLACEMENT_RULES is ignored: only the file gives placement.rules"]
+
+
+def test_a_rule_that_names_a_missing_shard_is_refused_with_its_number() -> None:
+    rules = (PlacementRule("*", "a", (0,)), PlacementRule("orders", "*", (5, 1, 4, 5)))
+    check_rules(rules, 6)
+    for shards, sentence in (
+        (5, "placement.rules: rule 2 (orders/*) names shard 5; this server has shards 0 to 4"),
+        (4, "placement.rules: rule 2 (orders/*) names shards 4, 5; this server has shards 0 to 3"),
+        (1, "placement.rules: rule 2 (orders/*) names shards 1, 4, 5; this server has shard 0 alone"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            check_rules(rules, shards)
+        assert str(raised.value) == sentence

@@ -39,6 +39,6 @@ async def _set(disk: Disk, path: str, password_hash: str) -> None:
     try:
         if md.ROOT_ID not in writer.metadata.users:
             raise ConfigError(f"{path} has no root user yet: start the server once")
-        await writer.change(lambda state, now: Plan([md.PasswordSet(md.ROOT_ID, password_hash)]))
+        await writer.change(lambda state, context: Plan([md.PasswordSet(md.ROOT_ID, password_hash)]))
     finally:
         await log.close()

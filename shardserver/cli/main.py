@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from shardserver.cli.control import ask
 from shardserver.cli.root_password import first_password_hash, given_password
-from shardserver.config import Config, Sources, describe, load
+from shardserver.config import Config, Sources, check_rules, describe, load
 from shardserver.errors import ConfigError, ShardServerError
 from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import choose_cores, this_machine
@@ -96,6 +96,7 @@ def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> in
     choice = choose_cores(config.server.cores, this_machine())
     if config.server.cores != "auto" and len(choice.cores) > 1:
         raise ConfigError(f"server.cores = {config.server.cores}: this release serves one shard")
+    check_rules(config.placement.rules, shards=1)
     _check_resources(config)
     data = DataDirectory(config.server.data)
     data.open(require_data=config.server.require_data)

@@ -2,10 +2,15 @@
 
 Applying an event is a pure function of replica and event, so every process can do it in the same order.
 Events are made by `metadata_commands.py`, written by `metadata_writer.py`. Partition uids are never used again.
+
+What can be derived (ids by name, live partitions by shard) is kept beside the fields by the events that change it. It
+is no field, so that it is not encoded, and made again by `__post_init__`, which runs after decoding too. Names and
+shards are therefore changed by events only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypeVar
 
 import msgspec
@@ -35,11 +40,14 @@ class Topic(msgspec.Struct):
     partitions: list[Partition] = msgspec.field(default_factory=list)
 
 
-class Stream(msgspec.Struct):
+class Stream(msgspec.Struct, dict=True):
     id: int
     name: str
     created_at: int
     topics: dict[int, Topic] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.topic_ids: dict[str, int] = {topic.name: topic.id for topic in self.topics.values()}
 
 
 class User(msgspec.Struct):
@@ -52,24 +60,42 @@ class User(msgspec.Struct):
     status: int = 1
 
 
-class Metadata(msgspec.Struct):
-    """One process's replica. `dying`: uids whose files may still be there."""
+class Metadata(msgspec.Struct, dict=True):
+    """One process's replica. `dying`: uids whose files may still be there -> the shard that owned them."""
 
     revision: int = 0
     next_uid: int = 1
     boot_number: int = 0
     streams: dict[int, Stream] = msgspec.field(default_factory=dict)
     users: dict[int, User] = msgspec.field(default_factory=dict)
-    dying: set[int] = msgspec.field(default_factory=set)
+    dying: dict[int, int] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stream_ids: dict[str, int] = {stream.name: stream.id for stream in self.streams.values()}
+        self.shard_counts = Counter(partition.shard for _, partition in self.live_partitions())
+
+    @property
+    def partitions_count(self) -> int:
+        """Live partitions."""
+        return self.shard_counts.total()
 
     def find_stream(self, identifier: Identifier) -> Stream:
         """Raises RejectedError(1009)."""
-        return _find(self.streams, identifier, Code.STREAM_NOT_FOUND)
+        return _find(self.streams, self.stream_ids, identifier, Code.STREAM_NOT_FOUND)
 
     def find_topic(self, stream: Identifier, topic: Identifier) -> tuple[Stream, Topic]:
         """Raises RejectedError 1009 or 2010."""
         found = self.find_stream(stream)
-        return found, _find(found.topics, topic, Code.TOPIC_NOT_FOUND)
+        return found, _find(found.topics, found.topic_ids, topic, Code.TOPIC_NOT_FOUND)
+
+    def find_partition(self, stream_id: int, topic_id: int, partition_id: int, uid: int) -> Partition | None:
+        """None: it was deleted or purged; what has its ids now, if anything, has another uid."""
+        stream = self.streams.get(stream_id)
+        topic = stream.topics.get(topic_id) if stream else None
+        if topic is None or not 0 <= partition_id < len(topic.partitions):
+            return None
+        found = topic.partitions[partition_id]
+        return found if found.uid == uid else None
 
     def live_partitions(self) -> list[tuple[Topic, Partition]]:
         topics = [topic for stream in self.streams.values() for topic in stream.topics.values()]
@@ -79,11 +105,9 @@ class Metadata(msgspec.Struct):
 Named = TypeVar("Named", Stream, Topic)
 
 
-def _find(objects: dict[int, Named], identifier: Identifier, code: Code) -> Named:
-    if isinstance(identifier, int):
-        found = objects.get(identifier)
-    else:
-        found = next((one for one in objects.values() if one.name == identifier), None)
+def _find(objects: dict[int, Named], ids: dict[str, int], identifier: Identifier, code: Code) -> Named:
+    number = identifier if isinstance(identifier, int) else ids.get(identifier, -1)
+    found = objects.get(number)
     if found is None:
         raise RejectedError(code, repr(identifier))
     return found
@@ -118,7 +142,7 @@ class StreamDeleted(msgspec.Struct, tag="stream_gone", frozen=True):
 
 
 class TopicCreated(msgspec.Struct, tag="topic", frozen=True):
-    """uids: one a partition, in the order of partition ids."""
+    """uids, shards: one a partition, in the order of partition ids."""
 
     stream_id: int
     id: int
@@ -126,6 +150,7 @@ class TopicCreated(msgspec.Struct, tag="topic", frozen=True):
     created_at: int
     options: dict[str, OptionValue]
     uids: list[int]
+    shards: list[int]
 
 
 class TopicUpdated(msgspec.Struct, tag="topic_update", frozen=True):
@@ -141,7 +166,11 @@ class TopicDeleted(msgspec.Struct, tag="topic_gone", frozen=True):
 
 
 class TopicPurged(msgspec.Struct, tag="topic_purged", frozen=True):
-    """Each partition goes on under a new uid; the data of the old ones is dead."""
+    """Each partition goes on under a new uid, on its shard; the data of the old ones is dead.
+
+    The term stays: the new uid tells new records from old ones already, and a term that never goes back orders
+    all that was ever said of a partition.
+    """
 
     stream_id: int
     id: int
@@ -153,6 +182,24 @@ class PartitionsAdded(msgspec.Struct, tag="partitions", frozen=True):
     id: int
     created_at: int
     uids: list[int]
+    shards: list[int]
+
+
+class PartitionMove(msgspec.Struct, frozen=True):
+    """From now on the partition lives on `shard`, and its records carry `term`."""
+
+    stream_id: int
+    topic_id: int
+    partition_id: int
+    uid: int
+    shard: int
+    term: int
+
+
+class PartitionsMoved(msgspec.Struct, tag="moved", frozen=True):
+    """A move of a partition that has another uid by now, or is gone, counts for nothing."""
+
+    moves: list[PartitionMove]
 
 
 class PartitionsRemoved(msgspec.Struct, tag="partitions_gone", frozen=True):
@@ -181,6 +228,7 @@ Event = (
     | TopicDeleted
     | TopicPurged
     | PartitionsAdded
+    | PartitionsMoved
     | PartitionsRemoved
     | DataRemoved
 )
@@ -197,46 +245,69 @@ def apply(metadata: Metadata, event: Event) -> None:
         case PasswordSet(user_id, password_hash):
             metadata.users[user_id].password_hash = password_hash
         case DataRemoved(uids):
-            metadata.dying.difference_update(uids)
+            for uid in uids:
+                metadata.dying.pop(uid, None)
+        case PartitionsMoved(moves):
+            for move in moves:
+                _move(metadata, move)
+        case StreamCreated() | StreamRenamed() | StreamDeleted():
+            _apply_stream(metadata, event)
+        case _:
+            _apply_topic(metadata, metadata.streams[event.stream_id], event)
+
+
+def _apply_stream(metadata: Metadata, event: StreamCreated | StreamRenamed | StreamDeleted) -> None:
+    match event:
         case StreamCreated(id, name, created_at):
             metadata.streams[id] = Stream(id, name, created_at)
+            metadata.stream_ids[name] = id
         case StreamRenamed(id, name):
-            metadata.streams[id].name = name
+            stream = metadata.streams[id]
+            del metadata.stream_ids[stream.name]
+            stream.name, metadata.stream_ids[name] = name, id
         case StreamDeleted(id):
-            for topic in metadata.streams.pop(id).topics.values():
-                _bury(metadata, topic.partitions)
-        case _:
-            _apply_topic(metadata, event)
+            stream = metadata.streams.pop(id)
+            del metadata.stream_ids[stream.name]
+            for topic in stream.topics.values():
+                _end_partitions(metadata, topic.partitions)
 
 
-def _apply_topic(metadata: Metadata, event: Event) -> None:
+TopicEvent = TopicCreated | TopicUpdated | TopicDeleted | TopicPurged | PartitionsAdded | PartitionsRemoved
+
+
+def _apply_topic(metadata: Metadata, stream: Stream, event: TopicEvent) -> None:
     match event:
-        case TopicCreated(stream_id, id, name, created_at, options, uids):
-            topic = Topic(id, name, created_at, options)
-            metadata.streams[stream_id].topics[id] = topic
-            _add_partitions(metadata, topic, uids, created_at)
-        case TopicUpdated(stream_id, id, name, options):
-            topic = metadata.streams[stream_id].topics[id]
+        case TopicCreated(_, id, name, created_at, options, uids, shards):
+            stream.topics[id] = topic = Topic(id, name, created_at, options)
+            stream.topic_ids[name] = id
+            _add_partitions(metadata, topic, uids, shards, created_at)
+        case TopicUpdated(_, id, name, options):
+            topic = stream.topics[id]
+            del stream.topic_ids[topic.name]
+            stream.topic_ids[name] = id
             topic.name, topic.options = name, topic.options | options
-        case TopicDeleted(stream_id, id):
-            _bury(metadata, metadata.streams[stream_id].topics.pop(id).partitions)
-        case TopicPurged(stream_id, id, uids):
-            topic = metadata.streams[stream_id].topics[id]
+        case TopicDeleted(_, id):
+            topic = stream.topics.pop(id)
+            del stream.topic_ids[topic.name]
+            _end_partitions(metadata, topic.partitions)
+        case TopicPurged(_, id, uids):
+            topic = stream.topics[id]
             _bury(metadata, topic.partitions)
             for partition, uid in zip(topic.partitions, uids, strict=True):
                 partition.uid = uid
             _use_uids(metadata, uids)
-        case PartitionsAdded(stream_id, id, created_at, uids):
-            _add_partitions(metadata, metadata.streams[stream_id].topics[id], uids, created_at)
-        case PartitionsRemoved(stream_id, id, count):
-            topic = metadata.streams[stream_id].topics[id]
-            _bury(metadata, topic.partitions[-count:])
+        case PartitionsAdded(_, id, created_at, uids, shards):
+            _add_partitions(metadata, stream.topics[id], uids, shards, created_at)
+        case PartitionsRemoved(_, id, count):
+            topic = stream.topics[id]
+            _end_partitions(metadata, topic.partitions[-count:])
             del topic.partitions[-count:]
 
 
-def _add_partitions(metadata: Metadata, topic: Topic, uids: list[int], created_at: int) -> None:
-    for uid in uids:
-        topic.partitions.append(Partition(len(topic.partitions), uid, created_at))
+def _add_partitions(metadata: Metadata, topic: Topic, uids: list[int], shards: list[int], created_at: int) -> None:
+    for uid, shard in zip(uids, shards, strict=True):
+        topic.partitions.append(Partition(len(topic.partitions), uid, created_at, shard=shard))
+    metadata.shard_counts.update(shards)
     _use_uids(metadata, uids)
 
 
@@ -244,8 +315,21 @@ def _use_uids(metadata: Metadata, uids: list[int]) -> None:
     metadata.next_uid = max([metadata.next_uid - 1, *uids]) + 1
 
 
+def _end_partitions(metadata: Metadata, partitions: list[Partition]) -> None:
+    _bury(metadata, partitions)
+    metadata.shard_counts.subtract(partition.shard for partition in partitions)
+
+
 def _bury(metadata: Metadata, partitions: list[Partition]) -> None:
-    metadata.dying.update(partition.uid for partition in partitions)
+    metadata.dying.update((partition.uid, partition.shard) for partition in partitions)
+
+
+def _move(metadata: Metadata, move: PartitionMove) -> None:
+    partition = metadata.find_partition(move.stream_id, move.topic_id, move.partition_id, move.uid)
+    if partition is not None:
+        metadata.shard_counts[partition.shard] -= 1
+        metadata.shard_counts[move.shard] += 1
+        partition.shard, partition.term = move.shard, move.term
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -258,22 +342,18 @@ class Change(msgspec.Struct, frozen=True):
     reply: bytes = b""
 
 
-_change_encoder = msgspec.msgpack.Encoder()
-_change_decoder = msgspec.msgpack.Decoder(Change)
-_snapshot_decoder = msgspec.msgpack.Decoder(Metadata)
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Change)
+
+
+def apply_change(metadata: Metadata, change: Change) -> None:
+    for event in change.events:
+        apply(metadata, event)
 
 
 def encode_change(change: Change) -> bytes:
-    return _change_encoder.encode(change)
+    return _encoder.encode(change)
 
 
 def decode_change(raw: bytes) -> Change:
-    return _change_decoder.decode(raw)
-
-
-def encode_snapshot(metadata: Metadata) -> bytes:
-    return _change_encoder.encode(metadata)
-
-
-def decode_snapshot(raw: bytes) -> Metadata:
-    return _snapshot_decoder.decode(raw)
+    return _decoder.decode(raw)

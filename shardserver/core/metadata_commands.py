@@ -1,6 +1,6 @@
 """What a metadata request means: a check against the replica, the events it makes, and the reply's payload.
 
-Each plan takes (replica, request, time in microseconds) and raises RejectedError with the code of the protocol.
+Each plan takes (replica, request, context) and raises RejectedError with the code of the protocol.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from shardserver.core import metadata as md
 from shardserver.core.metadata import Event, Metadata
+from shardserver.core.placement import Placement
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol import options as topic_options
 from shardserver.protocol.addresses import StreamAddress, TopicAddress
@@ -38,8 +39,21 @@ class Plan:
     reply: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class PlanContext:
+    """What a plan needs beside replica and request.
+
+    now: microseconds since the epoch. partition_limit: the most partitions that descriptors and memory
+    allow at a time, counted over the server; None: no limit.
+    """
+
+    now: int
+    placement: Placement = field(default_factory=Placement)
+    partition_limit: int | None = None
+
+
 # The request is a value of the row's request codec (protocol/table.py).
-Planner = Callable[[Metadata, Any, int], Plan]
+Planner = Callable[[Metadata, Any, PlanContext], Plan]
 
 
 def lowest_free(used: dict[int, object] | dict[int, md.Stream] | dict[int, md.Topic]) -> int:
@@ -54,26 +68,26 @@ def _refuse_options(options: Options) -> None:
         raise RejectedError(Code.UNSUPPORTED_OPTION_KEY)
 
 
-def create_stream(metadata: Metadata, request: CreateStreamRequest, now: int) -> Plan:
+def create_stream(metadata: Metadata, request: CreateStreamRequest, context: PlanContext) -> Plan:
     name = request.name
     _refuse_options(request.options)
-    if any(stream.name == name for stream in metadata.streams.values()):
+    if name in metadata.stream_ids:
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     if len(metadata.streams) >= MAX_STREAMS:
         raise RejectedError(Code.TOO_MANY_STREAMS)
-    stream_id = lowest_free(metadata.streams)
+    stream_id, now = lowest_free(metadata.streams), context.now
     return Plan([md.StreamCreated(stream_id, name, now)], StreamDetails.of(stream_id, now, name, ()).encode())
 
 
-def update_stream(metadata: Metadata, request: UpdateStreamRequest, now: int) -> Plan:
+def update_stream(metadata: Metadata, request: UpdateStreamRequest, context: PlanContext) -> Plan:
     stream, name = metadata.find_stream(request.stream), request.name
     _refuse_options(request.options)
-    if any(other.name == name and other is not stream for other in metadata.streams.values()):
+    if metadata.stream_ids.get(name, stream.id) != stream.id:
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     return Plan([md.StreamRenamed(stream.id, name)])
 
 
-def delete_stream(metadata: Metadata, request: StreamAddress, now: int) -> Plan:
+def delete_stream(metadata: Metadata, request: StreamAddress, context: PlanContext) -> Plan:
     return Plan([md.StreamDeleted(metadata.find_stream(request.stream).id)])
 
 
@@ -87,27 +101,38 @@ def _purge(metadata: Metadata, stream: md.Stream, topics: list[md.Topic]) -> Pla
     return Plan(events)
 
 
-def purge_stream(metadata: Metadata, request: StreamAddress, now: int) -> Plan:
+def purge_stream(metadata: Metadata, request: StreamAddress, context: PlanContext) -> Plan:
     stream = metadata.find_stream(request.stream)
     return _purge(metadata, stream, list(stream.topics.values()))
 
 
-def create_topic(metadata: Metadata, request: CreateTopicRequest, now: int) -> Plan:
+def create_topic(metadata: Metadata, request: CreateTopicRequest, context: PlanContext) -> Plan:
     stream = metadata.find_stream(request.stream)
     count, name = request.partitions_count, request.name
     options = topic_options.resolve_created(topic_options.parse_topic_options(request.options))
     if count > MAX_PARTITIONS_PER_REQUEST:
         raise RejectedError(Code.TOO_MANY_PARTITIONS, str(count))
     _refuse_preallocation(options, count)
-    if any(topic.name == name for topic in stream.topics.values()):
+    if name in stream.topic_ids:
         raise RejectedError(Code.TOPIC_NAME_ALREADY_EXISTS, name)
     if len(stream.topics) >= MAX_TOPICS:
         raise RejectedError(Code.TOO_MANY_TOPICS)
-    topic_id = lowest_free(stream.topics)
-    uids = list(range(metadata.next_uid, metadata.next_uid + count))
+    topic_id, now = lowest_free(stream.topics), context.now
+    uids, shards = _place(metadata, context, stream.name, name, count)
     partitions = [PartitionInfo(number, now, 1, 0, 0, 0) for number in range(count)]
     reply = TopicDetails.of(topic_id, now, name, options, partitions).encode()
-    return Plan([md.TopicCreated(stream.id, topic_id, name, now, options, uids)], reply)
+    return Plan([md.TopicCreated(stream.id, topic_id, name, now, options, uids, shards)], reply)
+
+
+def _place(
+    metadata: Metadata, context: PlanContext, stream: str, topic: str, count: int
+) -> tuple[list[int], list[int]]:
+    """Uids and shards of new partitions. Raises RejectedError(2015): more than the server can carry."""
+    limit = context.partition_limit
+    if count and limit is not None and metadata.partitions_count + count > limit:
+        raise RejectedError(Code.TOO_MANY_PARTITIONS, f"{metadata.partitions_count} + {count}, limit {limit}")
+    uids = list(range(metadata.next_uid, metadata.next_uid + count))
+    return uids, context.placement.choose(metadata, stream, topic, uids)
 
 
 def _refuse_preallocation(options: dict[str, topic_options.OptionValue], count: int) -> None:
@@ -116,22 +141,22 @@ def _refuse_preallocation(options: dict[str, topic_options.OptionValue], count: 
         raise RejectedError(Code.INVALID_OPTION_VALUE, "preallocate_segments")
 
 
-def update_topic(metadata: Metadata, request: UpdateTopicRequest, now: int) -> Plan:
+def update_topic(metadata: Metadata, request: UpdateTopicRequest, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
     name = request.name
     patch = topic_options.parse_topic_options(request.options, update=True)
-    if any(other.name == name and other is not topic for other in stream.topics.values()):
+    if stream.topic_ids.get(name, topic.id) != topic.id:
         raise RejectedError(Code.TOPIC_NAME_ALREADY_EXISTS, name)
     topic_options.check_topic_size(topic.options | patch)
     return Plan([md.TopicUpdated(stream.id, topic.id, name, patch)])
 
 
-def delete_topic(metadata: Metadata, request: TopicAddress, now: int) -> Plan:
+def delete_topic(metadata: Metadata, request: TopicAddress, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
     return Plan([md.TopicDeleted(stream.id, topic.id)])
 
 
-def purge_topic(metadata: Metadata, request: TopicAddress, now: int) -> Plan:
+def purge_topic(metadata: Metadata, request: TopicAddress, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
     return _purge(metadata, stream, [topic])
 
@@ -142,16 +167,16 @@ def _checked_count(request: PartitionsRequest) -> int:
     return request.count
 
 
-def create_partitions(metadata: Metadata, request: PartitionsRequest, now: int) -> Plan:
+def create_partitions(metadata: Metadata, request: PartitionsRequest, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
     count = _checked_count(request)
     if len(topic.partitions) + count > MAX_PARTITION_IDS:
         raise RejectedError(Code.PARTITION_IDS_EXHAUSTED)
-    uids = list(range(metadata.next_uid, metadata.next_uid + count))
-    return Plan([md.PartitionsAdded(stream.id, topic.id, now, uids)])
+    uids, shards = _place(metadata, context, stream.name, topic.name, count)
+    return Plan([md.PartitionsAdded(stream.id, topic.id, context.now, uids, shards)])
 
 
-def delete_partitions(metadata: Metadata, request: PartitionsRequest, now: int) -> Plan:
+def delete_partitions(metadata: Metadata, request: PartitionsRequest, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
     count = _checked_count(request)
     if count > len(topic.partitions):

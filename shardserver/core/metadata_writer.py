@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from shardserver.core import metadata as md
 from shardserver.core.metadata import Change, Event, Metadata
-from shardserver.core.metadata_commands import Plan
-from shardserver.errors import Code, RejectedError, StorageError
+from shardserver.core.metadata_commands import Plan, PlanContext
+from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
+from shardserver.core.placement import Placement
+from shardserver.core.replies import RepliesKept
+from shardserver.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-REPLIES_KEPT = 5
-CLIENTS_KEPT = 8192
 SNAPSHOT_EVERY_BYTES = 4 << 20
 
 
@@ -41,97 +41,96 @@ class MetadataStore(Protocol):
         ...
 
 
-class RepliesKept:
-    """At most once: the last replies of each client, by request number (protocol README 6.2).
+class MetadataWriter:
+    """Owns the store and the replica that is never behind it.
 
-    Rejections are not kept: nothing was changed, so a repeat is simply judged again.
+    Args:
+        placement: where new partitions go.
+        partition_limit: the most partitions that may live at a time; None: no limit.
     """
 
-    def __init__(self) -> None:
-        self._clients: OrderedDict[bytes, OrderedDict[int, tuple[bytes, bytes]]] = OrderedDict()
-
-    def find(self, client: bytes, request: int, checksum: bytes) -> bytes | None:
-        """The first reply to this request. Raises RejectedError 4 (another body) or 59 (no longer kept)."""
-        replies = self._clients.get(client)
-        if not replies:
-            return None
-        if request in replies:
-            known, reply = replies[request]
-            if any(known) and any(checksum) and known != checksum:
-                raise RejectedError(Code.INVALID_FORMAT, f"request {request} with another body")
-            return reply
-        if request < max(replies) and len(replies) == REPLIES_KEPT and request < min(replies):
-            raise RejectedError(Code.REQUEST_ALREADY_APPLIED, f"request {request}")
-        return None
-
-    def keep(self, change: Change) -> None:
-        if not change.client or not change.request:
-            return
-        replies = self._clients.setdefault(change.client, OrderedDict())
-        replies[change.request] = (change.request_checksum, change.reply)
-        self._clients.move_to_end(change.client)
-        if len(replies) > REPLIES_KEPT:
-            replies.popitem(last=False)
-        if len(self._clients) > CLIENTS_KEPT:
-            self._clients.popitem(last=False)
-
-
-class MetadataWriter:
-    """Owns the store. `on_applied` is called after each change with its events."""
-
-    def __init__(self, store: MetadataStore, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: MetadataStore,
+        clock: Callable[[], int],
+        *,
+        placement: Placement | None = None,
+        partition_limit: int | None = None,
+    ) -> None:
         self._store, self._clock = store, clock
-        self._order = asyncio.Lock()
+        self._placement, self._partition_limit = placement or Placement(), partition_limit
+        self.order = asyncio.Lock()
         self._replies = RepliesKept()
         self.metadata = Metadata()
+        # Called after each change with its events.
         self.on_applied: Callable[[list[Event]], None] = lambda events: None
+        # Awaited with the revision after the change and the encoded change, in order; then the client is answered.
+        self.replicate: Callable[[int, bytes], Awaitable[None]] | None = None
 
     async def recover(self, *, read_only: bool = False) -> Metadata:
         """Replay the store into the replica. read_only: it takes no change then."""
-        snapshot, records = await self._store.replay(read_only=read_only)
-        if snapshot is not None:
-            self.metadata = md.decode_snapshot(snapshot)
-        for raw in records:
-            change = md.decode_change(raw)
-            for event in change.events:
-                md.apply(self.metadata, event)
+        raw, records = await self._store.replay(read_only=read_only)
+        if raw is not None:
+            snapshot = decode_snapshot(raw)
+            self.metadata, self._replies = snapshot.metadata, RepliesKept(snapshot.replies)
+        for record in records:
+            change = md.decode_change(record)
+            md.apply_change(self.metadata, change)
             self._replies.keep(change)
         return self.metadata
 
     async def change(
         self,
-        plan: Callable[[Metadata, int], Plan],
+        plan: Callable[[Metadata, PlanContext], Plan],
         *,
         client: bytes = b"",
         request: int = 0,
         request_checksum: bytes = b"",
     ) -> bytes:
-        """Make one change durable and apply it; gives the reply's payload.
+        """Make one change durable, apply it, replicate it; gives the reply's payload.
 
         Raises:
             RejectedError: the plan refused, or the repeat cannot be answered.
             StorageError: the store failed; nothing was applied.
         """
-        async with self._order:
+        async with self.order:
             if client and request:
                 known = self._replies.find(client, request, request_checksum)
                 if known is not None:
                     return known
-            made = plan(self.metadata, self._clock())
+            made = plan(self.metadata, PlanContext(self._clock(), self._placement, self._partition_limit))
             change = Change(made.events, client, request, request_checksum, made.reply)
             if made.events:
-                await self._store.append(md.encode_change(change))
-                for event in made.events:
-                    md.apply(self.metadata, event)
-                self.on_applied(made.events)
-            self._replies.keep(change)
-            if self._store.record_bytes > SNAPSHOT_EVERY_BYTES:
-                await self._snapshot()
+                await self._take(change)
+            else:
+                self._replies.keep(change)
             return made.reply
+
+    async def _take(self, change: Change) -> None:
+        raw = md.encode_change(change)
+        await self._store.append(raw)
+        md.apply_change(self.metadata, change)
+        # Durable from here on: whatever fails below, a repeat gets this reply and changes nothing.
+        self._replies.keep(change)
+        self.on_applied(change.events)
+        follow: list[Awaitable[None]] = []
+        if self.replicate is not None:
+            follow.append(self.replicate(self.metadata.revision, raw))
+        if self._store.record_bytes > SNAPSHOT_EVERY_BYTES:
+            follow.append(self._snapshot())
+        # Beside each other: the snapshot is of what is durable here, whoever else has it. Both end before the next
+        # change, also when one fails, so that neither meets another record.
+        for outcome in await asyncio.gather(*follow, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def snapshot_payload(self) -> bytes:
+        """Replica and replies, as `decode_snapshot` takes them."""
+        return encode_snapshot(Snapshot(self.metadata, self._replies.rows()))
 
     async def _snapshot(self) -> None:
         """Bound the replay. The change before it is durable already, so a full disk only puts this off."""
         try:
-            await self._store.snapshot(md.encode_snapshot(self.metadata))
+            await self._store.snapshot(self.snapshot_payload())
         except StorageError as error:
             log.warning("metadata_snapshot_failed", extra={"fields": {"error": str(error)}})

@@ -14,7 +14,7 @@ from shardserver.storage.reserve import Reserve
 from shardserver.storage.synced_write import SyncFaults, write_synced
 
 BLOCK_BYTES = 4096
-MAGIC = b"SSMETAL1"
+MAGIC = b"SSMETAL2"
 KIND_SNAPSHOT, KIND_RECORD = 1, 2
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, kind, payload bytes, revision, generation, checksum
 
@@ -113,7 +113,7 @@ class MetadataLog:
     def _refuse_damage(self, path: str, raw: memoryview, end: int) -> None:
         """A torn tail has nothing valid behind it: one entry is in flight at a time. A file begins with a snapshot."""
         if end == 0:
-            raise CorruptionError(path, 0, "a metadata snapshot of version 1")
+            raise CorruptionError(path, 0, "a metadata snapshot of version 2")
         for position in range(end + BLOCK_BYTES, len(raw), BLOCK_BYTES):
             entry = _decode(raw[position:])
             if entry is not None and entry[2] == self._generation and entry[1] > self._revision:

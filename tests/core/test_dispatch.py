@@ -46,7 +46,7 @@ class World:
         self.store = MemoryStore()
         writer = MetadataWriter(self.store, lambda: 1)
         md.apply(writer.metadata, md.StreamCreated(0, "orders", 1))
-        md.apply(writer.metadata, md.TopicCreated(0, 0, "events", 1, {}, [1]))
+        md.apply(writer.metadata, md.TopicCreated(0, 0, "events", 1, {}, [1], [0]))
         sessions = Sessions(1, 0)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         if user is not None:

@@ -110,7 +110,7 @@ def test_what_any_user_may_do_needs_no_tree() -> None:
 def replica() -> md.Metadata:
     metadata = md.Metadata()
     md.apply(metadata, md.StreamCreated(STREAM, "orders", 1))
-    md.apply(metadata, md.TopicCreated(STREAM, TOPIC, "events", 1, {}, [1]))
+    md.apply(metadata, md.TopicCreated(STREAM, TOPIC, "events", 1, {}, [1], [0]))
     md.apply(metadata, md.UserCreated(md.User(1, "alice", 1, "")))
     return metadata
 

@@ -12,7 +12,7 @@ import xxhash
 
 from shardserver.core import metadata as md
 from shardserver.core.handlers import consumer_number
-from shardserver.core.metadata_commands import create_stream, create_topic
+from shardserver.core.metadata_commands import PlanContext, create_stream, create_topic
 from shardserver.protocol import frame as wire
 from shardserver.protocol.batch import check_stored_batch, slice_batch, stamp_batch, verify_batch
 from shardserver.protocol.batch_values import Batch, decode_batches
@@ -172,7 +172,7 @@ def test_create_stream_answers_the_vectors_bytes() -> None:
     vector = load("006-create_stream")
     frame = frame_of(vector)
     created_at = int(str(values(vector["reply"])["stream.created_at"]))
-    plan = create_stream(md.Metadata(), CreateStreamRequest.decode(frame.body), created_at)
+    plan = create_stream(md.Metadata(), CreateStreamRequest.decode(frame.body), PlanContext(created_at))
     check_reply(vector, frame, wire.RESULT_OK + plan.reply)
 
 
@@ -187,13 +187,12 @@ def test_create_topic_with_every_option_answers_the_vectors_bytes() -> None:
         frame, told = frame_of(vector), values(vector["reply"])
         metadata = md.Metadata()
         md.apply(metadata, md.StreamCreated(0, "orders", 1))
-        metadata.streams[0].name = "orders-eu"
         created_at = int(str(told["topic.created_at"]))
         for number in range(int(str(told["topic.id"]))):
-            md.apply(metadata, md.TopicCreated(0, number, f"other {number}", 1, {}, []))
+            md.apply(metadata, md.TopicCreated(0, number, f"other {number}", 1, {}, [], []))
         request = CreateTopicRequest.decode(frame.body)
-        metadata.streams[0].name = str(request.stream)
-        reply = create_topic(metadata, request, created_at).reply
+        md.apply(metadata, md.StreamRenamed(0, str(request.stream)))
+        reply = create_topic(metadata, request, PlanContext(created_at)).reply
         check_reply(vector, frame, wire.RESULT_OK + reply)
 
 
