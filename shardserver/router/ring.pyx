@@ -41,14 +41,14 @@ cdef enum:
 
 
 cdef class End:
-    """What both ends share. The memory stays mapped as long as its view lives."""
+    """What both ends share. A view of our own, so that the memory stays mapped when the caller releases his."""
 
     def __cinit__(self, memory):
         cdef Py_buffer view
         self.slots = read_slots(memory)
         self._mask = self.slots - 1
-        self._view = memory
-        PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
+        self._view = memoryview(memory)
+        PyObject_GetBuffer(self._view, &view, PyBUF_WRITABLE)
         self._memory = <uint8_t*>view.buf
         PyBuffer_Release(&view)
 

@@ -43,10 +43,10 @@ def read_slots(memory: memoryview) -> int:
 
 
 class _End:
-    """What both ends share."""
+    """What both ends share. A view of our own, so that the memory stays mapped when the caller releases his."""
 
     def __init__(self, memory: memoryview) -> None:
-        self._memory, self.slots = memory, read_slots(memory)
+        self._memory, self.slots = memoryview(memory), read_slots(memory)
 
     def _load(self, position: int) -> int:
         return int(_U64.unpack_from(self._memory, position)[0])
