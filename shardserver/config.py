@@ -50,6 +50,11 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections: Annotated[
         int, _key("Connections of a shard; one descriptor and some KiB each.", ge=1, le=1 << 20)
     ] = 8192
+    handover_requests: Annotated[
+        int,
+        _key("Data requests in a row for one other shard after which a connection moves to it; 0: never.",
+             ge=0, le=1 << 20),
+    ] = 16  # fmt: skip
     in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.", ge=4096, le=1 << 40)] = (
         64 << 20
     )
@@ -126,6 +131,9 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key("Shards of new partitions. balanced: the one with the fewest, round_robin: one after another, "
              "hash: by the partition's uid."),
     ] = "balanced"  # fmt: skip
+    spread: Annotated[
+        bool, _key("After a start, move partitions until the shards have equally many, few at a time.")
+    ] = False
     rules: Annotated[
         tuple[PlacementRule, ...],
         _key("Tables `[[placement.rules]]` with the globs `stream` and `topic` and the `shards` that partitions of "

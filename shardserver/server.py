@@ -1,4 +1,4 @@
-"""Composition: reads the configuration and builds one shard out of disk, logs, metadata, handlers and sockets."""
+"""Composition: reads the configuration and builds one shard out of disk, logs, replica, peers, handlers and sockets."""
 
 from __future__ import annotations
 
@@ -6,31 +6,43 @@ import asyncio
 import dataclasses
 import logging
 import os
+import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import version
 from typing import Any
 
 from shardserver.config import Config
 from shardserver.core import metadata as md
 from shardserver.core.authentication import PasswordVerifier
-from shardserver.core.context import ShardContext, identity_of
+from shardserver.core.calls import Operation
+from shardserver.core.context import ShardContext
 from shardserver.core.dispatch import Dispatcher
-from shardserver.core.metadata_commands import Plan
-from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.load import LoadMeter
+from shardserver.core.local_owner import LocalOwner
+from shardserver.core.operator_commands import encode_loads
+from shardserver.core.owned_partitions import OwnedPartitions, owned_identities
+from shardserver.core.peer_service import PeerService
 from shardserver.core.placement import Placement
+from shardserver.core.roles import FollowerRole, Role, WriterRole
 from shardserver.core.sessions import Sessions
+from shardserver.core.shards import Shards
+from shardserver.core.writing import WriterSide
 from shardserver.errors import CorruptionError, ShardServerError, StorageError
 from shardserver.io_uring.choose import open_disk
+from shardserver.memory.arena import Arena
+from shardserver.memory.board import BOARD_BYTES, Board
+from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.router.peers import Peers
 from shardserver.storage.healing import replace_journal
-from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
-from shardserver.storage.reserve import Reserve
+from shardserver.storage.reserve import Reserve, reserve_path
 from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
-from shardserver.storage.unknown_directories import set_aside_unknown
+from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 
@@ -39,6 +51,7 @@ log = logging.getLogger(__name__)
 PROGRESS_S = 5.0
 SPACE_LOOK_S = 1.0
 HEALING_S = 30.0
+DRAIN_LOOK_S = 0.005
 
 
 def clock_us() -> int:
@@ -56,35 +69,44 @@ def log_settings(config: Config) -> LogSettings:
         read_ahead_bytes=config.storage.read_ahead_bytes,
         open_segments=config.storage.open_segments,
         skip_damaged=config.storage.damaged == "skip",
-        max_total_bytes=config.storage.max_total_bytes,
     )
 
 
 class Shard:
-    """One shard from recovery to its last sync."""
+    """One shard from its first message to its last sync."""
 
     def __init__(self, arguments: ShardArguments, link: ShardLink) -> None:
         self._arguments, self._link, self._config = arguments, link, arguments.config
+        self._number = arguments.shard
         self._disk = open_disk(self._config.server.disk_engine)
         self._faults = SyncFaults()
-        reserve_path = os.path.join(arguments.data_directory, "reserve")
-        self._reserve = Reserve(self._disk, reserve_path, self._config.storage.reserve_bytes)
-        metadata_path = os.path.join(arguments.data_directory, "metadata")
-        self._metadata_log = MetadataLog(self._disk, metadata_path, self._faults, self._reserve)
-        placement = Placement(self._config.placement.strategy, self._config.placement.rules, shards=1)
-        self._writer = MetadataWriter(self._metadata_log, clock_us, placement=placement)
-        self._stop = asyncio.Event()
+        path = reserve_path(arguments.data_directory, self._number)
+        self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes)
         self._durability = Durability(self._config.server.durability)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._context: ShardContext
-        self._listener: Listener
+        self._sessions = Sessions(self._number)
+        self._local = LocalOwner(LoadMeter(time.monotonic))
+        self._service = PeerService(self._local)
         self._progress = RecoveryProgress()
+        self._own, self._may_serve, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._peer_served = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Set by the first message of the supervisor, before any peer can be there.
+        self._arena: Arena
+        self._peers: Peers
+        self._shards: Shards
+        self._role: Role
+        self._writer_side: WriterSide | None = None
+        self._owned: OwnedPartitions
+        self._listener: Listener
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
+        link = self._link
         # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
-        self._link.on_stop = lambda: os._exit(0)
-        self._link.start()
+        link.on_stop, link.on_serve, link.on_own = lambda: os._exit(0), self._may_serve.set, self._on_own
+        link.on_peer, link.on_peer_gone = self._on_peer, self._on_peer_gone
+        link.start()
+        await self._own.wait()
         progress = self._background(self._report_progress())
         try:
             await self._recover()
@@ -94,15 +116,18 @@ class Shard:
             return self._refused(ShardExit.REFUSED if self._arguments.read_only else ShardExit.UNWRITABLE, error)
         finally:
             progress.cancel()
-        await self._serve()
-        self._link.on_stop, self._link.on_query = self._stop.set, self._statistics
-        self._link.send_ready(self._disk.name, degraded=self._arguments.read_only)
+        link.on_query = self._answer
+        link.send_recovered(self._disk.name, degraded=self._arguments.read_only)
+        await self._may_serve.wait()
+        link.on_stop = self._stop.set
+        self._serve()
+        link.send_ready()
         await self._stop.wait()
         await self._end()
         return ShardExit.STOPPED
 
     def _refused(self, code: ShardExit, error: ShardServerError) -> ShardExit:
-        log.critical("recovery_failed", extra={"fields": {"shard": self._arguments.shard, "error": str(error)}})
+        log.critical("recovery_failed", extra={"fields": {"shard": self._number, "error": str(error)}})
         return code
 
     async def _report_progress(self) -> None:
@@ -111,137 +136,210 @@ class Shard:
             await asyncio.sleep(PROGRESS_S)
             progress, share = self._progress, self._progress.share()
             elapsed = time.monotonic() - began
-            fields = {"shard": self._arguments.shard, "bytes": progress.read_bytes, "percent": round(100 * share)}
+            fields = {"shard": self._number, "bytes": progress.read_bytes, "percent": round(100 * share)}
             fields |= {"partitions_done": progress.partitions_done, "partitions": progress.partitions}
             if share:
                 fields["seconds_left"] = round(elapsed * (1 - share) / share)
             log.info("recovering", extra={"fields": fields})
+            self._link.send_progress(progress.partitions_done, progress.partitions)
 
-    async def _recover(self) -> None:
-        read_only = self._arguments.read_only
-        await self._reserve.find()
-        metadata = await self._writer.recover(read_only=read_only)
-        if read_only:
-            md.apply(metadata, md.BootEvent())  # of this process only: the log takes nothing
-        else:
-            await self._write_start()
-            known = {partition.uid for _, partition in metadata.live_partitions()} | set(metadata.dying)
-            await set_aside_unknown(self._disk, self._arguments.data_directory, known)
-        identities = [
-            identity_of(topic, partition, self._durability) for topic, partition in metadata.live_partitions()
-        ]
-        source = RecoveryInput(
-            self._arguments.shard,
-            metadata.next_uid,
-            identities,
-            faults=self._faults,
-            read_only=read_only,
-            reserve=self._reserve,
-            progress=self._progress,
+    # Shared memory, and who else has it
+
+    def _on_own(self, own: OwnDescriptors) -> None:
+        memory = map_memory(own.arena)
+        os.close(own.arena)
+        self._arena = Arena(memory, BOARD_BYTES)
+        self._peers = Peers(self._arena, own.doorbell, self._service.serve)
+        self._peers.on_serving = lambda number: self._peer_served.set()
+        self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
+        self._role = self._make_role()
+        self._owned = OwnedPartitions(
+            self._number,
+            self._arguments.shards,
+            self._local,
+            self._durability,
+            lambda: self._role.metadata,
+            self._role.report_removed,
         )
-        logs = await recover_shard(
+        self._role.on_applied = self._owned.reconcile
+        self._service.control |= self._role.control_handlers() | self._shards.control_handlers()
+        self._service.control |= self._owned.control_handlers()
+        self._service.control[Operation.LOADS] = lambda asked: encode_loads(self._shards)
+        self._listener = Listener(
+            Dispatcher(self._context()),
+            self._sessions,
+            self._net_limits(),
+            self._number,
+            Board(memory),
+            socket.socket(fileno=own.inbox),
+        )
+        self._own.set()
+
+    def _make_role(self) -> Role:
+        if self._number:
+            return FollowerRole(self._peers, self._shards.remote[0], self._on_broken_replica)
+        path = os.path.join(self._arguments.data_directory, "metadata")
+        placement = Placement(self._config.placement.strategy, self._config.placement.rules, self._arguments.shards)
+        self._writer_side = WriterSide(
             self._disk,
-            self._arguments.data_directory,
-            log_settings(self._config),
-            source,
+            path,
+            self._faults,
+            self._reserve,
+            placement,
             clock_us,
+            self._arguments.partition_limit,
             self._on_journal_failure,
         )
-        self._context = ShardContext(
-            shard=self._arguments.shard,
+        return WriterRole(self._writer_side.writer, self._peers, self._root_user, read_only=self._arguments.read_only)
+
+    def _root_user(self) -> md.User:
+        return md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
+
+    def _on_peer(self, number: int, is_serving: bool, given: PeerDescriptors) -> None:
+        """Maps keep what they need of a descriptor."""
+        out, into, arena = map_memory(given.ring_to), map_memory(given.ring_from), map_read_only(given.arena)
+        for descriptor in (given.ring_to, given.ring_from, given.arena):
+            os.close(descriptor)
+        self._peers.attach(number, out, into, arena, given.doorbell)
+        self._listener.attach_peer(number, Board(arena), socket.socket(fileno=given.inbox))
+        self._role.peer_began(number, is_serving=is_serving)
+
+    def _on_peer_gone(self, number: int) -> None:
+        self._peers.detach(number)
+        self._listener.detach_peer(number)
+        self._role.peer_ended(number)
+
+    async def _wait_for_peers(self) -> None:
+        """Until all other shards take requests."""
+        while not all(self._peers.peer(number).is_serving for number in self._shards.remote):
+            self._peer_served.clear()
+            await self._peer_served.wait()
+
+    def _on_broken_replica(self, error: Exception) -> None:
+        """What others are told of this shard would be wrong. The next process joins with a snapshot."""
+        log.critical("replica_broken", exc_info=error, extra={"fields": {"shard": self._number}})
+        os._exit(ShardExit.JOURNAL_FAILED)
+
+    # Recovery
+
+    async def _recover(self) -> None:
+        await self._reserve.find()
+        self._sessions.begin(await self._role.start())
+        if self._writer_side is not None and not self._arguments.read_only:
+            await self._writer_side.set_aside_unknown(self._arguments.data_directory)
+        self._local.logs = await self._open_logs(self._number, self._arena)
+        self._local.logs.before_submit = self._peers.publish
+        self._owned.reconcile()
+        self._peers.say_serving()
+        if self._writer_side is not None:
+            await self._writer_side.begin(
+                self._arguments.data_directory, self._shards, self._owned, self._open_logs, self._wait_for_peers
+            )
+
+    async def _open_logs(self, shard: int, arena: Arena | None = None) -> ShardLog:
+        """Of this shard, or of one that is gone."""
+        metadata = self._role.metadata
+        source = RecoveryInput(
+            shard,
+            metadata.next_uid,
+            owned_identities(metadata, shard, self._durability),
+            faults=self._faults,
+            read_only=self._arguments.read_only,
+            reserve=self._reserve,
+            progress=self._progress,
+            memory=arena or self._arena,
+        )
+        directory, settings = self._arguments.data_directory, log_settings(self._config)
+        return await recover_shard(self._disk, directory, settings, source, clock_us, self._on_journal_failure)
+
+    def _on_journal_failure(self, error: StorageError) -> None:
+        """Nothing small can be acknowledged any more: end without another write, recovery looks at what is there."""
+        os._exit(ShardExit.JOURNAL_FAILED)
+
+    def _context(self) -> ShardContext:
+        return ShardContext(
             version=version("shardserver"),
             data_directory=self._arguments.data_directory,
-            writer=self._writer,
-            logs=logs,
-            disk=self._disk,
-            sessions=Sessions(metadata.boot_number, self._arguments.shard),
+            replica=self._role,
+            changes=self._role.changes,
+            shards=self._shards,
+            sessions=self._sessions,
             verifier=PasswordVerifier(),
             clock=clock_us,
-            durability=self._durability,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
-            port=self._arguments.listener.getsockname()[1],
+            port=self._arguments.port,
             started_at=clock_us(),
         )
-        self._writer.on_applied = self._on_applied
 
-    async def _write_start(self) -> None:
-        """Each start has its own number, durable before a session carries it; the first one makes the root user."""
-        events: list[md.Event] = [md.BootEvent()]
-        if md.ROOT_ID not in self._writer.metadata.users:
-            root = md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
-            events.insert(0, md.UserCreated(root))
-        await self._writer.change(lambda state, context: Plan(events))
-
-    async def _serve(self) -> None:
+    def _net_limits(self) -> NetLimits:
         net = self._config.net
-        limits = NetLimits(
+        return NetLimits(
             net.max_frame_bytes,
             net.in_flight_bytes_per_connection,
             net.in_flight_bytes_per_shard,
             net.max_connections,
             net.first_frame_timeout_s,
+            net.handover_requests,
         )
-        self._listener = Listener(Dispatcher(self._context), self._context.sessions, limits)
-        await self._listener.start(self._arguments.listener)
+
+    # Service
+
+    def _serve(self) -> None:
+        self._listener.start_accepting(self._arguments.listener)
         if self._arguments.read_only:
             self._background(self._heal())
             return
-        self._background(self._remove_dead_files())
         self._background(self._retain())
         self._background(self._watch_space())
+        if self._writer_side is not None and self._config.placement.spread:
+            self._background(self._writer_side.spread())
+
+    @property
+    def _logs(self) -> ShardLog:
+        assert self._local.logs is not None
+        return self._local.logs
 
     async def _heal(self) -> None:
         """Try a new journal again and again; with one, end: the next start serves as usual."""
         while True:
             await asyncio.sleep(HEALING_S)
             try:
-                await replace_journal(self._context.logs)
+                await replace_journal(self._logs)
             except StorageError as error:
                 log.warning("still_read_only", extra={"fields": {"error": str(error)}})
             else:
-                log.warning("device_writable_again", extra={"fields": {"shard": self._arguments.shard}})
+                log.warning("device_writable_again", extra={"fields": {"shard": self._number}})
                 os._exit(ShardExit.HEALED)
 
     async def _watch_space(self) -> None:
         low = self._config.storage.low_watermark_bytes
-        resources = self._context.logs.resources
-        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, resources.admission, self._reserve)
+        admission = self._logs.resources.admission
+        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve)
         while True:
             await watch.look()
             await asyncio.sleep(SPACE_LOOK_S)
 
-    def _on_applied(self, events: list[md.Event]) -> None:
-        """Make the logs match the replica: new partitions begin, dead ones end at once and lose their files later."""
-        metadata, logs = self._context.metadata, self._context.logs
-        live = {}
-        for topic, partition in metadata.live_partitions():
-            live[partition.uid] = identity_of(topic, partition, self._durability)
-        known = {one.uid: one for one in logs.partitions}
-        for uid in known.keys() - live.keys():
-            logs.forget_partition(uid)
-        for uid, identity in live.items():
-            if uid not in known:
-                logs.create_partition(identity)
-            else:
-                known[uid].identity = identity
-        if metadata.dying:
-            self._background(self._remove_dead_files())
-
-    async def _remove_dead_files(self) -> None:
-        """Survives a crash in the middle: the uids stay in `dying` until their files are gone."""
-        dying = sorted(self._context.metadata.dying)
-        for uid in dying:
-            await self._context.logs.remove_files(uid)
-        if dying:
-            await self._writer.change(lambda state, context: Plan([md.DataRemoved(dying)]))
-
     async def _retain(self) -> None:
         while True:
             await asyncio.sleep(self._config.storage.retention_interval_s)
-            removed = await self._context.logs.enforce_retention()
+            removed = await self._logs.enforce_retention() + await self._enforce_total()
             if removed:
                 log.info("segments_expired", extra={"fields": {"segments": removed}})
+
+    async def _enforce_total(self) -> int:
+        """The limit of the whole server: whoever has the oldest segment of all deletes it."""
+        limit, removed, logs = self._config.storage.max_total_bytes, 0, self._logs
+        boards = self._listener.balance.boards
+        board = boards[self._number]
+        while True:
+            board.segments_bytes, board.oldest_timestamp = logs.segments_bytes, logs.oldest_sealed_timestamp
+            if not limit or sum(one.segments_bytes for one in boards.values()) <= limit:
+                return removed
+            others = (one.oldest_timestamp for one in boards.values() if one.oldest_timestamp)
+            if not board.oldest_timestamp or board.oldest_timestamp > min(others):
+                return removed
+            removed += await logs.expire_oldest()
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -254,30 +352,54 @@ class Shard:
         if not task.cancelled() and task.exception() is not None:
             log.error("background_work_failed", exc_info=task.exception())
 
-    def _on_journal_failure(self, error: StorageError) -> None:
-        """Nothing small can be acknowledged any more: end without another write, recovery looks at what is there."""
-        os._exit(ShardExit.JOURNAL_FAILED)
+    # The end
 
     async def _end(self) -> None:
-        deadline = self._config.server.shutdown_deadline_s
+        """Answer what was read, here and for peers; then flush."""
+        deadline_s = self._config.server.shutdown_deadline_s / 2
+        end = time.monotonic() + deadline_s
         self._listener.stop_accepting()
-        await self._listener.drain(deadline / 2)
+        await self._listener.drain(deadline_s)
+        while time.monotonic() < end and any(board.connections for board in self._listener.balance.boards.values()):
+            await asyncio.sleep(DRAIN_LOOK_S)
         for task in list(self._tasks):
             task.cancel()
-        await self._context.logs.close()
-        await self._metadata_log.close()
-        self._context.verifier.close()
+        await self._logs.close()
+        if self._writer_side is not None:
+            await self._writer_side.close()
+        self._listener.dispatcher.close()
         await self._disk.shut_down()
-        log.info("stopped", extra={"fields": {"shard": self._arguments.shard}})
+        log.info("stopped", extra={"fields": {"shard": self._number}})
 
-    def _statistics(self, command: str) -> dict[str, Any]:
-        logs = self._context.logs
+    # Questions of the supervisor
+
+    def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+        if command == "stats":
+            return self._statistics()
+        commands: dict[str, Callable[..., Any]] = {}
+        if self._writer_side is not None:
+            commands = self._writer_side.commands
+        if command not in commands:
+            return {"shard": self._number, "error": f"unknown command {command!r}"}
+        return commands[command](arguments)
+
+    def _statistics(self) -> dict[str, Any]:
+        logs, load = self._logs, self._local.load
+        partitions = []
+        for one in logs.partitions:
+            requests, size = load.per_second(one.uid)
+            load_figures = {"requests_per_s": round(requests, 2), "bytes_per_s": round(size)}
+            partitions.append(dataclasses.asdict(one.statistics()) | load_figures)
         return {
-            "shard": self._arguments.shard,
-            "connections": len(self._context.sessions.connections),
+            "shard": self._number,
+            "connections": len(self._sessions.connections),
             "in_flight_bytes": self._listener.in_flight_bytes,
+            "busy_share": round(load.busy_share(), 3),
+            "arena": dataclasses.asdict(self._arena.statistics()),
+            "peers": [dataclasses.asdict(one) for one in self._peers.statistics()],
+            "handover": dataclasses.asdict(self._listener.handover.statistics),
             "log": dataclasses.asdict(logs.statistics()),
-            "partitions": [dataclasses.asdict(one.statistics()) for one in logs.partitions],
+            "partitions": partitions,
         }
 
 

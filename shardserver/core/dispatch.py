@@ -99,6 +99,9 @@ class Dispatcher:
     def __init__(self, context: ShardContext) -> None:
         self._context = context
 
+    def close(self) -> None:
+        self._context.verifier.close()
+
     def start(self, connection: Connection, frame: Frame, reply: Reply) -> None:
         """Begin one request; reply is called once, now or later."""
         header = frame.header

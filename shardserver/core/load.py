@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class LoadMeter:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._loads: dict[int, _Load] = {}
+        self._busy, self._busy_at, self._busy_used = 0.0, clock(), time.process_time()
 
     def count(self, uid: int, size: int) -> None:
         """One request that brings `size` bytes."""
@@ -52,6 +54,16 @@ class LoadMeter:
             return 0.0, 0.0
         load.decay(self._clock())
         return load.requests / DECAY_S, load.bytes / DECAY_S
+
+    def busy_share(self) -> float:
+        """CPU of this process over wall time, 0 to 1, since it was last asked a while ago; decayed over a minute."""
+        now, used = self._clock(), time.process_time()
+        elapsed = now - self._busy_at
+        if elapsed > 0:
+            weight = 1 - math.exp(-elapsed / DECAY_S)
+            self._busy += weight * ((used - self._busy_used) / elapsed - self._busy)
+            self._busy_at, self._busy_used = now, used
+        return self._busy
 
     def forget(self, uid: int) -> None:
         self._loads.pop(uid, None)

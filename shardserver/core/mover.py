@@ -50,16 +50,16 @@ class Mover:
         self._order = asyncio.Lock()
         self.moved = 0
 
-    async def move(self, moves: Iterable[Move], *, pause_s: float = 0.0) -> MoveOutcome:
-        """Move what can be moved. pause_s: between batches, so that clients get their turn."""
+    async def move(self, moves: Iterable[Move], *, batch: int = BATCH, pause_s: float = 0.0) -> MoveOutcome:
+        """Move what can be moved. pause_s: between two batches, so that clients get their turn."""
         outcome = MoveOutcome()
         ordered = sorted(moves, key=lambda one: (one.from_shard, one.to_shard))
         for (source, destination), group in groupby(ordered, key=lambda one: (one.from_shard, one.to_shard)):
             pending = list(group)
             while pending:
-                batch, pending = pending[:BATCH], pending[BATCH:]
+                some, pending = pending[:batch], pending[batch:]
                 async with self._order:
-                    await self._move_batch(source, destination, batch, outcome)
+                    await self._move_batch(source, destination, some, outcome)
                 if pause_s:
                     await asyncio.sleep(pause_s)
         return outcome

@@ -66,7 +66,10 @@ class OperatorCommands:
     async def _loads(self) -> dict[int, float]:
         """Requests a second of each partition, and its bytes as so many requests of 16 KiB."""
         own = encode_loads(self._shards)
-        raws = [own, *await asyncio.gather(*(one.control(Operation.LOADS, b"") for one in self._shards.remote.values()))]
+        raws = [
+            own,
+            *await asyncio.gather(*(one.control(Operation.LOADS, b"") for one in self._shards.remote.values())),
+        ]
         parts = [msgspec.msgpack.decode(raw, type=Loads) for raw in raws]
         return {uid: requests + size / (16 << 10) for part in parts for uid, requests, size in part}
 

@@ -14,6 +14,7 @@ from shardserver.core.custody import Arrival, Released
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
 from shardserver.storage.recovery import remove_shard_directory
+from shardserver.storage.reserve import reserve_path
 from shardserver.storage.shard_log import ShardLog
 
 log = logging.getLogger(__name__)
@@ -67,4 +68,5 @@ class Orphans:
                 orphan.logs.forget_partition(uid)
             await orphan.logs.close()
         await remove_shard_directory(self._disk, self._data_directory, shard)
+        await self._disk.unlink(reserve_path(self._data_directory, shard))
         log.info("orphan_removed", extra={"fields": {"shard": shard}})

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from shardserver.core.remote_owner import Unanswered
 from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientInfo
 
+CLIENTS_A_BOOT_BITS = 12
+
 
 @dataclass(slots=True)
 class Connection:
@@ -42,10 +44,15 @@ class Sessions:
 
     def __init__(self, shard: int) -> None:
         self._shard = shard
-        self.boot_number = 0
+        self._boot_number = 0
         self._counter = 0
         self._clients = 0
         self.connections: dict[int, Connection] = {}
+
+    def begin(self, boot_number: int) -> None:
+        """boot_number: of this process. Client ids of a former one may live on with other shards: they lie elsewhere."""
+        self._boot_number = boot_number
+        self._clients = (boot_number << CLIENTS_A_BOOT_BITS) & 0xFFFFFF
 
     def connect(self, address: str, local_host: str) -> Connection:
         self._clients += 1
@@ -64,7 +71,7 @@ class Sessions:
 
     def bind(self, connection: Connection, user_id: int, client: bytes) -> int:
         self._counter += 1
-        connection.session = self.boot_number << 40 | self._counter << 8 | self._shard
+        connection.session = self._boot_number << 40 | self._counter << 8 | self._shard
         connection.user_id, connection.client = user_id, client
         return connection.session
 

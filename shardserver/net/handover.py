@@ -186,4 +186,3 @@ class Handover:
         with contextlib.suppress(OSError):
             if self._inbox is not None:
                 self._inbox.close()
-

@@ -39,7 +39,13 @@ class Listener:
     """All connections of one shard. board: shows peers how many there are; inbox: where they hand connections to."""
 
     def __init__(
-        self, dispatcher: Dispatcher, sessions: Sessions, limits: NetLimits, number: int, board: Board, inbox: socket.socket | None
+        self,
+        dispatcher: Dispatcher,
+        sessions: Sessions,
+        limits: NetLimits,
+        number: int,
+        board: Board,
+        inbox: socket.socket | None,
     ) -> None:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
         self.number = number
@@ -50,6 +56,14 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self.balance = Balance(number, board)
         self.handover = Handover(self.balance, inbox, self._take)
+
+    def attach_peer(self, number: int, board: Board, inbox: socket.socket) -> None:
+        self.balance.attach(number, board)
+        self.handover.attach(number, inbox)
+
+    def detach_peer(self, number: int) -> None:
+        self.balance.detach(number)
+        self.handover.detach(number)
 
     def start_accepting(self, listening: socket.socket | None) -> None:
         if listening is not None:

@@ -14,7 +14,7 @@ from shardserver.router.ring import Consumer, Producer
 # Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
 RETRY_S = 0.001
 
-__all__ = ["Answered", "Peer", "Peers", "PeerStatistics", "Question", "Request"]
+__all__ = ["Answered", "Peer", "PeerStatistics", "Peers", "Question", "Request"]
 
 
 class Peers:

@@ -6,6 +6,7 @@ A file of zeros that is given up at the first ENOSPC of such a write, and made a
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -19,8 +20,13 @@ STEP_BYTES = 1 << 20
 T = TypeVar("T")
 
 
+def reserve_path(data_directory: str, shard: int) -> str:
+    """Each shard has its own; that of shard 0 is the one that the supervisor may give up."""
+    return os.path.join(data_directory, f"reserve.{shard}" if shard else "reserve")
+
+
 class Reserve:
-    """One file a data directory. reserve_bytes 0: none is kept."""
+    """One file a shard. reserve_bytes 0: none is kept."""
 
     def __init__(self, disk: Disk, path: str, reserve_bytes: int) -> None:
         self._disk, self._path, self.reserve_bytes = disk, path, reserve_bytes
