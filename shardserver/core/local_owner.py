@@ -1,4 +1,4 @@
-"""What the owner of a partition does: sends, polls, committed offsets, deleting segments. For our own clients and peers.
+"""What the owner of a partition does: sends, polls, committed offsets, deleting segments; for clients and peers.
 
 Its logs are there once recovery has ended; until then, and for a partition that is not ours, NotOwnerError.
 """

@@ -1,7 +1,7 @@
 """Moves partitions between shards while the server runs; on shard 0, where metadata is written.
 
-A batch is released by its source, adopted by its destination, and then one event makes it so. Until the event everything
-can be given up: the source serves on, the destination forgets. From the event on the destination serves.
+A batch is released by its source, adopted by its destination, and then one event makes it so. Until the event all can
+be given up: the source serves on, the destination forgets. From the event on the destination serves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MoveOutcome:
 class Mover:
     """One batch at a time. custodian_of: the shard of that number, or what stands for a shard that is gone.
 
-    on_unknown_fate: the metadata log has failed in the middle of a move; it must not return: a restart tells what holds.
+    on_unknown_fate: the metadata log has failed in the middle of a move; it must not return. A restart tells what holds.
     """
 
     def __init__(
