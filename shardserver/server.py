@@ -71,7 +71,7 @@ class Shard:
         metadata_path = os.path.join(arguments.data_directory, "metadata")
         self._metadata_log = MetadataLog(self._disk, metadata_path, self._faults, self._reserve)
         self._writer = MetadataWriter(self._metadata_log, clock_us)
-        self._stop = asyncio.Event()
+        self._stop, self._may_serve = asyncio.Event(), asyncio.Event()
         self._durability = Durability(self._config.server.durability)
         self._tasks: set[asyncio.Task[None]] = set()
         self._context: ShardContext
@@ -81,7 +81,7 @@ class Shard:
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
         # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
-        self._link.on_stop = lambda: os._exit(0)
+        self._link.on_stop, self._link.on_serve = lambda: os._exit(0), self._may_serve.set
         self._link.start()
         progress = self._background(self._report_progress())
         try:
@@ -92,9 +92,11 @@ class Shard:
             return self._refused(ShardExit.REFUSED if self._arguments.read_only else ShardExit.UNWRITABLE, error)
         finally:
             progress.cancel()
+        self._link.send_recovered(self._disk.name, degraded=self._arguments.read_only)
+        await self._may_serve.wait()
         await self._serve()
         self._link.on_stop, self._link.on_query = self._stop.set, self._statistics
-        self._link.send_ready(self._disk.name, degraded=self._arguments.read_only)
+        self._link.send_ready()
         await self._stop.wait()
         await self._end()
         return ShardExit.STOPPED
@@ -114,6 +116,7 @@ class Shard:
             if share:
                 fields["seconds_left"] = round(elapsed * (1 - share) / share)
             log.info("recovering", extra={"fields": fields})
+            self._link.send_progress(progress.partitions_done, progress.partitions)
 
     async def _recover(self) -> None:
         read_only = self._arguments.read_only
@@ -158,7 +161,7 @@ class Shard:
             durability=self._durability,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
-            port=self._arguments.listener.getsockname()[1],
+            port=self._arguments.port,
             started_at=clock_us(),
         )
         self._writer.on_applied = self._on_applied
@@ -181,7 +184,8 @@ class Shard:
             net.first_frame_timeout_s,
         )
         self._listener = Listener(Dispatcher(self._context), self._context.sessions, limits)
-        await self._listener.start(self._arguments.listener)
+        if self._arguments.listener is not None:
+            await self._listener.start(self._arguments.listener)
         if self._arguments.read_only:
             self._background(self._heal())
             return
@@ -268,7 +272,7 @@ class Shard:
         await self._disk.shut_down()
         log.info("stopped", extra={"fields": {"shard": self._arguments.shard}})
 
-    def _statistics(self, command: str) -> dict[str, Any]:
+    def _statistics(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         logs = self._context.logs
         return {
             "shard": self._arguments.shard,
