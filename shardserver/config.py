@@ -26,10 +26,10 @@ def _key(text: str, **bounds: Any) -> msgspec.Meta:
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: Annotated[
         str,
-        _key("Shards: auto (what affinity and CPU quota allow), a number, or a list of cores such as 0-3,8. "
-             "This release serves one shard."),
+        _key("Shards, at most 64: auto (what affinity and CPU quota allow), a number (more than cores share "
+             "them), or a list of cores such as 0-3,8."),
     ] = "auto"  # fmt: skip
-    pin: Annotated[str, _key("on: the shard stays on its core. off: the kernel moves it.")] = "on"
+    pin: Annotated[str, _key("on: a shard stays on its core. off: the kernel moves it.")] = "on"
     host: Annotated[str, _key("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _key("TCP port; 0 lets the kernel choose.", ge=0, le=65535)] = 8090
     data: Annotated[str, _key("Data directory.")] = "data"
@@ -39,6 +39,14 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "auto"
     )
     shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.", gt=0, le=3600)] = 9.0
+    stall_limit_s: Annotated[
+        float,
+        _key("Seconds without a beat of its loop after which a ready shard is killed and started again; 0: never.",
+             ge=0, le=86400),
+    ] = 10.0  # fmt: skip
+    recovery_stall_limit_s: Annotated[float, _key("The same for a shard that starts or recovers.", ge=0, le=86400)] = (
+        120.0
+    )
     require_data: Annotated[bool, _key("Refuse to initialise an empty data directory (an unmounted volume).")] = False
 
 
@@ -60,9 +68,13 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     in_flight_bytes_per_shard: Annotated[
         int,
-        _key("The same for all connections together: memory. Unless set, at most an eighth of the memory limit.",
+        _key("The same for all connections together: memory. Unless set, at most an eighth of the memory limit for all "
+             "shards.",
              ge=4096, le=1 << 40),
     ] = 512 << 20  # fmt: skip
+    accept_shards: Annotated[
+        str, _key("Shards that accept connections, such as 0-3,8; empty: all. The others serve over their rings.")
+    ] = ""
 
 
 class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +86,8 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: Annotated[
         int,
         _key(
-            "Files of the ring; it grows with the partitions and never shrinks. Disk and memory = files x file_bytes.",
+            "Files of the ring; it grows with the partitions and never shrinks. Disk and memory = files x file_bytes. "
+            "Unless set, at least 4, and at most an eighth of the memory limit for all shards.",
             ge=3,
             le=4096,
         ),
@@ -90,7 +103,8 @@ class JournalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tail_bytes: Annotated[
         int,
-        _key("Bytes of recent batches kept in memory by a shard. Unless set, at most an eighth of the memory limit.",
+        _key("Bytes of recent batches kept in memory by a shard. Unless set, at most an eighth of the memory limit for "
+             "all shards.",
              ge=1 << 20, le=1 << 40),
     ] = 256 << 20  # fmt: skip
     read_bytes: Annotated[
@@ -141,6 +155,19 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()  # fmt: skip
 
 
+class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ring_slots: Annotated[
+        int,
+        _key("Slots of the ring between two shards, a power of two; shards x (shards - 1) rings of 64 bytes a slot.",
+             ge=16, le=65536),
+    ] = 1024  # fmt: skip
+    arena_bytes: Annotated[
+        int,
+        _key("Bytes of a shard's shared memory, used as they are needed; 0: the sum of what it may hold at worst.",
+             ge=0, le=1 << 40, multiple_of=4096),
+    ] = 0  # fmt: skip
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Annotated[str, _key("debug, info, warning or error.")] = "info"
     format: Annotated[str, _key("text or json.")] = "text"
@@ -152,6 +179,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     journal: JournalConfig = JournalConfig()
     storage: StorageConfig = StorageConfig()
     placement: PlacementConfig = PlacementConfig()
+    router: RouterConfig = RouterConfig()
     log: LogConfig = LogConfig()
 
 
@@ -182,6 +210,15 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.storage.read_bytes <= c.storage.read_ahead_bytes,
         "storage.read_bytes may be at most storage.read_ahead_bytes",
+    ),
+    (lambda c: c.router.ring_slots & (c.router.ring_slots - 1) == 0, "router.ring_slots must be a power of two"),
+    (
+        lambda c: c.router.arena_bytes == 0 or c.router.arena_bytes >= 4 * c.net.max_frame_bytes,
+        "router.arena_bytes must be 0 or at least 4 x net.max_frame_bytes",
+    ),
+    (
+        lambda c: all(limit == 0 or limit >= 1 for limit in (c.server.stall_limit_s, c.server.recovery_stall_limit_s)),
+        "server.stall_limit_s and server.recovery_stall_limit_s must be 0 or at least 1",
     ),
 )
 

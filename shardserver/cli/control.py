@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 
 from shardserver.errors import ConfigError
+from shardserver.supervisor.messages import Request, answer_deadline_s
 
-# Longer than the server's own deadline for an answer.
-ANSWER_TIMEOUT_S = 15.0
+# On top of the server's own deadline for an answer.
+ANSWER_MARGIN_S = 10.0
 
 
-def ask(data: str, command: str) -> dict[str, Any]:
+def ask(data: str, command: str, **arguments: Any) -> dict[str, Any]:
     """The answer of the server that runs on the directory. Raises ConfigError: none runs, or it says no."""
     try:
-        line = _exchange(os.path.join(data, "run"), {"command": command})
+        line = _exchange(os.path.join(data, "run"), Request(command, arguments))
     except (FileNotFoundError, ConnectionRefusedError):
         raise ConfigError(f"no server runs on {data}") from None
     except OSError as error:
@@ -30,12 +31,12 @@ def ask(data: str, command: str) -> dict[str, Any]:
     return answer
 
 
-def _exchange(directory: str, request: dict[str, str]) -> bytes:
+def _exchange(directory: str, request: Request) -> bytes:
     # By the directory's descriptor: sun_path holds 108 bytes (unix(7)), and a data directory's path may be longer.
     run = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-            server.settimeout(ANSWER_TIMEOUT_S)
+            server.settimeout(answer_deadline_s(request.command) + ANSWER_MARGIN_S)
             server.connect(f"/proc/self/fd/{run}/control.sock")
             server.sendall(msgspec.json.encode(request) + b"\n")
             with server.makefile("rb") as answers:

@@ -16,7 +16,7 @@ from shardserver.cli.root_password import first_password_hash, given_password
 from shardserver.config import Config, Sources, check_rules, describe, load
 from shardserver.errors import ConfigError, ShardServerError
 from shardserver.supervisor import logs, resources
-from shardserver.supervisor.cores import choose_cores, this_machine
+from shardserver.supervisor.cores import CoreChoice, choose_accepting, choose_cores, this_machine
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,22 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--data", dest="command_data", metavar="DIR")
         if name in ("status", "stats"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
+    _add_moves(commands)
     return made
+
+
+def _add_moves(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    move = commands.add_parser("move-partition", help="move a partition of a running server to another shard")
+    for name in ("stream", "topic"):
+        move.add_argument(name, help="name or number")
+    move.add_argument("partition", type=int)
+    move.add_argument("--to-shard", type=int, required=True, metavar="N")
+    rebalance = commands.add_parser("rebalance", help="spread the partitions of a running server over its shards")
+    rebalance.add_argument("--by", choices=("load", "count"), required=True)
+    rebalance.add_argument("--dry-run", action="store_true", help="say what would be moved")
+    for command in (move, rebalance):
+        command.add_argument("--data", dest="command_data", metavar="DIR")
+        command.add_argument("--json", action="store_true", help="one line of JSON")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,7 +96,22 @@ def _effective(arguments: argparse.Namespace) -> tuple[Config, Sources]:
     config, sources, warnings = load(arguments.config, os.environ, flags)
     for warning in warnings:
         print(f"shardserver: warning: {warning}", file=sys.stderr)
-    return resources.lower_defaults(config, sources, resources.memory_limit()[0])
+    return config, sources
+
+
+def _fitted(config: Config, sources: Sources) -> tuple[Config, Sources, CoreChoice]:
+    """The defaults lowered to what this machine has for so many shards."""
+    choice = choose_cores(config.server.cores, this_machine())
+    choice = only_one_shard(config, choice)
+    lowered, where = resources.lower_defaults(config, sources, resources.memory_limit()[0], len(choice.cores))
+    return lowered, where, choice
+
+
+def only_one_shard(config: Config, choice: CoreChoice) -> CoreChoice:
+    """Until the shards' side of the rings is in: refuse more when they are asked for, else take the first core."""
+    if config.server.cores != "auto" and len(choice.cores) > 1:
+        raise ConfigError(f"server.cores = {config.server.cores}: this release serves one shard")
+    return CoreChoice(choice.cores[:1], choice.decided_by)
 
 
 def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
@@ -93,36 +123,45 @@ def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> in
 
     signals = StopSignals()
     logs.configure(config.log.level, config.log.format)
-    choice = choose_cores(config.server.cores, this_machine())
-    if config.server.cores != "auto" and len(choice.cores) > 1:
-        raise ConfigError(f"server.cores = {config.server.cores}: this release serves one shard")
-    check_rules(config.placement.rules, shards=1)
-    _check_resources(config)
+    config, sources, choice = _fitted(config, sources)
+    shards = len(choice.cores)
+    choose_accepting(config.net.accept_shards, shards)
+    check_rules(config.placement.rules, shards)
+    partition_limit = _check_resources(config, shards)
+    if len(set(choice.cores)) < shards:
+        fields = {"shards": shards, "cores": len(set(choice.cores))}
+        log.warning("shards_share_cores", extra={"fields": fields})
     data = DataDirectory(config.server.data)
     data.open(require_data=config.server.require_data)
     try:
-        supervisor = Supervisor(config, data, choice, first_password_hash(data.path), signals)
+        supervisor = Supervisor(config, data, choice, first_password_hash(data.path), signals, partition_limit)
     except ShardServerError:
         data.close()
         raise
     return supervisor.run()
 
 
-def _check_resources(config: Config) -> None:
+def _check_resources(config: Config, shards: int) -> int:
+    """Refuse what does not fit, log the sums; gives the number of partitions that do."""
     limit, name = resources.memory_limit()
     descriptors = resources.raise_descriptor_limit()
+    partitions = resources.partition_limit(config, descriptors, limit, shards)
     fields = {
-        "memory_needed_bytes": resources.check_memory(config, 1, limit, name),
+        "shards": shards,
+        "memory_needed_bytes": resources.check_memory(config, shards, limit, name),
         "memory_limit_bytes": limit,
         "memory_limited_by": name,
-        "descriptors_needed": resources.check_descriptors(config, descriptors),
+        "arena_bytes": resources.arena_bytes(config),
+        "descriptors_needed": resources.check_descriptors(config, descriptors, shards),
         "descriptors_limit": descriptors,
+        "partition_limit": partitions,
     }
     log.info("resources", extra={"fields": fields})
+    return partitions
 
 
 def _print_config(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
-    print(describe(config, sources))
+    print(describe(*_fitted(config, sources)[:2]))
     return 0
 
 
@@ -144,10 +183,25 @@ def _stats(config: Config, sources: Sources, arguments: argparse.Namespace) -> i
     return 1 if any("error" in shard for shard in answer["shards"]) else 0
 
 
+def _move_partition(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
+    where = {"stream": arguments.stream, "topic": arguments.topic, "partition": arguments.partition}
+    answer = ask(config.server.data, "move-partition", **where, to_shard=arguments.to_shard)
+    print(json.dumps(answer, indent=None if arguments.json else 2))
+    return 0
+
+
+def _rebalance(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
+    answer = ask(config.server.data, "rebalance", by=arguments.by, dry_run=arguments.dry_run)
+    print(json.dumps(answer, indent=None if arguments.json else 2))
+    return 0
+
+
 COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]] = {
     None: serve,
     "print-config": _print_config,
     "reset-root-password": _reset_root_password,
     "status": _status,
     "stats": _stats,
+    "move-partition": _move_partition,
+    "rebalance": _rebalance,
 }

@@ -17,12 +17,13 @@ import msgspec
 
 from shardserver.errors import ProtocolError
 from shardserver.supervisor.lines import LineSocket
-from shardserver.supervisor.messages import Request
+from shardserver.supervisor.messages import MAX_REQUEST_BYTES, Request, answer_deadline_s
 
 MAX_CLIENTS = 32
-MAX_REQUEST_BYTES = 4096
-# From the connection, a request or its answer on, until the next of them.
+# From the connection or an answer on, until the next request has come, or the answer has been read.
 CLIENT_DEADLINE_S = 10.0
+# What a request's own deadline gets on top: its shard answers, or is known to be late, within that deadline.
+ANSWER_MARGIN_S = 5.0
 
 
 class ControlClient:
@@ -38,19 +39,20 @@ class ControlClient:
         if self.is_closed:
             return
         self.is_asking = False
+        self._server.restart_deadline(self)
         self.lines.send(content)
         if not self.is_advancing:  # else the loop that asked goes on by itself
             self._server.advance(self)
 
 
 class ControlServer:
-    """Owned by the supervisor's loop. on_request(command, reply) answers each request once, at once or later."""
+    """Owned by the supervisor's loop. on_request(request, reply) answers each request once, at once or later."""
 
     def __init__(
         self,
         listening: socket.socket,
         selector: selectors.BaseSelector,
-        on_request: Callable[[str, Callable[[dict[str, Any]], None]], None],
+        on_request: Callable[[Request, Callable[[dict[str, Any]], None]], None],
         clock: Callable[[], float],
     ) -> None:
         self._listening, self._selector, self._on_request, self._clock = listening, selector, on_request, clock
@@ -64,6 +66,9 @@ class ControlServer:
         now = self._clock()
         for client in [one for one in self._clients if one.deadline <= now]:
             self._close(client)
+
+    def restart_deadline(self, client: ControlClient) -> None:
+        client.deadline = self._clock() + CLIENT_DEADLINE_S
 
     def close(self) -> None:
         for client in list(self._clients):
@@ -80,7 +85,7 @@ class ControlServer:
             connected.close()
             return
         client = ControlClient(self, connected)
-        client.deadline = self._clock() + CLIENT_DEADLINE_S
+        self.restart_deadline(client)
         self._clients[client] = 0
         self._watch(client)
 
@@ -100,7 +105,7 @@ class ControlServer:
                 line = client.lines.take()
                 if line is None:
                     break
-                self._ask(client, msgspec.json.decode(line, type=Request).command)
+                self._ask(client, msgspec.json.decode(line, type=Request))
         except (ProtocolError, msgspec.DecodeError, UnicodeDecodeError) as error:
             client.lines.send({"error": str(error)})
             self._close(client)
@@ -108,10 +113,10 @@ class ControlServer:
         client.is_advancing = False
         self._watch(client)
 
-    def _ask(self, client: ControlClient, command: str) -> None:
+    def _ask(self, client: ControlClient, request: Request) -> None:
         client.is_asking = True
-        client.deadline = self._clock() + CLIENT_DEADLINE_S
-        self._on_request(command, client.reply)
+        client.deadline = self._clock() + answer_deadline_s(request.command) + ANSWER_MARGIN_S
+        self._on_request(request, client.reply)
 
     def _watch(self, client: ControlClient) -> None:
         """For nothing while its request is asked: what it sends meanwhile waits in the kernel."""

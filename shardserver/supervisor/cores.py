@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardserver.errors import ConfigError
+from shardserver.memory.board import MAX_SHARDS
 from shardserver.supervisor.cgroup import Cgroup
 
 CPU_DIRECTORY = Path("/sys/devices/system/cpu")
@@ -33,6 +35,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class CoreChoice:
+    """cores: one for each shard; a core may be there more than once. decided_by: which limit."""
+
     cores: tuple[int, ...]
     decided_by: str
 
@@ -68,14 +72,30 @@ def choose_cores(text: str, machine: Machine) -> CoreChoice:
         return _default(machine)
     if text.isdecimal():
         count, usable = int(text), machine.ordered()
-        if not 1 <= count <= len(usable):
-            raise ConfigError(f"server.cores = {text}: this process may use {len(usable)} cores")
-        return CoreChoice(tuple(usable[:count]), "server.cores")
+        if not 1 <= count <= MAX_SHARDS:
+            raise ConfigError(f"server.cores = {text}: 1 to {MAX_SHARDS} shards")
+        return CoreChoice(tuple(itertools.islice(itertools.cycle(usable), count)), "server.cores")
     return CoreChoice(tuple(_listed(text, machine)), "server.cores")
+
+
+def choose_accepting(text: str, shards: int) -> frozenset[int]:
+    """The value of `net.accept_shards`. Raises ConfigError with a sentence."""
+    if not text:
+        return frozenset(range(shards))
+    try:
+        ranges = parse_list(text)
+    except ValueError as error:
+        raise ConfigError(f"net.accept_shards = {text!r}: {error}; empty, or a list such as 0-3,8") from error
+    for first, last in ranges:
+        if not first <= last < shards:
+            raise ConfigError(f"net.accept_shards = {text!r}: {first}-{last} are not all among shards 0-{shards - 1}")
+    return frozenset(number for first, last in ranges for number in range(first, last + 1))
 
 
 def _default(machine: Machine) -> CoreChoice:
     usable = machine.ordered()
+    if min(len(usable), machine.quota if machine.quota is not None else len(usable)) > MAX_SHARDS:
+        return CoreChoice(tuple(usable[:MAX_SHARDS]), f"at most {MAX_SHARDS} shards")
     if machine.quota is not None and machine.quota < len(usable):
         cores = usable[: max(1, int(machine.quota))]
         return CoreChoice(tuple(cores), f"CPU quota of {machine.quota:g} cores")
@@ -95,6 +115,8 @@ def _listed(text: str, machine: Machine) -> list[int]:
             if core not in machine.usable:
                 usable = ",".join(map(str, machine.usable))
                 raise ConfigError(f"server.cores = {text!r}: core {core} is not one this process may use ({usable})")
+            if len(found) == MAX_SHARDS:
+                raise ConfigError(f"server.cores = {text!r}: more than {MAX_SHARDS} cores")
             if core in found:
                 raise ConfigError(f"server.cores = {text!r}: core {core} is named twice")
             found.append(core)

@@ -6,22 +6,58 @@ from typing import Any
 
 import msgspec
 
+# From a shard
+
 
 class Recovering(msgspec.Struct, frozen=True, tag=True):
-    """The shard's loop runs: it reads its logs and does not serve yet."""
+    """The shard's loop runs: it reads its logs and does not serve yet. May come again, with how far it is."""
+
+    partitions_done: int = 0
+    partitions: int = 0
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The shard serves. core: None when unpinned. degraded: it reads only (its journal's device is broken)."""
+class Recovered(msgspec.Struct, frozen=True, tag=True):
+    """It can serve. core: None when unpinned. degraded: it reads only (its journal's device is broken)."""
 
     disk_engine: str
     core: int | None
     degraded: bool = False
 
 
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """It accepts connections, or serves its peers when it has no listener."""
+
+
 class Answer(msgspec.Struct, frozen=True, tag=True):
     number: int
     content: dict[str, Any]
+
+
+# To a shard
+
+
+class Own(msgspec.Struct, frozen=True, tag=True):
+    """Carries OwnDescriptors. The first line of all."""
+
+    descriptors: int = 3
+
+
+class Peer(msgspec.Struct, frozen=True, tag=True):
+    """Carries PeerDescriptors of another living process. is_serving: it has recovered, so its ring is answered."""
+
+    number: int
+    is_serving: bool
+    descriptors: int = 5
+
+
+class PeerGone(msgspec.Struct, frozen=True, tag=True):
+    """That process has ended. What it had published on its ring is still there to be taken."""
+
+    number: int
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """All shards have recovered: accept connections now."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -33,13 +69,26 @@ class Query(msgspec.Struct, frozen=True, tag=True):
 
     number: int
     command: str
+    arguments: dict[str, Any] = {}
 
 
 class Request(msgspec.Struct, frozen=True):
     """A line of a client of the control socket."""
 
     command: str
+    arguments: dict[str, Any] = {}
 
 
-FromShard = Recovering | Ready | Answer
-ToShard = Stop | Query
+FromShard = Recovering | Recovered | Ready | Answer
+ToShard = Own | Peer | PeerGone | Serve | Stop | Query
+
+# Stream, topic and group names of 255 bytes each, with each byte escaped as \u00xx.
+MAX_REQUEST_BYTES = 16 << 10
+# Answered by shard 0, the writer of the metadata.
+OF_SHARD_0 = frozenset({"placement", "move-partition", "rebalance"})
+# Seconds that a shard has for its answer. A move drains, syncs and opens a partition; a rebalance makes many of them.
+_ANSWER_DEADLINES_S = {"placement": 10.0, "move-partition": 60.0, "rebalance": 600.0}
+
+
+def answer_deadline_s(command: str) -> float:
+    return _ANSWER_DEADLINES_S.get(command, 5.0)

@@ -1,4 +1,4 @@
-"""One shard as its supervisor sees it: process, link, state, restarts, queries that wait."""
+"""One shard as its supervisor sees it: process, link, endpoint, state, restarts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,21 +19,35 @@ import msgspec
 from shardserver.config import Config
 from shardserver.errors import ProtocolError
 from shardserver.supervisor import stop_signals
+from shardserver.supervisor.descriptors import close_all
+from shardserver.supervisor.endpoint import Endpoint, make_endpoint
 from shardserver.supervisor.lines import LineSocket
-from shardserver.supervisor.messages import Answer, FromShard, Query, Ready, Recovering, Stop
+from shardserver.supervisor.messages import Answer, FromShard, Own, Recovered, Recovering, Serve, Stop, ToShard
+from shardserver.supervisor.queries import Reply, WaitingQueries
+from shardserver.supervisor.resources import arena_bytes
 from shardserver.supervisor.shard_exit import ReadOnlyRule
 from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
+from shardserver.supervisor.stall_watch import Silence
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S, GOOD_SERVICE_S = 0.1, 5.0, 30.0
-QUERY_DEADLINE_S = 5.0
-MAX_QUERIES = 64
 # The statistics of many thousand partitions; a bound against a broken shard, not a budget.
 MAX_ANSWER_BYTES = 64 << 20
 SPAWN = multiprocessing.get_context("spawn")
 
-Reply = Callable[[dict[str, Any]], None]
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What is the same for all shards of a server. target: the entry of the spawned process."""
+
+    config: Config
+    data_directory: str
+    shards: int
+    port: int
+    root_password_hash: str | None
+    partition_limit: int
+    target: Callable[[ShardArguments], None] = run_shard_process
 
 
 class Backoff:
@@ -49,20 +64,20 @@ class Backoff:
 
 
 class ShardHandle:
-    """Owned by the supervisor's loop. state: down, starting, recovering or ready."""
+    """Owned by the supervisor's loop. state: down, starting, recovering, recovered or ready."""
 
-    def __init__(
-        self, number: int, config: Config, data: str, listener: socket.socket, core: int | None, root_hash: str | None
-    ) -> None:
+    def __init__(self, number: int, plan: ShardPlan, listener: socket.socket | None, core: int | None) -> None:
         self.number, self.wanted_core, self.core = number, core, core
-        self._config, self._data, self._listener, self._root_hash = config, data, listener, root_hash
+        self._plan, self._listener = plan, listener
         self.state = "down"
-        self.ready: Ready | None = None
+        self.recovered: Recovered | None = None
         self.restarts = -1
         self.start_at = 0.0
         self.exit_code: int | None = None
         self.process: BaseProcess | None = None
         self.link: LineSocket | None = None
+        self.endpoint: Endpoint | None = None
+        self.silence = Silence()
         self.link_has_ended = False
         self.restart_in_s = 0.0
         self._ready_at: float | None = None
@@ -70,96 +85,54 @@ class ShardHandle:
         self._rule = ReadOnlyRule()
         self._read_only = False
         self.has_served = False
-        self._queries: dict[int, tuple[float, Reply]] = {}
-        self._last_query = 0
+        self._queries = WaitingQueries(number, time.monotonic)
 
     @property
     def pid(self) -> int | None:
         return self.process.pid if self.process is not None else None
 
+    # Its process
+
     def start(self) -> None:
+        """Spawn it, with what is its own on the link. Raises OSError: descriptors, memory or processes ran out."""
+        self.state, self.recovered, self.exit_code, self.link_has_ended = "starting", None, None, False
+        self._ready_at, self.silence = None, Silence()
+        self.restarts += 1
+        try:
+            self.process = self._spawn()
+        except OSError:
+            self._let_go()
+            raise
+
+    def _spawn(self) -> BaseProcess:
+        self.endpoint, own = make_endpoint(self.number, arena_bytes(self._plan.config))
         ours, theirs = socket.socketpair()
-        arguments = ShardArguments(
+        with theirs:
+            self.link = LineSocket(ours, MAX_ANSWER_BYTES)
+            self.link.send(Own(), own)
+            process = SPAWN.Process(
+                target=self._plan.target, args=(self._arguments(theirs),), name=f"shard-{self.number}"
+            )
+            resource_tracker.ensure_running()  # it would take our mask away inside
+            with stop_signals.held_back():
+                process.start()
+        return process
+
+    def _arguments(self, link: socket.socket) -> ShardArguments:
+        plan = self._plan
+        return ShardArguments(
             self.number,
-            self._config,
-            self._data,
+            plan.config,
+            plan.data_directory,
             self._listener,
-            theirs,
-            self._root_hash,
+            link,
+            plan.root_password_hash,
             self.wanted_core,
             self._read_only,
+            shards=plan.shards,
+            port=plan.port,
+            partition_limit=plan.partition_limit,
         )
-        self.process = SPAWN.Process(target=run_shard_process, args=(arguments,), name=f"shard-{self.number}")
-        resource_tracker.ensure_running()  # it would take our mask away inside
-        with stop_signals.held_back():
-            self.process.start()
-        theirs.close()
-        self.link = LineSocket(ours, MAX_ANSWER_BYTES)
-        self.state, self.ready, self.exit_code, self.link_has_ended = "starting", None, None, False
-        self._ready_at = None
-        self.restarts += 1
-
-    def receive(self) -> bool:
-        """Take what the shard says. True when it has become ready. Its end is told by the process."""
-        assert self.link is not None
-        self.link_has_ended = not self.link.receive()
-        became_ready = False
-        try:
-            while (line := self.link.take()) is not None:
-                message = msgspec.json.decode(line, type=FromShard)
-                became_ready |= self._on_message(message)
-        except (ProtocolError, msgspec.DecodeError) as error:
-            log.error("shard_link_broken", extra={"fields": {"shard": self.number, "error": str(error)}})
-            self.kill()
-        return became_ready
-
-    def _on_message(self, message: FromShard) -> bool:
-        if isinstance(message, Answer):
-            _, reply = self._queries.pop(message.number, (0.0, None))
-            if reply is not None:  # None: its deadline has passed
-                reply(message.content)
-        elif isinstance(message, Recovering):
-            self.state = "recovering"
-        else:
-            self.state, self.ready, self.core = "ready", message, message.core
-            self._ready_at, self.has_served = time.monotonic(), True
-            return True
-        return False
-
-    def ask(self, command: str, reply: Reply) -> None:
-        """The shard's answer, or an error in its place: it is down, dies, is late, or too many wait."""
-        if self.link is None or self.state not in ("recovering", "ready"):
-            reply(self._error("the shard is down or starting"))
-        elif len(self._queries) >= MAX_QUERIES:
-            reply(self._error("too many queries wait"))
-        else:
-            self._last_query += 1
-            self._queries[self._last_query] = (time.monotonic() + QUERY_DEADLINE_S, reply)
-            self.link.send(Query(self._last_query, command))
-
-    def status(self) -> dict[str, Any]:
-        return {
-            "shard": self.number,
-            "state": self.state,
-            "pid": self.pid,
-            "core": self.core,
-            "restarts": self.restarts,
-        }
-
-    def _error(self, sentence: str) -> dict[str, Any]:
-        return {"shard": self.number, "error": sentence}
-
-    def next_deadline(self) -> float | None:
-        return min((deadline for deadline, _ in self._queries.values()), default=None)
-
-    def end_late_queries(self) -> None:
-        now = time.monotonic()
-        for number in [one for one, (deadline, _) in self._queries.items() if deadline <= now]:
-            self._queries.pop(number)[1](self._error(f"no answer within {QUERY_DEADLINE_S:g} s"))
-
-    def stop(self) -> None:
-        if self.link is not None:
-            self.link.send(Stop())
 
     def kill(self) -> None:
         if self.process is not None:
@@ -167,17 +140,22 @@ class ShardHandle:
 
     def take_exit(self) -> None:
         """Call when the process has ended: reaps it, answers who waits, says when to start again."""
-        assert self.process is not None and self.link is not None
+        assert self.process is not None
         self.process.join()
         self.exit_code = self.process.exitcode
-        self.link.close()
         self.process.close()
-        self.process, self.link, self.state, self.ready = None, None, "down", None
-        waiting, self._queries = self._queries, {}
-        for _, reply in waiting.values():
-            reply(self._error("the shard died"))
+        self._let_go()
+        self._read_only = self._rule.after(self.exit_code, time.monotonic())
+
+    def _let_go(self) -> None:
+        """Close what belonged to the process, and set the time of the next start."""
+        if self.link is not None:
+            self.link.close()
+        if self.endpoint is not None:
+            self.endpoint.close()
+        self.process, self.link, self.endpoint, self.state, self.recovered = None, None, None, "down", None
+        self._queries.end_all("the shard died")
         now = time.monotonic()
-        self._read_only = self._rule.after(self.exit_code, now)
         self.restart_in_s = self._backoff.after(now - self._ready_at if self._ready_at is not None else 0.0)
         self.start_at = now + self.restart_in_s
 
@@ -187,6 +165,79 @@ class ShardHandle:
             return False
         former, self.core = self.core, self.wanted_core if pin_threads(self.pid, self.wanted_core) else None
         return self.core != former
+
+    # Its link
+
+    def receive(self) -> list[str]:
+        """Take what the shard says; gives the states that it has come to. Its end is told by the process."""
+        assert self.link is not None
+        self.link_has_ended = not self.link.receive()
+        reached: list[str] = []
+        try:
+            while (line := self.link.take()) is not None:
+                former = self.state
+                self._on_message(msgspec.json.decode(line, type=FromShard))
+                reached += [self.state] if self.state != former else []
+        except (ProtocolError, msgspec.DecodeError) as error:
+            self._break_link(error)
+        return reached
+
+    def _on_message(self, message: FromShard) -> None:
+        if isinstance(message, Answer):
+            self._queries.answer(message.number, message.content)
+        elif isinstance(message, Recovering):
+            self.state = "recovering"
+        elif isinstance(message, Recovered):
+            self.state, self.recovered, self.core = "recovered", message, message.core
+        elif self.recovered is None:
+            raise ProtocolError("ready before it has recovered")
+        else:
+            self.state, self._ready_at, self.has_served = "ready", time.monotonic(), True
+        self.silence = Silence()  # it has spoken, and its new state has its own limit
+
+    def send(self, message: ToShard, descriptors: Sequence[int] = ()) -> None:
+        """The descriptors are no longer the caller's. Nothing happens when its process has ended."""
+        if self.link is None:
+            close_all(descriptors)
+            return
+        try:
+            self.link.send(message, descriptors)
+        except ProtocolError as error:
+            self._break_link(error)
+
+    def _break_link(self, error: Exception) -> None:
+        log.error("shard_link_broken", extra={"fields": {"shard": self.number, "error": str(error)}})
+        self.kill()
+
+    def ask(self, command: str, arguments: dict[str, Any], reply: Reply) -> None:
+        """The shard's answer, or an error in its place: it is down, dies, is late, or too many wait."""
+        if self.state in ("down", "starting"):
+            reply(self._queries.error("the shard is down or starting"))
+        elif self._queries.is_full:
+            reply(self._queries.error("too many queries wait"))
+        else:
+            self.send(self._queries.add(command, arguments, reply))
+
+    def next_deadline(self) -> float | None:
+        return self._queries.next_deadline()
+
+    def end_late_queries(self) -> None:
+        self._queries.end_late()
+
+    def serve(self) -> None:
+        self.send(Serve())
+
+    def stop(self) -> None:
+        self.send(Stop())
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "shard": self.number,
+            "state": self.state,
+            "pid": self.pid,
+            "core": self.core,
+            "restarts": self.restarts,
+        }
 
 
 def pin_threads(pid: int, core: int) -> bool:

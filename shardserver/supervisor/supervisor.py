@@ -1,4 +1,4 @@
-"""The supervisor: spawns the shards, watches them, restarts them, answers the control socket, ends it all."""
+"""The supervisor: spawns the shards, joins and watches them, restarts them, answers the control socket, ends it all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import logging
 import os
 import selectors
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from shardserver.config import Config
 from shardserver.io_uring.choose import check_disk
 from shardserver.supervisor.control import ControlServer, listen_control
-from shardserver.supervisor.cores import CoreChoice
+from shardserver.supervisor.cores import CoreChoice, choose_accepting
 from shardserver.supervisor.data_directory import DataDirectory
+from shardserver.supervisor.mesh import Mesh
+from shardserver.supervisor.messages import OF_SHARD_0, Request
+from shardserver.supervisor.queries import Reply
 from shardserver.supervisor.shard_exit import ShardExit
-from shardserver.supervisor.shard_handle import Reply, ShardHandle
+from shardserver.supervisor.shard_handle import ShardHandle, ShardPlan
+from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
 from shardserver.supervisor.sockets import listen, shown_address
+from shardserver.supervisor.stall_watch import StallWatch
 from shardserver.supervisor.stop_signals import StopSignals, reap_orphans
 
 log = logging.getLogger(__name__)
@@ -25,24 +31,45 @@ log = logging.getLogger(__name__)
 KILL_MARGIN_S = 0.8
 # A cpuset changes when an operator changes it; half a minute off the core costs little, and so does a look.
 AFFINITY_CHECK_S = 30.0
+# Until the kernel is offered descriptors again that it did not take.
+HELD_UP_S = 0.02
 
 
 class Supervisor:
     """Owns the listeners, so that a shard's death resets no queued connection."""
 
     def __init__(
-        self, config: Config, data: DataDirectory, choice: CoreChoice, root_hash: str | None, signals: StopSignals
+        self,
+        config: Config,
+        data: DataDirectory,
+        choice: CoreChoice,
+        root_hash: str | None,
+        signals: StopSignals,
+        partition_limit: int,
+        target: Callable[[ShardArguments], None] = run_shard_process,
     ) -> None:
+        """target: the entry of a shard's process."""
         self._config, self._data, self._choice, self._signals = config, data, choice, signals
         check_disk(config.server.disk_engine, data.path)
-        cores = choice.cores[:1]  # this release serves one shard
-        self._listeners = listen(config.server.host, config.server.port, len(cores))
-        self.address = shown_address(self._listeners[0])
-        pinned = config.server.pin == "on"
+        accepting = sorted(choose_accepting(config.net.accept_shards, len(choice.cores)))
+        self._listeners = dict(
+            zip(accepting, listen(config.server.host, config.server.port, len(accepting)), strict=True)
+        )
+        listening = self._listeners[accepting[0]]
+        self.address = shown_address(listening)
+        port = int(listening.getsockname()[1])
+        plan = ShardPlan(config, data.path, len(choice.cores), port, root_hash, partition_limit, target)
         self._shards = [
-            ShardHandle(number, config, data.path, listener, core if pinned else None, root_hash)
-            for number, (listener, core) in enumerate(zip(self._listeners, cores, strict=True))
+            ShardHandle(number, plan, self._listeners.get(number), core if config.server.pin == "on" else None)
+            for number, core in enumerate(choice.cores)
         ]
+        self._mesh = Mesh(config.router.ring_slots)
+        self._is_open = False  # all have recovered: connections are accepted, also by a shard that comes back later
+        self._has_been_ready = False
+        self._watched: dict[ShardHandle, int] = {}  # for what its link is
+        self._stall_watch = StallWatch(
+            config.server.stall_limit_s, config.server.recovery_stall_limit_s, time.monotonic()
+        )
         self._selector = selectors.DefaultSelector()
         self._control = ControlServer(
             listen_control(data.control_socket), self._selector, self._on_request, time.monotonic
@@ -74,6 +101,7 @@ class Supervisor:
             log.error("not_stopped_in_time")
             self._exit_code = 1
             return False
+        self._watch_links()
         for key, _ in self._selector.select(self._timeout(now)):
             if self._selector.get_map().get(key.fd) is key:  # not ended by an earlier one of this round
                 key.data()
@@ -85,6 +113,9 @@ class Supervisor:
         due = [self._stop_deadline, self._control.next_deadline(), *(one.next_deadline() for one in self._shards)]
         if self._stop_deadline is None:
             due += [shard.start_at for shard in self._shards if shard.process is None]
+            due.append(self._stall_watch.next_look_at)
+        if any(shard.link is not None and shard.link.is_held_up for shard in self._shards):
+            due.append(now + HELD_UP_S)
         if self._config.server.pin == "on":
             due.append(self._affinity_check_at)
         moments = [moment for moment in due if moment is not None]
@@ -94,6 +125,10 @@ class Supervisor:
         self._control.end_slow_clients()
         for shard in self._shards:
             shard.end_late_queries()
+            if shard.link is not None and shard.link.is_held_up:
+                shard.link.flush()
+        if self._stop_deadline is None and self._stall_watch.is_due(now):
+            self._end_stalled()
         if now >= self._affinity_check_at:
             self._affinity_check_at = now + AFFINITY_CHECK_S
             self._keep_pinned()
@@ -103,40 +138,100 @@ class Supervisor:
     def _start_shards(self, now: float) -> None:
         for shard in self._shards:
             if shard.process is None and now >= shard.start_at:
-                shard.start()
-                assert shard.process is not None
-                self._selector.register(shard.link, selectors.EVENT_READ, partial(self._on_link, shard))
-                self._selector.register(shard.process.sentinel, selectors.EVENT_READ, partial(self._on_exit, shard))
+                self._start(shard)
+
+    def _start(self, shard: ShardHandle) -> None:
+        try:
+            shard.start()
+        except OSError as error:
+            fields = {"shard": shard.number, "error": str(error), "restart_in_s": shard.restart_in_s}
+            log.error("shard_not_started", extra={"fields": fields})
+            return
+        assert shard.process is not None
+        self._selector.register(shard.process.sentinel, selectors.EVENT_READ, partial(self._on_exit, shard))
+
+    def _watch_links(self) -> None:
+        """For writing while lines wait; not while the kernel takes no descriptors, though the socket is writable."""
+        for shard in self._shards:
+            link, former = shard.link, self._watched.get(shard, 0)
+            if link is None or shard.link_has_ended:
+                continue
+            wants_write = link.unsent_bytes and not link.is_held_up
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if wants_write else 0)
+            if not former:
+                self._selector.register(link, wanted, partial(self._on_link, shard))
+            elif wanted != former:
+                self._selector.modify(link, wanted, partial(self._on_link, shard))
+            self._watched[shard] = wanted
+
+    def _unwatch_link(self, shard: ShardHandle) -> None:
+        if self._watched.pop(shard, 0):
+            assert shard.link is not None
+            self._selector.unregister(shard.link)
 
     def _on_link(self, shard: ShardHandle) -> None:
         assert shard.link is not None
-        became_ready = shard.receive()
+        shard.link.flush()
+        reached = shard.receive()
         if shard.link_has_ended:
-            self._selector.unregister(shard.link)
-        if became_ready and self._stop_deadline is None and all(one.ready for one in self._shards):
-            self._publish_ready()
+            self._unwatch_link(shard)
+        for state in reached:
+            self._on_state(shard, state)
+
+    def _on_state(self, shard: ShardHandle, state: str) -> None:
+        if self._stop_deadline is not None:
+            return
+        if state == "recovering":
+            self._mesh.join(shard)
+        elif state == "recovered":
+            self._open(shard)
+        else:
+            self._has_been_ready |= all(one.state == "ready" for one in self._shards)
+            if self._has_been_ready:
+                self._publish_ready()
+
+    def _open(self, shard: ShardHandle) -> None:
+        """The first time all shards have to have recovered: nobody then meets one that does not know its partitions."""
+        if self._is_open:
+            shard.serve()
+        elif all(one.state == "recovered" for one in self._shards):
+            self._is_open = True
+            for one in self._shards:
+                one.serve()
+
+    def _end_stalled(self) -> None:
+        for shard in self._shards:
+            if shard.endpoint is None:
+                continue
+            is_ready = shard.state == "ready"
+            if self._stall_watch.is_stalled(shard.silence, shard.endpoint.board.beats, is_ready=is_ready):
+                fields = {"shard": shard.number, "pid": shard.pid, "state": shard.state}
+                log.error("shard_stalled", extra={"fields": fields | {"silent_s": shard.silence.seconds}})
+                shard.kill()
 
     def _publish_ready(self) -> None:
-        served = [shard.ready for shard in self._shards if shard.ready]
+        """Those that serve at this moment: all at first, and again whenever one has come back."""
+        served = [shard for shard in self._shards if shard.state == "ready"]
+        recovered = [shard.recovered for shard in served if shard.recovered is not None]
         content = {
             "tcp": self.address,
-            "shards": [{"shard": one.number, "pid": one.pid, "core": one.core} for one in self._shards],
+            "shards": [{"shard": one.number, "pid": one.pid, "core": one.core} for one in served],
             "supervisor_pid": os.getpid(),
-            "disk_engine": served[0].disk_engine,
+            "disk_engine": recovered[0].disk_engine,
             "durability": self._config.server.durability,
         }
-        if any(one.degraded for one in served):
+        if any(one.degraded for one in recovered):
             content["degraded"] = True
         self._data.write_ready(content)
         limit = {"cores_allowed": len(self._choice.cores), "cores_decided_by": self._choice.decided_by}
-        log.info("ready", extra={"fields": content | limit | {"shards_served": len(self._shards)}})
+        log.info("ready", extra={"fields": content | limit | {"shards_served": len(served)}})
 
     def _on_exit(self, shard: ShardHandle) -> None:
-        assert shard.process is not None and shard.link is not None
+        assert shard.process is not None
         self._selector.unregister(shard.process.sentinel)
-        if not shard.link_has_ended:
-            self._selector.unregister(shard.link)
+        self._unwatch_link(shard)
         shard.take_exit()
+        self._mesh.part(shard)
         reap_orphans({one.pid for one in self._shards})
         if self._stop_deadline is not None:
             self._exit_code = self._exit_code or int(shard.exit_code != 0)
@@ -153,7 +248,7 @@ class Supervisor:
         for shard in changed:
             event = "pinned_again" if shard.core is not None else "pinning_refused"
             log.warning(event, extra={"fields": {"shard": shard.number, "core": shard.wanted_core}})
-        if changed and all(one.ready for one in self._shards):
+        if changed and self._has_been_ready:
             self._publish_ready()
 
     def _kill(self) -> None:
@@ -177,7 +272,9 @@ class Supervisor:
         self._stop_deadline = time.monotonic() + self._config.server.shutdown_deadline_s + KILL_MARGIN_S
         log.info("stopping")
         self._data.remove_ready()
-        for listener in self._listeners:  # the shards close theirs: only then does the kernel refuse connections
+        for (
+            listener
+        ) in self._listeners.values():  # the shards close theirs: only then does the kernel refuse connections
             listener.close()
         for shard in self._shards:
             shard.stop()
@@ -186,29 +283,31 @@ class Supervisor:
 
     @property
     def state(self) -> str:
-        """stopping, or that of the shard that is least far."""
-        states = [shard.state for shard in self._shards]
-        order = ("starting", "recovering", "ready")
-        ranks = [order.index(state) if state in order else 0 for state in states]
-        return "stopping" if self._stop_deadline is not None else order[min(ranks)]
+        """stopping, or that of the shard that is least far; recovering until all serve."""
+        if self._stop_deadline is not None:
+            return "stopping"
+        shown = {"ready": 2, "recovered": 1, "recovering": 1}
+        return ("starting", "recovering", "ready")[min(shown.get(shard.state, 0) for shard in self._shards)]
 
-    def _on_request(self, command: str, reply: Reply) -> None:
-        if command == "status":
+    def _on_request(self, request: Request, reply: Reply) -> None:
+        if request.command == "status":
             reply(self._status())
-        elif command == "stats":
-            self._gather(command, reply)
+        elif request.command == "stats":
+            self._gather(request, reply)
+        elif request.command in OF_SHARD_0:
+            self._shards[0].ask(request.command, request.arguments, reply)
         else:
-            reply({"error": f"unknown command {command!r}"})
+            reply({"error": f"unknown command {request.command!r}"})
 
     def _status(self) -> dict[str, Any]:
         return {
             "state": self.state,
-            "degraded": any(shard.ready is not None and shard.ready.degraded for shard in self._shards),
+            "degraded": any(shard.recovered is not None and shard.recovered.degraded for shard in self._shards),
             "tcp": self.address,
             "shards": [shard.status() for shard in self._shards],
         }
 
-    def _gather(self, command: str, reply: Reply) -> None:
+    def _gather(self, request: Request, reply: Reply) -> None:
         """Ask all shards; reply when each has answered or is known not to."""
         answers: dict[int, dict[str, Any]] = {}
 
@@ -219,4 +318,4 @@ class Supervisor:
                 reply({"restarts": restarts, "shards": [answers[key] for key in sorted(answers)]})
 
         for shard in self._shards:
-            shard.ask(command, partial(on_answer, shard.number))
+            shard.ask(request.command, request.arguments, partial(on_answer, shard.number))

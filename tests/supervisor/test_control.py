@@ -14,10 +14,10 @@ import pytest
 from shardserver.supervisor.control import (
     CLIENT_DEADLINE_S,
     MAX_CLIENTS,
-    MAX_REQUEST_BYTES,
     ControlServer,
     listen_control,
 )
+from shardserver.supervisor.messages import MAX_REQUEST_BYTES, Request
 
 
 class World:
@@ -31,7 +31,8 @@ class World:
         self.server = ControlServer(listen_control(str(path)), self.selector, self.on_request, lambda: self.now)
         self.clients: list[socket.socket] = []
 
-    def on_request(self, command: str, reply: Callable[[dict[str, Any]], None]) -> None:
+    def on_request(self, request: Request, reply: Callable[[dict[str, Any]], None]) -> None:
+        command = request.command
         self.seen.append(command)
         if command == "later":
             self.later.append(reply)
