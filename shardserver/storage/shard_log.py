@@ -627,7 +627,6 @@ class ShardLog:
         try:
             await self._flush_partitions(list(self._partitions.values()))
             if self._uncovered_offsets or self.offsets.waiting:
-                self.offsets.waiting.clear()
                 await self._snapshot_offsets()
         except StorageError as error:
             log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
@@ -638,14 +637,17 @@ class ShardLog:
         return any(partition.flushed_end or partition.next_offset for partition in self._partitions.values())
 
     async def _write_last_checkpoint(self) -> None:
-        """The checkpoint may take several writes; only the last one says that the stop was clean."""
+        """The checkpoint may take several writes; only the last one says that the stop was clean.
+
+        Offsets that wait go with them though the snapshot has them: an older record of this file is replayed over it.
+        """
         self._checkpoint_started = 0
         if self._linger is not None:
             self._linger.cancel()
         while self.failed is None and self.journal.begin():
             content = self._fill()
             self._uncovered_offsets = self._uncovered_offsets if not content.checkpoint_sequence else 0
-            done = not self._checkpoint
+            done = not self._checkpoint and not self.offsets.waiting
             if done:
                 self._checkpoint_sequence = self.journal.sequence
             await self._submit(content, clean=done)
