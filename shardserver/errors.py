@@ -81,6 +81,10 @@ class BackpressureError(ShardServerError):
     """Nothing is wrong with the request: try again later."""
 
 
+class NotOwnerError(BackpressureError):
+    """This shard does not own that partition any more, or just now: route the request again, or answer 58."""
+
+
 class ProtocolError(ShardServerError):
     """The peer broke framing: close the connection, log the reason."""
 
