@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shardserver.errors import Code, RejectedError, ShardServerError
+from shardserver.errors import Code, NotOwnerError, RejectedError, ShardServerError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.offsets import OffsetKey
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.settings import Durability
 
 OffsetDone = Callable[[ShardServerError | None], None]
+# Consumer kind, consumer id, offset.
+MovedOffset = tuple[int, int, int]
 
 
 @dataclass(slots=True)
 class OffsetRecord:
     """done: those that are told when the record, or a later one of the same key, is durable."""
 
-    uid: int
+    partition: PartitionLog
     kind: int
     consumer: int
     offset: int
@@ -27,7 +29,7 @@ class OffsetRecord:
 
     @property
     def key(self) -> OffsetKey:
-        return (self.uid, self.kind, self.consumer)
+        return (self.partition.uid, self.kind, self.consumer)
 
 
 class CommittedOffsets:
@@ -41,6 +43,7 @@ class CommittedOffsets:
         self.refusal: ShardServerError | None = None
         self._values: dict[OffsetKey, int] = {}
         self._keys: dict[int, set[OffsetKey]] = {}
+        self._closed: dict[int, NotOwnerError] = {}
         self.waiting: dict[OffsetKey, OffsetRecord] = {}
         self.waited_for = 0  # how many replies hang on `waiting`
 
@@ -48,6 +51,9 @@ class CommittedOffsets:
         return len(self._values)
 
     def get(self, uid: int, kind: int, consumer: int) -> int | None:
+        """The committed offset. Raises NotOwnerError while the partition is closed for a move."""
+        if uid in self._closed:
+            raise self._closed[uid]
         return self._values.get((uid, kind, consumer))
 
     def lowest(self, uid: int) -> int | None:
@@ -62,29 +68,31 @@ class CommittedOffsets:
 
         Raises:
             RejectedError: the partition is empty, or offset is above its newest message.
-            ShardServerError: the refusal.
+            ShardServerError: the refusal, or the partition's own (NotOwnerError).
         """
-        self._check_taken()
+        self._check_taken(partition)
         if offset >= partition.high_watermark:
             raise RejectedError(Code.INVALID_OFFSET, f"offset {offset}, high watermark {partition.high_watermark}")
         self._set((partition.uid, kind, consumer), offset)
-        self._enqueue(partition, OffsetRecord(partition.uid, kind, consumer, offset, 0), done)
+        self._enqueue(partition, OffsetRecord(partition, kind, consumer, offset, 0), done)
 
     def commit_at_least(self, partition: PartitionLog, kind: int, consumer: int, offset: int) -> None:
-        """Auto-commit: never moves a committed offset back."""
+        """Auto-commit: never moves a committed offset back. Raises NotOwnerError."""
+        if partition.refusal is not None:
+            raise partition.refusal
         key = (partition.uid, kind, consumer)
         if self.refusal is None and self._values.get(key, -1) < offset:
             self._set(key, offset)
-            self._enqueue(partition, OffsetRecord(*key, offset, 0), None)
+            self._enqueue(partition, OffsetRecord(partition, kind, consumer, offset, 0), None)
 
     def delete(self, partition: PartitionLog, kind: int, consumer: int, done: OffsetDone | None) -> None:
-        """Raises RejectedError when none is stored, and the refusal."""
-        self._check_taken()
+        """Raises RejectedError when none is stored, and the refusal, as store."""
+        self._check_taken(partition)
         key = (partition.uid, kind, consumer)
         if key not in self._values:
             raise RejectedError(Code.CONSUMER_OFFSET_NOT_FOUND)
         self._drop(key)
-        self._enqueue(partition, OffsetRecord(*key, 0, fmt.RECORD_TOMBSTONE), done)
+        self._enqueue(partition, OffsetRecord(partition, kind, consumer, 0, fmt.RECORD_TOMBSTONE), done)
 
     def _set(self, key: OffsetKey, offset: int) -> None:
         self._values[key] = offset
@@ -118,11 +126,13 @@ class CommittedOffsets:
     def first(self) -> OffsetRecord | None:
         return next(iter(self.waiting.values()), None)
 
-    def _check_taken(self) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+    def _check_taken(self, partition: PartitionLog) -> None:
+        refusal = self.refusal or partition.refusal
+        if refusal is not None:
+            raise refusal
 
     def forget_partition(self, uid: int) -> None:
+        self._closed.pop(uid, None)
         for key in self._keys.pop(uid, set()):
             self._values.pop(key, None)
 
@@ -134,7 +144,30 @@ class CommittedOffsets:
         end = partition.next_offset - 1
         if end >= 0:
             self._set(key, end)
-        self._put(OffsetRecord(*key, max(0, end), 0 if end >= 0 else fmt.RECORD_TOMBSTONE))
+        flags = 0 if end >= 0 else fmt.RECORD_TOMBSTONE
+        self._put(OffsetRecord(partition, key[1], key[2], max(0, end), flags))
+
+    # A partition that moves
+
+    def of_partition(self, uid: int) -> list[MovedOffset]:
+        """What goes with the partition: the applied values, journaled or not."""
+        return [(kind, consumer, self._values[uid, kind, consumer]) for _, kind, consumer in self._keys.get(uid, ())]
+
+    def awaits(self, partitions: set[PartitionLog]) -> bool:
+        """A reply hangs on an offset of one of them that no journal write carries yet."""
+        return any(record.done and record.partition in partitions for record in self.waiting.values())
+
+    def close_partition(self, uid: int, reason: NotOwnerError) -> None:
+        """Its values stay, for snapshots, and are not told any more: another shard may have changed them."""
+        self._closed[uid] = reason
+
+    def open_partition(self, uid: int) -> None:
+        self._closed.pop(uid, None)
+
+    def place(self, uid: int, offsets: list[MovedOffset]) -> None:
+        """Take those that came with a partition; its adoption journals them."""
+        for kind, consumer, offset in offsets:
+            self._set((uid, kind, consumer), offset)
 
     def refuse_waiting(self, error: ShardServerError) -> None:
         """Tell all who wait; the values stay, and go with the next write that there is."""

@@ -34,6 +34,7 @@ FLAG_CLEAN = 4
 KIND_BATCH = 1
 KIND_OFFSET = 2
 KIND_HINT = 3
+KIND_ADOPTION = 4
 RECORD_TOMBSTONE = 1
 
 
@@ -76,7 +77,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A fact that stays true: the segment at `segment_base` is synced up to `position`, where `next_offset` begins."""
+    """A fact that stays true: the segment at `segment_base` is synced up to `position`, where `next_offset` begins.
+
+    In an adoption position 0 means that there is no segment.
+    """
 
     segment_base: int
     position: int
@@ -189,7 +193,8 @@ def decode_records(write: memoryview, header: WriteHeader, path: str) -> Iterato
 def _suits(kind: int, payload_bytes: int) -> bool:
     if kind == KIND_BATCH:
         return payload_bytes >= BATCH_HEADER_BYTES
-    return payload_bytes == {KIND_OFFSET: _OFFSET.size, KIND_HINT: _HINT.size}.get(kind, payload_bytes)
+    sizes = {KIND_OFFSET: _OFFSET.size, KIND_HINT: _HINT.size, KIND_ADOPTION: _HINT.size}
+    return payload_bytes == sizes.get(kind, payload_bytes)
 
 
 def encode_offset(consumer_kind: int, consumer: int, offset: int) -> bytes:

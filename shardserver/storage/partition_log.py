@@ -9,15 +9,16 @@ partition goes to the journal (storage rule 3).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardserver.errors import CorruptionError, DiskFullError, ShardServerError, StorageError
+from shardserver.errors import CorruptionError, DiskFullError, NotOwnerError, ShardServerError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
-from shardserver.protocol.batch import stamp_batch
+from shardserver.protocol.batch import read_batch_header, stamp_batch
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.index import index_path, write_index
@@ -27,7 +28,7 @@ from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.synced_write import write_synced
-from shardserver.storage.tail import TailEntry
+from shardserver.storage.tail import Tail, TailEntry
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
 # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
 MAX_GATHER_BYTES, BACKLOG_LIMIT_BYTES = 8 << 20, 64 << 20
+
+MAX_COUNT = 1 << 62
 
 AppendDone = Callable[[int | ShardServerError], None]
 
@@ -49,6 +52,13 @@ class PartitionStatistics:
     segments: int
     tail_bytes: int
     waiting_bytes: int
+
+
+def is_same_batch(stored: memoryview, sent: memoryview) -> bool:
+    """Stored bytes are those of a batch as sent, but for partition, offset, time (0..24) and checksum (40..48)."""
+    if len(stored) != len(sent) or bytes(stored[24:40]) != bytes(sent[24:40]):
+        return False
+    return bytes(stored[48:]) == bytes(sent[48:])
 
 
 class PartitionLog(PartitionState):
@@ -75,6 +85,9 @@ class PartitionLog(PartitionState):
         self._idle.set()
         self._roll_due = False
         self._failed = False
+        self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
+        self._removal = asyncio.Lock()
+        self.index_saves: set[asyncio.Task[None]] = set()
 
     def statistics(self) -> PartitionStatistics:
         return PartitionStatistics(
@@ -94,7 +107,7 @@ class PartitionLog(PartitionState):
 
         done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
         """
-        refusal = self.fenced or self.resources.admission.refusal
+        refusal = self.refusal or self.fenced or self.resources.admission.refusal
         if refusal is not None:
             done(refusal)
             return
@@ -265,8 +278,7 @@ class PartitionLog(PartitionState):
         Raises:
             StorageError: the run failed; the bytes stay in memory and in the journal.
         """
-        while self._running:
-            await self._idle.wait()
+        await self.end_run()
         self._begin_run("flush")
         try:
             limit = self.next_offset if self.is_memory else self.durable_end
@@ -317,6 +329,7 @@ class PartitionLog(PartitionState):
             staging[position : position + len(entry.data)] = entry.data
             places.append(segment.end + position)
             position += len(entry.data)
+        self.resources.hooks.before_submit()
         try:
             await write_synced(self._disk, self.resources.faults, segment.file, segment.end, staging, on_written)
         except StorageError as error:
@@ -332,7 +345,7 @@ class PartitionLog(PartitionState):
 
         After anything but a full disk the bytes go to a new segment: this one ends logically where that begins.
         """
-        self._failed = True
+        self._failed = self._left_behind = True
         self._roll_due = self._roll_due or not isinstance(error, DiskFullError)
         try:
             assert segment.file is not None
@@ -354,9 +367,11 @@ class PartitionLog(PartitionState):
             self.segments.pop()
             await self.resources.files.close(active)
             active = None
+        former, self._left_behind = self._left_behind, True
         created = await seg.create_segment(
             self._disk, self.resources.faults, self.directory, self.uid, base_offset, self.last_timestamp
         )
+        self._left_behind = former
         self.segments.append(created)
         self._roll_due = False
         if active is not None:
@@ -366,6 +381,8 @@ class PartitionLog(PartitionState):
 
     def hint(self) -> fmt.Hint | None:
         """What the journal may say of the active segment; None while there is no segment."""
+        if self.closed is not None:
+            return self.closed_hint
         if not self.segments:
             return None
         active = self.segments[-1]
@@ -400,7 +417,16 @@ class PartitionLog(PartitionState):
     # Retention and removal
 
     async def delete_segments(self, count: int, *, keep_from: int | None = None) -> int:
-        """Delete up to count sealed segments, oldest first, none that reaches past keep_from; gives how many went."""
+        """Delete up to count sealed segments, oldest first, none that reaches past keep_from; gives how many went.
+
+        Raises StorageError, and NotOwnerError while the partition moves.
+        """
+        async with self._removal:
+            if self.refusal is not None:
+                raise self.refusal
+            return await self._delete_segments(count, keep_from)
+
+    async def _delete_segments(self, count: int, keep_from: int | None) -> int:
         removed: list[seg.Segment] = []
         while len(self.segments) > 1 and len(removed) < count:
             if keep_from is not None and self.segments[1].base_offset > keep_from:
@@ -421,20 +447,90 @@ class PartitionLog(PartitionState):
     async def enforce_retention(self) -> int:
         """Delete the oldest sealed segments while the sealed ones exceed the partition's limit."""
         limit, excess = self.identity.max_bytes, 0
-        if limit is None:
+        if limit is None or self.refusal is not None:
             return 0
         sealed = [segment.data_bytes for segment in self.segments[:-1]]
         while sealed and sum(sealed) > limit:
             sealed.pop(0)
             excess += 1
-        return await self.delete_segments(excess)
+        return await self.expire(excess)
 
-    async def close(self) -> None:
+    async def expire(self, count: int) -> int:
+        """As delete_segments; a partition that moves keeps them until it has moved."""
+        try:
+            return await self.delete_segments(count)
+        except NotOwnerError:
+            return 0
+
+    async def end_run(self) -> None:
+        """Wait until no run is in flight."""
         while self._running:
             await self._idle.wait()
+
+    async def close(self) -> None:
+        await self.end_run()
         for segment in self.segments:
             self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
+
+    # Moving to another shard (handover.py)
+
+    @property
+    def is_drained(self) -> bool:
+        """All that was appended is answered. Under `memory` it always is; the flush takes the rest."""
+        if self._running or self._waiting:
+            return False
+        return self.is_memory or self.durable_end == self.next_offset
+
+    @property
+    def is_flushed(self) -> bool:
+        return self.flushed_end == self.next_offset
+
+    async def end_removals(self) -> None:
+        """Wait for a deletion of segments and for index files that are being written."""
+        async with self._removal:
+            pass
+        if self.index_saves:
+            await asyncio.wait(self.index_saves)
+
+    async def trim(self) -> None:
+        """Remove what failed runs and rolls left behind the end: whoever opens the files next finds just what counts.
+
+        Raises StorageError.
+        """
+        if not self._left_behind:
+            return
+        known = {segment.path for segment in self.segments}
+        for name in await self._disk.list_directory(self.directory):
+            path = os.path.join(self.directory, name)
+            if name.endswith(".log") and path not in known:
+                await self._disk.unlink(path)
+        await self._disk.sync_directory(self.directory)
+        if self.segments:
+            await self._cut(self.segments[-1])
+        self._left_behind = False
+
+    async def _cut(self, segment: seg.Segment) -> None:
+        file = await self.resources.files.get(segment)
+        await self._disk.truncate(file, segment.end)
+        await self._disk.sync(file)
+
+    def shut(self) -> NotOwnerError:
+        """No reads from here on; what is in memory is in segments too. Gives the reason of the refusal."""
+        assert self.refusal is not None and self.is_flushed
+        self.closed_hint, self.tail = self.hint(), Tail()
+        self.closed = self.refusal
+        return self.closed
+
+    async def close_files(self) -> None:
+        """For another owner. An error of a close is none: the descriptor is gone, and all was synced before."""
+        for segment in self.segments:
+            self.resources.walks.forget(segment)
+            with contextlib.suppress(StorageError):
+                await self.resources.files.close(segment)
+
+    def open_again(self) -> None:
+        self.refusal = self.closed = self.closed_hint = None
 
     # Recovery
 
@@ -447,7 +543,32 @@ class PartitionLog(PartitionState):
         """Before recovery tries once more."""
         segments, self.segments = self.segments, []
         for segment in segments:
+            self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
+
+    async def find_batch(
+        self, batch: bytes | bytearray | memoryview, count: int, first: int, last: int, taken: set[int]
+    ) -> int | None:
+        """The base offset, in [first, last) and not in taken, of a stored batch that is this very one; None: not there.
+
+        batch: count messages as their producer sent them. What the stamp changes is not compared.
+
+        Raises:
+            StorageError: as PartitionReader.read.
+        """
+        wanted, offset = memoryview(batch), first
+        while offset < last:
+            result = await self.reader.read(offset, MAX_COUNT, self._settings.read_ahead_bytes)
+            for stored in result.buffers:
+                header = read_batch_header(stored)
+                base = header.base_offset  # below first: the batch that holds it, cut
+                asked_for = first <= base < last and base not in taken and header.message_count == count
+                if asked_for and is_same_batch(memoryview(stored), wanted):
+                    return base
+            if not result.count:
+                return None
+            offset = result.last_offset + 1
+        return None
 
     def replay(self, data: memoryview, base_offset: int, count: int, timestamp: int, sequence: int) -> None:
         """Take a journal record: below the end it is here already, at the end it is new.

@@ -27,7 +27,8 @@ class PartitionReader:
         self.skipped_messages = 0
 
     def try_read(self, start: int, count: int, max_bytes: int) -> ReadResult | None:
-        """A read that memory can answer; None when segments are needed."""
+        """A read that memory can answer; None when segments are needed. Raises NotOwnerError."""
+        self._check_open()
         builder = ReadBuilder(max(start, self._state.first_offset), count, max_bytes, self._state.high_watermark)
         if not builder.wants_more:
             return self._result(builder)
@@ -49,7 +50,9 @@ class PartitionReader:
         Raises:
             CorruptionError: the batch at the start is damaged. Damage further on ends the reply before it.
             StorageError: the disk failed, or the partition was set aside and has no more than what was read before.
+            NotOwnerError: the partition was given to another shard, before the read or during it.
         """
+        self._check_open()
         builder = ReadBuilder(max(start, self._state.first_offset), count, max_bytes, self._state.high_watermark)
         while builder.wants_more:
             if builder.next_offset < self._state.first_offset:  # deleted while the disk was waited for
@@ -64,6 +67,7 @@ class PartitionReader:
                 if builder.count:
                     break
                 raise
+            self._check_open()
         return self._result(builder)
 
     def _result(self, builder: ReadBuilder) -> ReadResult:
@@ -71,6 +75,10 @@ class PartitionReader:
         if builder.count == 0 and self._state.set_aside is not None:
             raise self._state.set_aside
         return builder.result()
+
+    def _check_open(self) -> None:
+        if self._state.closed is not None:
+            raise self._state.closed
 
     async def _load_index(self, segment: seg.Segment) -> None:
         """From its file, else from the data: needed once for what was there before this start."""
@@ -120,7 +128,7 @@ class PartitionReader:
         except CorruptionError:
             raise
         except StorageError:
-            if segment in self._state.segments:  # else it was deleted meanwhile
+            if segment in self._state.segments and not segment.closed:  # else it was deleted or closed meanwhile
                 raise
 
     async def _take_batches(self, segment: seg.Segment, builder: ReadBuilder) -> None:
@@ -152,12 +160,21 @@ class PartitionReader:
         builder.skip_to(damage.next_offset, self._state.high_watermark)
 
     async def offset_at(self, timestamp: int) -> int:
-        """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none."""
+        """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none.
+
+        Raises:
+            StorageError: the disk failed. NotOwnerError: as read.
+        """
+        self._check_open()
         for segment in list(self._state.segments):
             last = self._last_timestamp(segment)
             if last is not None and last < timestamp:
                 continue
-            found = await self._offset_in(segment, timestamp)
+            try:
+                found = await self._offset_in(segment, timestamp)
+            except StorageError:
+                self._check_open()
+                raise
             if found is not None:
                 return found
         for entry in self._state.tail.from_offset(self._state.flushed_end):

@@ -28,12 +28,16 @@ class PartitionRecovery:
             CorruptionError: a segment is missing, or its header is damaged.
         """
         log, hint = self._log, self._hint
-        names = [name for name in await self._names() if name.endswith(".log")]
-        for name in names:
-            await self._open_segment(int(name[:-4]), is_last=name == names[-1])
+        await self._open_segments()
         if hint is not None and (not log.segments or log.segments[-1].base_offset < hint.segment_base):
             raise CorruptionError(log.directory, 0, f"a segment with base offset {hint.segment_base}")
         return await self._scan_active() if log.segments else 0
+
+    async def _open_segments(self) -> list[str]:
+        names = [name for name in await self._names() if name.endswith(".log")]
+        for name in names:
+            await self._open_segment(int(name[:-4]), is_last=name == names[-1])
+        return names
 
     async def _names(self) -> list[str]:
         try:
@@ -74,6 +78,19 @@ class PartitionRecovery:
             await self._disk.unlink(path)
             await self._disk.sync_directory(self._log.directory)
 
+    async def open_unchanged(self) -> None:
+        log, hint = self._log, self._hint
+        assert hint is not None
+        names = await self._open_segments()
+        found = [segment.base_offset for segment in log.segments]
+        if len(found) != len(names) or found[-1:] != [hint.segment_base]:
+            raise CorruptionError(log.directory, 0, f"a last segment with base offset {hint.segment_base}")
+        active = log.segments[-1]
+        if await self._disk.file_bytes(active.file) != hint.position:
+            raise CorruptionError(active.path, hint.position, "the end of the segment")
+        active.indexed = hint.position == fmt.BLOCK_BYTES
+        log.take_recovered_end(hint.next_offset, hint.last_timestamp)
+
     async def _scan_active(self) -> int:
         log, hint = self._log, self._hint
         active = log.segments[-1]
@@ -98,6 +115,20 @@ class PartitionRecovery:
             await self._disk.truncate(active.file, end)
             await self._disk.sync(active.file)
         active.end = active.index_saved_end = end
+
+
+async def open_unchanged(log: PartitionLog, hint: fmt.Hint) -> None:
+    """Open the segments of a partition that its former owner has synced and closed: reads headers, writes nothing.
+
+    Raises:
+        CorruptionError: the files do not end where the hint says; somebody else has written to them.
+        StorageError: the disk failed. Nothing is open then.
+    """
+    try:
+        await PartitionRecovery(log, hint, read_only=True).open_unchanged()
+    except BaseException:
+        await log.forget_segments()
+        raise
 
 
 async def recover_partition(log: PartitionLog, hint: fmt.Hint | None, *, read_only: bool, tries: int = 3) -> int:

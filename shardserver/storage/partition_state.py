@@ -9,7 +9,8 @@ Offsets in rising order, each the first one that is *not yet* what its name says
 
 from __future__ import annotations
 
-from shardserver.errors import StorageError
+from shardserver.errors import NotOwnerError, StorageError
+from shardserver.storage import journal_format as fmt
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import Durability, PartitionIdentity
@@ -34,6 +35,11 @@ class PartitionState:
         self.last_timestamp = 0
         self.fenced: StorageError | None = None
         self.set_aside: StorageError | None = None  # recovery could not bring back all: reads at the end say so
+        self.refusal: NotOwnerError | None = None  # it is leaving or arriving: no appends, no changes of offsets
+        self.closed: NotOwnerError | None = None  # another shard may have its files: no reads either
+        self.closed_hint: fmt.Hint | None = None  # of its active segment, while it is closed
+        self.hinted_offset = 0  # next offset of the newest hint that recovery found: all below was answered
+        self.recovered_end = 0  # next offset at the end of recovery
 
     @property
     def uid(self) -> int:

@@ -101,7 +101,9 @@ async def recover_shard(
     progress.journal_is_read = True
     await _recover_partitions(logs, found.hints, metadata)
     async for one in ring.files(found.first_needed(logs)):
-        _replay_batches(logs, one, metadata)
+        _replay_batches(logs, one, metadata, found)
+    for partition in logs.partitions:
+        partition.recovered_end = partition.next_offset
     logs.recovery_bytes += ring.read_bytes
     await _recover_offsets(disk, logs, ring, found, metadata)
     if metadata.read_only:
@@ -122,32 +124,71 @@ async def _make_directories(disk: Disk, data_directory: str, logs: ShardLog) -> 
         await disk.sync_directory(directory)
 
 
-def _records(one: RecoveredFile, metadata: RecoveryInput) -> Iterable[fmt.Record]:
-    """The records that count: uid, term and shard equal metadata's present ones (storage rule 12)."""
+# Of a record: its file's sequence, its write's position in the file, its number in the write.
+Place = tuple[int, int, int]
+
+
+def _records(one: RecoveredFile, metadata: RecoveryInput) -> Iterable[tuple[Place, fmt.Record]]:
+    """The records that count: uid, term and shard equal metadata's present ones (storage rule 12).
+
+    Those before the newest adoption of their partition do not, but that is known only when all have been read.
+    """
     for write in one.writes:
         raw = one.buffer[write.position : write.position + write.length]
-        for record in fmt.decode_records(raw, write, one.journal_file.path):
+        for number, record in enumerate(fmt.decode_records(raw, write, one.journal_file.path)):
             if record.uid >= metadata.next_uid:
                 path = one.journal_file.path
                 raise CorruptionError(
                     path, write.position, f"partition uids below {metadata.next_uid}: metadata was lost"
                 )
             if metadata.terms.get(record.uid) == record.term and record.shard == metadata.shard:
-                yield record
+                yield (one.sequence, write.position, number), record
 
 
 @dataclass(slots=True)
 class Found:
-    """What the live files say beside batches, the newest of each. batch_ends: of (journal file's sequence, uid)."""
+    """What the live files say beside batches, the newest of each.
+
+    offsets: (the file's sequence, None for a deletion) of each key, by uid. batch_ends: by uid, then by the
+    journal file's sequence. adoptions: places of the newest ones; what stands before them is forgotten.
+    """
 
     hints: dict[int, fmt.Hint] = field(default_factory=dict)
-    offsets: dict[snapshot.OffsetKey, tuple[int, int | None]] = field(default_factory=dict)
-    batch_ends: dict[tuple[int, int], int] = field(default_factory=dict)
+    offsets: dict[int, dict[snapshot.OffsetKey, tuple[int, int | None]]] = field(default_factory=dict)
+    batch_ends: dict[int, dict[int, int]] = field(default_factory=dict)
+    adoptions: dict[int, Place] = field(default_factory=dict)
+
+    def take(self, place: Place, record: fmt.Record) -> None:
+        uid = record.uid
+        if record.kind == fmt.KIND_HINT:
+            self.hints[uid] = fmt.Hint.decode(record.payload)
+        elif record.kind == fmt.KIND_BATCH:
+            header = read_batch_header(record.payload)
+            self.batch_ends.setdefault(uid, {})[place[0]] = header.base_offset + header.message_count
+        elif record.kind == fmt.KIND_OFFSET:
+            kind, consumer, offset = fmt.decode_offset(record.payload)
+            gone = record.flags & fmt.RECORD_TOMBSTONE
+            self.offsets.setdefault(uid, {})[uid, kind, consumer] = (place[0], None if gone else offset)
+        elif record.kind == fmt.KIND_ADOPTION:
+            self._take_adoption(place, uid, fmt.Hint.decode(record.payload))
+
+    def _take_adoption(self, place: Place, uid: int, hint: fmt.Hint) -> None:
+        self.adoptions[uid] = place
+        self.offsets.pop(uid, None)
+        self.hints.pop(uid, None)
+        self.batch_ends.pop(uid, None)
+        if hint.position:
+            self.hints[uid] = hint
+
+    def counts(self, place: Place, uid: int) -> bool:
+        return uid not in self.adoptions or place > self.adoptions[uid]
 
     def first_needed(self, logs: ShardLog) -> int:
         """The oldest file with a batch that no segment holds; a sequence above all when there is none."""
-        ends = self.batch_ends.items()
-        missing = [sequence for (sequence, uid), end in ends if end > logs.partition(uid).next_offset]
+        missing = []
+        for uid, ends in self.batch_ends.items():
+            known = logs.partition(uid).next_offset
+            missing += [sequence for sequence, end in ends.items() if end > known]
         return min(missing, default=1 << 64)
 
 
@@ -155,16 +196,8 @@ async def _read_journal(ring: JournalRecovery, metadata: RecoveryInput) -> Found
     """The whole live part once, so that damage is refused before anything is touched."""
     found = Found()
     async for one in ring.files():
-        for record in _records(one, metadata):
-            if record.kind == fmt.KIND_HINT:
-                found.hints[record.uid] = fmt.Hint.decode(record.payload)
-            elif record.kind == fmt.KIND_BATCH:
-                header = read_batch_header(record.payload)
-                found.batch_ends[one.sequence, record.uid] = header.base_offset + header.message_count
-            elif record.kind == fmt.KIND_OFFSET:
-                kind, consumer, offset = fmt.decode_offset(record.payload)
-                gone = record.flags & fmt.RECORD_TOMBSTONE
-                found.offsets[record.uid, kind, consumer] = (one.sequence, None if gone else offset)
+        for place, record in _records(one, metadata):
+            found.take(place, record)
     return found
 
 
@@ -178,6 +211,7 @@ async def _recover_partitions(logs: ShardLog, hints: dict[int, fmt.Hint], metada
     for partition in logs.partitions:
         try:
             hint = hints.get(partition.uid)
+            partition.hinted_offset = 0 if hint is None else hint.next_offset
             read_bytes = await recover_partition(partition, hint, read_only=metadata.read_only)
             logs.recovery_bytes += read_bytes
             progress.read_bytes += read_bytes
@@ -186,10 +220,10 @@ async def _recover_partitions(logs: ShardLog, hints: dict[int, fmt.Hint], metada
         progress.partitions_done += 1
 
 
-def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput) -> None:
-    for record in _records(one, metadata):
+def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput, found: Found) -> None:
+    for place, record in _records(one, metadata):
         partition = logs.partition(record.uid)
-        if record.kind != fmt.KIND_BATCH or partition.fenced is not None:
+        if record.kind != fmt.KIND_BATCH or partition.fenced is not None or not found.counts(place, record.uid):
             continue
         header = read_batch_header(record.payload)
         try:
@@ -215,9 +249,12 @@ async def _recover_offsets(
     entries, journal_id, covered = await snapshot.read_snapshot(disk, logs.directory)
     found = {key: offset for key, (term, offset) in entries.items() if metadata.terms.get(key[0]) == term}
     floor = covered if journal_id == logs.journal_id else 0
-    for key, (sequence, offset) in in_journal.offsets.items():
-        if sequence >= floor:
-            found.pop(key, None)
-            if offset is not None:
-                found[key] = offset
+    reset = {uid for uid, place in in_journal.adoptions.items() if place[0] >= floor}
+    found = {key: offset for key, offset in found.items() if key[0] not in reset}
+    for offsets in in_journal.offsets.values():
+        for key, (sequence, offset) in offsets.items():
+            if sequence >= floor:
+                found.pop(key, None)
+                if offset is not None:
+                    found[key] = offset
     logs.adopt_offsets(found, oldest_sequence=ring.oldest_sequence)

@@ -19,6 +19,20 @@ class Admission:
     refusal: StorageError | None = None
 
 
+def _nothing() -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Hooks:
+    """before_submit: called right before a journal write or a run is given to the disk.
+
+    Whoever answers over a ring publishes there, so that an answer is visible before a hint that covers it is on disk.
+    """
+
+    before_submit: Callable[[], None] = _nothing
+
+
 @dataclass(frozen=True, slots=True)
 class LogResources:
     """clock: microseconds since the epoch; it may go back."""
@@ -30,3 +44,4 @@ class LogResources:
     files: SegmentFiles
     walks: ParkedWalks
     admission: Admission = field(default_factory=Admission)
+    hooks: Hooks = field(default_factory=Hooks)

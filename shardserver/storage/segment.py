@@ -31,6 +31,7 @@ class Segment:
     """`end` is the synced end, block aligned; runs begin there.
 
     indexed: the index covers the whole segment. index_is_stored: it came from a file, so damage may be the index's own.
+    closed: its file may not be opened any more.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Segment:
     indexed: bool = True
     index_is_stored: bool = False
     index_saved_end: int = BLOCK_BYTES
+    closed: bool = False
 
     @property
     def data_bytes(self) -> int:

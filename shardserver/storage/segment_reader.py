@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
+from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.protocol.batch import damaged_batch_extent, read_batch_header
 from shardserver.storage import segment as seg
@@ -41,6 +42,8 @@ class SegmentFiles:
     async def get(self, segment: seg.Segment) -> File:
         """An open file; an operation submitted before the next await keeps it open until its end."""
         if segment.file is None:
+            if segment.closed:
+                raise StorageError(f"{segment.path} was closed")
             await self._open(segment)
         elif segment in self._sealed:
             self._sealed.move_to_end(segment)
@@ -57,7 +60,12 @@ class SegmentFiles:
                 segment.file = await opening
             finally:
                 del self._opening[segment]
-            self.seal(segment)
+            if segment.closed:
+                await self.close(segment)
+            else:
+                self.seal(segment)
+        if segment.closed:
+            raise StorageError(f"{segment.path} was closed")
         if segment.file is None:
             await self._open(segment)
 
@@ -70,7 +78,8 @@ class SegmentFiles:
             oldest.file = None
 
     async def close(self, segment: seg.Segment) -> None:
-        """For good: the segment is removed, or the log ends."""
+        """For good: the segment is removed, moves to another shard, or the log ends."""
+        segment.closed = True
         self._sealed.pop(segment, None)
         file, segment.file = segment.file, None
         if file is not None:

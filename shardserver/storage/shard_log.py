@@ -12,20 +12,23 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.committed_offsets import CommittedOffsets, OffsetRecord
+from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
 from shardserver.storage.journal import Journal, JournalStatistics
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +53,12 @@ class ShardLogStatistics:
 
 @dataclass(slots=True)
 class WriteContent:
-    """What one journal write carries, to be answered when it completes."""
+    """What one journal write carries, to be answered when it completes. adoptions: those that end in it."""
 
-    batches: list[tuple[PartitionLog, int]]
-    offsets: list[OffsetRecord]
-    checkpoint_sequence: int
+    batches: list[tuple[PartitionLog, int]] = field(default_factory=list)
+    offsets: list[OffsetRecord] = field(default_factory=list)
+    adoptions: list[Adoption] = field(default_factory=list)
+    checkpoint_sequence: int = 0
 
 
 class ShardLog:
@@ -101,6 +105,20 @@ class ShardLog:
         self._started = self._closing = False
         self._growing = False
         self._published = asyncio.Event()
+        self._progress = asyncio.Event()  # a write or a run has ended, well or not
+        self._in_flight: WriteContent | None = None
+        self._adoptions: deque[Adoption] = deque()
+        self._moves: dict[object, asyncio.Task[Any]] = {}
+        self._released: dict[PartitionLog, ReleasedPartition] = {}
+
+    @property
+    def before_submit(self) -> Callable[[], None]:
+        """Called right before a journal write or a run is given to the disk."""
+        return self.resources.hooks.before_submit
+
+    @before_submit.setter
+    def before_submit(self, hook: Callable[[], None]) -> None:
+        self.resources.hooks.before_submit = hook
 
     # Partitions
 
@@ -114,25 +132,42 @@ class ShardLog:
 
     def create_partition(self, identity: PartitionIdentity) -> PartitionLog:
         """A new, empty log. It takes no disk space before its first flush or direct run."""
-        directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
-        created = PartitionLog(self.resources, directory, identity, self._mark_dirty)
-        self._partitions[identity.uid] = created
+        created = self._add_partition(identity)
         if self._started:
             self._grow_if_due()
         return created
 
+    def _add_partition(self, identity: PartitionIdentity) -> PartitionLog:
+        directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
+        created = PartitionLog(self.resources, directory, identity, self._mark_dirty)
+        self._partitions[identity.uid] = created
+        return created
+
+    def serves(self, partition: PartitionLog) -> bool:
+        """It was not forgotten. A partition that came back has another log of the same uid."""
+        return self._partitions.get(partition.uid) is partition
+
     def forget_partition(self, uid: int) -> None:
-        """Stop serving a partition whose deletion metadata has recorded; its waiting appends are refused."""
+        """Stop serving a partition whose deletion, or move, metadata has recorded, or whose adoption was given up.
+
+        Its waiting appends are refused. Its files stay; those that are open are closed off the loop.
+        """
         gone = self._partitions.pop(uid, None)
         if gone is None:
             return
-        gone.fence(StorageError(f"partition {uid} was deleted"))
+        gone.fence(StorageError(f"partition {uid} is not here any more"))
+        self._released.pop(gone, None)
         self._unpin(gone)
         self._dirty.pop(gone, None)
         self._hints.pop(uid, None)
         self._tail_bytes -= gone.tail.bytes
         self.offsets.forget_partition(uid)
-        self._track(gone.close())
+        self._track(self._close_forgotten(gone))
+        self._progress.set()
+
+    async def _close_forgotten(self, partition: PartitionLog) -> None:
+        await partition.end_run()
+        await partition.close_files()
 
     async def remove_files(self, uid: int) -> None:
         """Remove the directory of a dead partition; one that is gone already is fine."""
@@ -164,7 +199,7 @@ class ShardLog:
     # The turn
 
     def _mark_dirty(self, partition: PartitionLog) -> None:
-        if partition.uid not in self._partitions:
+        if not self.serves(partition):
             return
         self._dirty[partition] = None
         if partition.is_due:
@@ -231,14 +266,17 @@ class ShardLog:
     def _after_run(self, partition: PartitionLog) -> None:
         self._unpin(partition)
         sequence = partition.oldest_unflushed_sequence()
-        if sequence and partition.uid in self._partitions:
-            self._pin(partition, sequence)
-        if partition.uid in self._partitions:
+        if self.serves(partition):
+            if sequence:
+                self._pin(partition, sequence)
             self._hints[partition.uid] = partition
             self._linger_turn()
             for segment in partition.indexes_due():
-                self._track(self._save_index(partition, segment))
+                saving = self._track(self._save_index(partition, segment))
+                partition.index_saves.add(saving)
+                saving.add_done_callback(partition.index_saves.discard)
         self._evict()
+        self._progress.set()
 
     async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
         try:
@@ -251,12 +289,12 @@ class ShardLog:
             self._linger.cancel()
             self._linger = None
         self._lingered = False
-        if not (self._dirty or self.offsets.waiting or self._hints or self._force_write):
+        if not (self._dirty or self.offsets.waiting or self._hints or self._adoptions or self._force_write):
             return
         if self.journal.begin():
             content = self._fill()
         elif self.journal.begin_reserved():
-            content = WriteContent([], [], 0)
+            content = WriteContent()
         else:
             content = None
         if content is None or not (content.checkpoint_sequence >= 0 and (self.journal.records or self._force_write)):
@@ -271,16 +309,19 @@ class ShardLog:
             for partition in list(self._dirty):
                 partition.fail_waiting(self._flush_error)
             self.offsets.refuse_waiting(self._flush_error)
+            self._refuse_adoptions(self._flush_error)
+            self._progress.set()
 
     def _fill(self) -> WriteContent:
         sequence = self.journal.sequence
         if sequence != self._checkpoint_started:
             self._checkpoint_started = sequence
             self._checkpoint = deque(self._partitions.values())
-        content = WriteContent([], [], 0)
+        content = WriteContent()
         self._add_checkpoint(content)
         if not self._checkpoint:
             self._add_hints()
+            self._add_adoptions(content)
             self._add_offsets(content)
             self._add_batches(content)
         return content
@@ -294,7 +335,7 @@ class ShardLog:
         content.checkpoint_sequence = self._checkpoint_started
 
     def _add_hint(self, partition: PartitionLog) -> bool:
-        hint = partition.hint() if partition.uid in self._partitions else None
+        hint = partition.hint() if self.serves(partition) else None
         if hint is None:
             return True
         raw = hint.encode()
@@ -312,13 +353,13 @@ class ShardLog:
 
     def _add_offsets(self, content: WriteContent) -> None:
         while (record := self.offsets.first()) is not None:
-            partition = self._partitions.get(record.uid)
+            partition = record.partition
             raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
-            if partition is not None:
+            if self.serves(partition):
                 if not self.journal.fits(len(raw)):
                     return
                 term = partition.identity.term
-                self.journal.add(fmt.KIND_OFFSET, record.flags, self._shard, record.uid, term, raw)
+                self.journal.add(fmt.KIND_OFFSET, record.flags, self._shard, partition.uid, term, raw)
                 self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
             content.offsets.append(self.offsets.take_first())
 
@@ -349,6 +390,8 @@ class ShardLog:
                 partition.note_written(end)
 
         oldest_live = self._oldest_live()
+        self.resources.hooks.before_submit()
+        self._in_flight = content
         future = self.journal.submit(oldest_live, clean=clean, on_written=on_written)
         return self._track(self._commit(future, content))
 
@@ -359,15 +402,20 @@ class ShardLog:
             for record in content.offsets:
                 for refused in record.done:
                     refused(error)
+            self._refuse_adoptions(error, content.adoptions)
             self._fail(error)
             return
+        self._in_flight = None
         self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
         for partition, end in content.batches:
             partition.note_durable(end)
         for record in content.offsets:
             for done in record.done:
                 done(None)
+        for adoption in content.adoptions:
+            adoption.journaled()
         self._published.set()
+        self._progress.set()
         self._evict()
         if self._has_work():
             self._schedule_turn()
@@ -377,7 +425,7 @@ class ShardLog:
             self._start_flush()
 
     def _has_work(self) -> bool:
-        if self._lingered or self._checkpoint or self._force_write:
+        if self._lingered or self._checkpoint or self._force_write or self._adoptions:
             return True
         small = (one for one in self._dirty if not one.wants_run(lingered=False))
         return self.offsets.waited_for > 0 or any(one.is_due for one in small)
@@ -390,6 +438,9 @@ class ShardLog:
             for partition in self._partitions.values():
                 partition.fence(error)
             self.offsets.refuse_waiting(error)
+            self._refuse_adoptions(error)
+            for event in (self._published, self._progress):
+                event.set()
             self._on_failure(error)
 
     # Freeing journal files
@@ -474,6 +525,157 @@ class ShardLog:
         self._schedule_turn()
         await self._published.wait()
 
+    # Partitions that leave and arrive (handover.py)
+
+    async def release_partition(self, uid: int) -> ReleasedPartition:
+        """As release_partitions, of one."""
+        return (await self.release_partitions([uid]))[0]
+
+    async def release_partitions(self, uids: Sequence[int]) -> list[ReleasedPartition]:
+        """Close partitions so that another shard can open their files; what they were, in the order of uids.
+
+        From the call on appends and changes of offsets are refused with NotOwnerError, and reads from the end on. What
+        waits is answered as usual before.
+
+        Raises:
+            StorageError: of a partition that is fenced or could not be flushed (DiskFullError). NotOwnerError: one is
+                moving already. KeyError: none of that uid is here. All of them serve on then.
+        """
+        partitions = [self._partitions[uid] for uid in uids]
+        refuse_changes(self, partitions)
+        return await self._shielded(release(self, partitions), partitions)
+
+    async def resume_partition(self, uid: int) -> None:
+        """Serve a released partition on: the move was given up, and nobody else has its files open any more.
+
+        Also after a release whose caller was cancelled. Raises StorageError: it is still released; try again.
+        """
+        await self.resume_partitions([uid])
+
+    async def resume_partitions(self, uids: Sequence[int]) -> None:
+        """As resume_partition, of many. Those that serve already are passed over."""
+        partitions = [self._partitions[uid] for uid in uids]
+        moves = {self._moves[one] for one in partitions if one in self._moves}
+        if moves:
+            await asyncio.wait(moves)
+        released = [(one, self._released[one]) for one in partitions if one in self._released]
+        await self._shielded(resume(self, released), [])
+
+    async def adopt_partition(self, identity: PartitionIdentity, state: ReleasedPartition) -> PartitionLog:
+        """As adopt_partitions, of one."""
+        return (await self.adopt_partitions([(identity, state)]))[0]
+
+    async def adopt_partitions(
+        self, arrivals: Sequence[tuple[PartitionIdentity, ReleasedPartition]]
+    ) -> list[PartitionLog]:
+        """Open what another shard has released, under each identity's new term, and journal it.
+
+        Returns when that is synced. Nothing is served, and nothing is written to the partitions' files, before
+        activate_partition. The move's event must be refused when this shard's process has ended since.
+
+        Raises:
+            StorageError: nothing of them is here, as after forget_partition.
+        """
+        return await self._shielded(adopt(self, arrivals), [])
+
+    async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
+        """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._moves.update(dict.fromkeys(partitions or [task], task))
+
+        def ended(task: asyncio.Task[Result]) -> None:
+            for key in partitions or [task]:
+                self._moves.pop(key, None)
+            if not task.cancelled():
+                task.exception()  # nobody hears of it when the caller was cancelled
+
+        task.add_done_callback(ended)
+        return await asyncio.shield(task)
+
+    def activate_partition(self, uid: int) -> None:
+        """Metadata has recorded the move: serve the adopted partition.
+
+        Raises KeyError when none of that uid is here, NotOwnerError when it has not been adopted, but is leaving.
+        """
+        partition = self._partitions[uid]
+        if partition in self._moves or partition in self._released:
+            assert partition.refusal is not None
+            raise partition.refusal
+        self.open_partition(partition)
+
+    def add_arriving(self, identity: PartitionIdentity) -> PartitionLog:
+        """A log that neither serves nor says anything of itself yet. Raises StorageError: one of this uid is here."""
+        if self.failed is not None:
+            raise self.failed
+        if identity.uid in self._partitions:
+            raise StorageError(f"partition {identity.uid} is here already")
+        return self._add_partition(identity)
+
+    async def drain(self, partitions: set[PartitionLog]) -> None:
+        """Until all replies that hang on them were given. Raises StorageError when one is fenced."""
+        while True:
+            for one in partitions:
+                if one.fenced is not None:
+                    raise one.fenced
+            if self._closing:
+                raise StorageError("the shard ends")
+            busy = self._in_flight
+            if busy is not None and not any(record.partition in partitions for record in busy.offsets):
+                busy = None
+            if busy is None and all(one.is_drained for one in partitions) and not self.offsets.awaits(partitions):
+                return
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
+        """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
+        await self._flush_partitions(partitions)
+
+    def shut_partition(self, partition: PartitionLog, state: ReleasedPartition) -> None:
+        """No reads any more. Its offsets stay in snapshots until it is forgotten."""
+        self._released[partition] = state
+        self._tail_bytes -= partition.tail.bytes
+        self.offsets.close_partition(partition.uid, partition.shut())
+
+    def open_partition(self, partition: PartitionLog) -> None:
+        self._released.pop(partition, None)
+        partition.open_again()
+        self.offsets.open_partition(partition.uid)
+
+    def give_up_arrival(self, partition: PartitionLog) -> None:
+        if self.serves(partition):
+            self.forget_partition(partition.uid)
+
+    async def save_indexes(self, partition: PartitionLog) -> None:
+        """Those that are worth a file: the next owner need not read the segments for them."""
+        for segment in partition.indexes_due(INDEX_WORTH_BYTES):
+            await self._save_index(partition, segment)
+
+    async def journal_adoptions(self, adoptions: list[Adoption]) -> None:
+        """Have them journaled, with their offsets; returns when all is synced."""
+        self._adoptions.extend(adoptions)
+        self._schedule_turn()
+        self._grow_if_due()
+        for adoption in adoptions:
+            await adoption.done
+
+    def _add_adoptions(self, content: WriteContent) -> None:
+        if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
+            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
+        while self._adoptions:
+            adoption = self._adoptions[0]
+            if self.serves(adoption.partition):  # else it was given up meanwhile
+                if not adoption.add_to(self.journal, self._shard):
+                    return
+                content.adoptions.append(adoption)
+            self._adoptions.popleft()
+
+    def _refuse_adoptions(self, error: StorageError, adoptions: Iterable[Adoption] | None = None) -> None:
+        for adoption in self._adoptions if adoptions is None else adoptions:
+            adoption.refuse(error)
+        if adoptions is None:
+            self._adoptions.clear()
+
     # The tail's budget
 
     def _count_tail(self, partition: PartitionLog, added: int) -> None:
@@ -493,7 +695,7 @@ class ShardLog:
                 if not freed:
                     break
                 self._tail_bytes -= freed
-            if partition.uid not in self._partitions or partition.tail.bytes == 0:
+            if not self.serves(partition) or partition.tail.bytes == 0:
                 self._cached.popleft()
             elif partition.tail.bytes == before:
                 self._cached.rotate(-1)
@@ -583,13 +785,13 @@ class ShardLog:
             return 0
         total = sum(one.segments_bytes for one in self._partitions.values())
         while total > limit:
-            holders = [one for one in self._partitions.values() if len(one.segments) > 1]
+            holders = [one for one in self._partitions.values() if len(one.segments) > 1 and one.refusal is None]
             if not holders:
                 break
             # A segment's last timestamp stands in its successor.
             oldest = min(holders, key=lambda one: one.segments[1].previous_timestamp)
             total -= oldest.segments[0].data_bytes
-            removed += await oldest.delete_segments(1)
+            removed += await oldest.expire(1)
         return removed
 
     async def close(self) -> None:
@@ -597,6 +799,10 @@ class ShardLog:
         if self.failed is None:
             await self._drain()
         self._closing = True
+        self._refuse_adoptions(StorageError("the shard ends"))
+        self._progress.set()
+        if self._moves:
+            await asyncio.wait(set(self._moves.values()))
         if self._linger is not None:
             self._linger.cancel()
         await self.wait_idle()
@@ -627,7 +833,6 @@ class ShardLog:
         try:
             await self._flush_partitions(list(self._partitions.values()))
             if self._uncovered_offsets or self.offsets.waiting:
-                self.offsets.waiting.clear()
                 await self._snapshot_offsets()
         except StorageError as error:
             log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
@@ -638,14 +843,17 @@ class ShardLog:
         return any(partition.flushed_end or partition.next_offset for partition in self._partitions.values())
 
     async def _write_last_checkpoint(self) -> None:
-        """The checkpoint may take several writes; only the last one says that the stop was clean."""
+        """The checkpoint may take several writes; only the last one says that the stop was clean.
+
+        Offsets that wait go with them though the snapshot has them: an older record of this file is replayed over it.
+        """
         self._checkpoint_started = 0
         if self._linger is not None:
             self._linger.cancel()
         while self.failed is None and self.journal.begin():
             content = self._fill()
             self._uncovered_offsets = self._uncovered_offsets if not content.checkpoint_sequence else 0
-            done = not self._checkpoint
+            done = not self._checkpoint and not self.offsets.waiting
             if done:
                 self._checkpoint_sequence = self.journal.sequence
             await self._submit(content, clean=done)

@@ -57,7 +57,7 @@ def _decode_write(raw: memoryview) -> Values | None:
     records = []
     for record in fmt.decode_records(raw, header, "journal"):
         values = {name: getattr(record, name) for name in ("kind", "flags", "shard", "uid", "term")}
-        if record.kind == fmt.KIND_HINT:
+        if record.kind in (fmt.KIND_HINT, fmt.KIND_ADOPTION):
             hint = fmt.Hint.decode(record.payload)
             values["hint"] = [hint.segment_base, hint.position, hint.next_offset, hint.last_timestamp]
         elif record.kind == fmt.KIND_OFFSET:
@@ -150,6 +150,7 @@ FORMATS = {
         _decode_file_header, lambda values: fmt.encode_file_header(fmt.FileHeader(**values)), (range(40),)
     ),
     "journal-write": Format(_decode_write, _encode_write, (range(4096),)),
+    "journal-adoption": Format(_decode_write, _encode_write, (range(4096),)),
     "segment": Format(_decode_segment, _encode_segment, (range(48), range(4096, 4405))),
     "index": Format(_decode_index, _encode_index, (range(88),)),
     "offsets": Format(_decode_offsets, _encode_offsets, (range(104),)),

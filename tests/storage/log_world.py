@@ -136,6 +136,17 @@ class Load:
             assert found < logs.partition(uid).high_watermark
 
 
+async def append(logs: ShardLog, uid: int, count: int = 1, number: int = 0, size: int = 0) -> int:
+    """One batch of messages numbered from `number`; gives its base offset, once acknowledged."""
+    outcome: asyncio.Future[int | ShardServerError] = asyncio.get_running_loop().create_future()
+    payloads = [b"%d " % one + b"x" * size for one in range(number, number + count)]
+    logs.partition(uid).append(make_batch(payloads), count, outcome.set_result)
+    result = await outcome
+    if not isinstance(result, int):
+        raise result
+    return result
+
+
 async def read_numbers(logs: ShardLog, uid: int) -> list[int]:
     """All messages of a partition from the first to the high watermark, by reads of a few at a time."""
     log, found = logs.partition(uid), []

@@ -7,8 +7,18 @@ import pytest
 
 from shardserver.errors import StorageError
 from shardserver.storage.settings import Durability
+from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import FaultDisk
-from tests.storage.log_world import Load, abandon, append_more, made_disk, open_logs, read_numbers, recover_and_check
+from tests.storage.log_world import (
+    Load,
+    abandon,
+    append,
+    append_more,
+    made_disk,
+    open_logs,
+    read_numbers,
+    recover_and_check,
+)
 from tests.storage.scenarios import Scenario, play_log, play_metadata
 
 ROUNDS = 25
@@ -113,3 +123,29 @@ def test_a_clean_stop_needs_no_replay_and_keeps_everything() -> None:
         return {uid: await read_numbers(logs, uid) for uid in (1, 2)}
 
     assert asyncio.run(live()) == asyncio.run(again())
+
+
+def test_an_offset_that_nobody_waited_for_survives_a_clean_stop_and_so_does_its_deletion() -> None:
+    """The journal file that the snapshot covers last is replayed over it."""
+    disk = made_disk(4)
+
+    async def stored(logs: ShardLog, consumer: int) -> None:
+        outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        logs.offsets.store(logs.partition(1), 1, consumer, 0, outcome.set_result)
+        assert await outcome is None
+
+    async def live() -> None:
+        logs = await open_logs(disk)
+        await append(logs, 1, 5)
+        await stored(logs, 7)
+        await stored(logs, 8)
+        logs.offsets.commit_at_least(logs.partition(1), 1, 7, 4)
+        logs.offsets.delete(logs.partition(1), 1, 8, None)
+        await logs.close()
+
+    async def again() -> list[int | None]:
+        logs = await open_logs(disk)
+        return [logs.offsets.get(1, 1, consumer) for consumer in (7, 8)]
+
+    asyncio.run(live())
+    assert asyncio.run(again()) == [4, None]
