@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +27,7 @@ from shardserver.core.placement import Placement
 from shardserver.core.roles import FollowerRole, Role, WriterRole
 from shardserver.core.sessions import Sessions
 from shardserver.core.shards import Shards
+from shardserver.core.total_retention import enforce_total
 from shardserver.core.writing import WriterSide
 from shardserver.errors import CorruptionError, ShardServerError, StorageError
 from shardserver.io_uring.choose import open_disk
@@ -323,23 +324,13 @@ class Shard:
     async def _retain(self) -> None:
         while True:
             await asyncio.sleep(self._config.storage.retention_interval_s)
-            removed = await self._logs.enforce_retention() + await self._enforce_total()
+            boards = self._listener.balance.boards
+            removed = await self._logs.enforce_retention()
+            removed += await enforce_total(
+                self._config.storage.max_total_bytes, self._logs, boards[self._number], list(boards.values())
+            )
             if removed:
                 log.info("segments_expired", extra={"fields": {"segments": removed}})
-
-    async def _enforce_total(self) -> int:
-        """The limit of the whole server: whoever has the oldest segment of all deletes it."""
-        limit, removed, logs = self._config.storage.max_total_bytes, 0, self._logs
-        boards = self._listener.balance.boards
-        board = boards[self._number]
-        while True:
-            board.segments_bytes, board.oldest_timestamp = logs.segments_bytes, logs.oldest_sealed_timestamp
-            if not limit or sum(one.segments_bytes for one in boards.values()) <= limit:
-                return removed
-            others = (one.oldest_timestamp for one in boards.values() if one.oldest_timestamp)
-            if not board.oldest_timestamp or board.oldest_timestamp > min(others):
-                return removed
-            removed += await logs.expire_oldest()
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -376,12 +367,10 @@ class Shard:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
             return self._statistics()
-        commands: dict[str, Callable[..., Any]] = {}
-        if self._writer_side is not None:
-            commands = self._writer_side.commands
-        if command not in commands:
+        handler = self._writer_side.commands.get(command) if self._writer_side is not None else None
+        if handler is None:
             return {"shard": self._number, "error": f"unknown command {command!r}"}
-        return commands[command](arguments)
+        return handler(arguments)
 
     def _statistics(self) -> dict[str, Any]:
         logs, load = self._logs, self._local.load

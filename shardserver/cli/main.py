@@ -14,7 +14,7 @@ from importlib.metadata import version
 from shardserver.cli.control import ask
 from shardserver.cli.root_password import first_password_hash, given_password
 from shardserver.config import Config, Sources, check_rules, describe, load
-from shardserver.errors import ConfigError, ShardServerError
+from shardserver.errors import ShardServerError
 from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import CoreChoice, choose_accepting, choose_cores, this_machine
 
@@ -102,16 +102,8 @@ def _effective(arguments: argparse.Namespace) -> tuple[Config, Sources]:
 def _fitted(config: Config, sources: Sources) -> tuple[Config, Sources, CoreChoice]:
     """The defaults lowered to what this machine has for so many shards."""
     choice = choose_cores(config.server.cores, this_machine())
-    choice = only_one_shard(config, choice)
     lowered, where = resources.lower_defaults(config, sources, resources.memory_limit()[0], len(choice.cores))
     return lowered, where, choice
-
-
-def only_one_shard(config: Config, choice: CoreChoice) -> CoreChoice:
-    """Until the shards' side of the rings is in: refuse more when they are asked for, else take the first core."""
-    if config.server.cores != "auto" and len(choice.cores) > 1:
-        raise ConfigError(f"server.cores = {config.server.cores}: this release serves one shard")
-    return CoreChoice(choice.cores[:1], choice.decided_by)
 
 
 def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:

@@ -74,8 +74,8 @@ class PollCall:
 
     @classmethod
     def decode(cls, raw: bytes) -> PollCall:
-        *fields, auto_commit = cls.LAYOUT.unpack_from(raw)
-        return cls(*fields, bool(auto_commit))
+        uid, value, count, consumer, max_bytes, kind, strategy, auto_commit = cls.LAYOUT.unpack_from(raw)
+        return cls(uid, value, count, consumer, max_bytes, kind, strategy, bool(auto_commit))
 
 
 @dataclass(frozen=True, slots=True)

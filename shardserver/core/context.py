@@ -22,7 +22,7 @@ class Replica(Protocol):
 
 @dataclass(slots=True)
 class ShardContext:
-    """One shard: its replica, its sessions, its view of all shards. advertised_host: None shows the socket's address."""
+    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address."""
 
     version: str
     data_directory: str

@@ -165,7 +165,7 @@ class LocalOwner:
 
     # Segments
 
-    def find_cut(self, call: CutCall) -> int:
+    async def find_cut(self, call: CutCall) -> int:
         """The first offset that stays when the oldest sealed segments go, none that a stored offset has not passed."""
         partition = self.log_of(call.uid)
         assert self.logs is not None

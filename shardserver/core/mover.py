@@ -37,7 +37,7 @@ class MoveOutcome:
 class Mover:
     """One batch at a time. custodian_of: the shard of that number, or what stands for a shard that is gone.
 
-    on_unknown_fate: the metadata log has failed in the middle of a move; it must not return. A restart tells what holds.
+    on_unknown_fate: the metadata log failed in the middle of a move. Must not return: a restart shows what holds.
     """
 
     def __init__(

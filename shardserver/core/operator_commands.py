@@ -17,6 +17,7 @@ from shardserver.core.shards import Shards
 from shardserver.errors import RejectedError, ShardServerError
 
 Content = dict[str, Any]
+Command = Callable[[Content], Content | Awaitable[Content]]
 Loads = list[tuple[int, float, float]]
 
 
@@ -25,7 +26,7 @@ class OperatorCommands:
 
     def __init__(self, writer: MetadataWriter, placement: Placement, mover: Mover, shards: Shards) -> None:
         self._writer, self._placement, self._mover, self._shards = writer, placement, mover, shards
-        self.commands: dict[str, Callable[[Content], Content | Awaitable[Content]]] = {
+        self.commands: dict[str, Command] = {
             "placement": self._describe,
             "move-partition": self._move,
             "rebalance": self._rebalance,
@@ -65,11 +66,8 @@ class OperatorCommands:
 
     async def _loads(self) -> dict[int, float]:
         """Requests a second of each partition, and its bytes as so many requests of 16 KiB."""
-        own = encode_loads(self._shards)
-        raws = [
-            own,
-            *await asyncio.gather(*(one.control(Operation.LOADS, b"") for one in self._shards.remote.values())),
-        ]
+        remote = (one.control(Operation.LOADS, b"") for one in self._shards.remote.values())
+        raws = [encode_loads(self._shards), *await asyncio.gather(*remote)]
         parts = [msgspec.msgpack.decode(raw, type=Loads) for raw in raws]
         return {uid: requests + size / (16 << 10) for part in parts for uid, requests, size in part}
 

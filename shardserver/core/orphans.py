@@ -7,14 +7,13 @@ and the directory of the shard is removed when the metadata names it no more (st
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable
 
 from shardserver.core.custody import Arrival, Released
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
-from shardserver.storage.recovery import remove_shard_directory
 from shardserver.storage.reserve import reserve_path
+from shardserver.storage.shard_directories import orphan_shards, remove_shard_directory, remove_the_rest
 from shardserver.storage.shard_log import ShardLog
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,8 @@ class Orphans:
 
     async def find(self) -> list[int]:
         """Numbers of shards that have a directory and no process."""
-        names = await self._disk.list_directory(os.path.join(self._data_directory, "shards"))
-        return sorted(int(name) for name in names if name.isdigit() and int(name) >= self._shards)
+        await remove_the_rest(self._disk, self._data_directory)
+        return await orphan_shards(self._disk, self._data_directory, self._shards)
 
     async def recover(self, shard: int) -> None:
         self.open[shard] = Orphan(await self._open_logs(shard))

@@ -70,7 +70,7 @@ class PeerService:
             case Operation.DELETE_OFFSET:
                 await owner.delete_offset(OffsetCall.decode(inline))
             case Operation.FIND_CUT:
-                return Answer(U64.pack(owner.find_cut(CutCall.decode(inline))))
+                return Answer(U64.pack(await owner.find_cut(CutCall.decode(inline))))
             case Operation.CUT:
                 await owner.cut(CutCall.decode(inline))
             case _:

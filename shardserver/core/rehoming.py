@@ -39,9 +39,7 @@ async def rehome(
     outcome = await mover.move(moves)
     if outcome.errors:
         sentence = "; ".join(sorted(set(outcome.errors.values())))
-        raise StorageError(
-            f"{len(outcome.errors)} partitions could not be moved to the shards of this start: {sentence}"
-        )
+        raise StorageError(f"{len(outcome.errors)} partitions could not be moved to other shards: {sentence}")
     for shard in gone:
         await orphans.remove(shard)
     log.info("partitions_rehomed", extra={"fields": {"moved": outcome.moved, "shards_gone": gone}})

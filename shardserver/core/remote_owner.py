@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import xxhash
@@ -55,7 +56,7 @@ class RemoteOwner:
     def __init__(self, peer: Peer, clock: Callable[[], float]) -> None:
         self.peer, self._clock = peer, clock
         self._floors: dict[int, int] = {}
-        self._deadlines: deque[tuple[float, Question, Callable[[], None]]] = deque()
+        self._deadlines: deque[tuple[float, int]] = deque()  # numbers only: an answer must not live on here
         self._timer: asyncio.TimerHandle | None = None
         peer.prepare_repeat = self._prepare_repeat
 
@@ -74,9 +75,9 @@ class RemoteOwner:
     ) -> Question:
         if not self.peer.is_serving:
             raise BackpressureError(f"shard {self.peer.number} is down or recovers")
-        now = self._clock()
-        question = self.peer.ask(operation, inline, payload, done, survives=True, at=now)
-        self._deadlines.append((now + ANSWER_DEADLINE_S, question, lambda: on_late(question)))
+        question = self.peer.ask(operation, inline, payload, done, survives=True)
+        question.late = partial(on_late, question)
+        self._deadlines.append((self._clock() + ANSWER_DEADLINE_S, question.number))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ANSWER_DEADLINE_S, self._end_late)
         return question
@@ -85,12 +86,14 @@ class RemoteOwner:
         """The oldest first. One timer for all: it is set anew for the first that still waits."""
         self._timer = None
         while self._deadlines:
-            deadline, question, late = self._deadlines[0]
-            if self.peer.questions.get(question.number) is question:
+            deadline, number = self._deadlines[0]
+            question = self.peer.questions.get(number)
+            if question is not None and question.late is not None:
                 if deadline > self._clock():
                     wait_s = deadline - self._clock()
                     self._timer = asyncio.get_running_loop().call_later(wait_s, self._end_late)
                     return
+                late, question.late = question.late, None
                 late()
             self._deadlines.popleft()
 

@@ -1,4 +1,4 @@
-"""A shard's part in the metadata: shard 0 writes it, all others follow. Both offer the same to the rest of the shard."""
+"""A shard's part in the metadata: shard 0 writes it, all others follow. Both offer the rest the same."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Sessions:
         self.connections: dict[int, Connection] = {}
 
     def begin(self, boot_number: int) -> None:
-        """boot_number: of this process. Client ids of a former one may live on with other shards: they lie elsewhere."""
+        """boot_number: of this process. Client ids of a former one may live on with other shards: these differ."""
         self._boot_number = boot_number
         self._clients = (boot_number << CLIENTS_A_BOOT_BITS) & 0xFFFFFF
 

@@ -88,7 +88,7 @@ class Shards:
     # What all know together
 
     async def figures(self, partitions: list[Partition]) -> Figures:
-        """Segments, offsets and sizes, asked of the owners. Raises NotOwnerError: one was deleted or moved meanwhile."""
+        """Segments, offsets and sizes, asked of the owners. Raises NotOwnerError: one has just gone."""
         by_shard: dict[int, list[int]] = {}
         for one in partitions:
             by_shard.setdefault(one.shard, []).append(one.uid)

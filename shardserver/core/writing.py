@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 from shardserver.core.custody import Custodian, RemoteCustodian
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.mover import Mover
-from shardserver.core.operator_commands import OperatorCommands
+from shardserver.core.operator_commands import Command, OperatorCommands
 from shardserver.core.orphans import Orphans
 from shardserver.core.owned_partitions import OwnedPartitions
 from shardserver.core.placement import Placement
@@ -44,7 +43,7 @@ class WriterSide:
         self._log = MetadataLog(disk, path, faults, reserve)
         self.writer = MetadataWriter(self._log, clock, placement=placement, partition_limit=partition_limit)
         self.mover = Mover(self.writer, self._custodian_of, on_unknown_fate)
-        self.commands: dict[str, Callable[[dict[str, Any]], Any]] = {}
+        self.commands: Mapping[str, Command] = {}
         self._orphans: Orphans
         self._shards: Shards
         self._owned: OwnedPartitions

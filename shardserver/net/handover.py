@@ -1,7 +1,7 @@
-"""Connections on their way from one shard's process to another: a datagram with the descriptor and what belongs to it.
+"""Connections on their way from one shard's process to another: a message with the descriptor and its state.
 
-A new connection is handed over at accept, to the shard with the fewest. One in use is handed over at a request boundary:
-nothing of it is in hand, and bytes that were read and are no whole frame yet travel along.
+A new connection is handed over at accept, to the shard with the fewest. One in use is handed over at a request
+boundary: nothing of it is in hand, and bytes that were read and are no whole frame yet travel along.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Handover:
             self._place(connected, hops=0)
 
     def _meet_accept_error(self, error: OSError) -> None:
-        """The client left before it was taken, or descriptors have run out: those that wait keep the socket readable."""
+        """The client left before it was taken, or descriptors have run out: who waits keeps the socket readable."""
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
             return
         log.warning("accept_failed", extra={"fields": {"error": str(error)}})

@@ -1,4 +1,4 @@
-"""TCP around the connection machine: backpressure, time to the first frame, limits, draining, moving to another shard."""
+"""TCP around the connection machine: backpressure, time to the first frame, limits, draining, hand-over."""
 
 from __future__ import annotations
 

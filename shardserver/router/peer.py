@@ -19,7 +19,7 @@ from functools import partial
 from typing import Protocol
 
 from shardserver.errors import ArenaFullError, BackpressureError, CorruptionError, PeerGoneError, ShardServerError
-from shardserver.memory.arena import Arena, Block, LentBuffer
+from shardserver.memory.arena import Arena, LentBuffer
 from shardserver.router.answers import Answer, Buffer, decode_error, encode_error
 from shardserver.router.ring import Consumer, Producer
 from shardserver.router.ring_python import INLINE_BYTES, Slot
@@ -48,7 +48,10 @@ class Answered(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat."""
+    """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat.
+
+    late: for whoever asks, to be called when the answer is late.
+    """
 
     number: int
     operation: int
@@ -56,8 +59,8 @@ class Question:
     payload: Buffer | None
     done: Answered
     survives: bool
-    asked_at: float = 0.0
-    block: Block | None = None
+    late: Callable[[], None] | None = None
+    block: Buffer | None = None
     was_pushed: bool = False
 
 
@@ -136,6 +139,7 @@ class Peer:
         self._waiting = _Waiting()
         self._lent: dict[int, list[Buffer]] = {}
         self._returned: list[int] = []
+        self._publish_due = False
         self._slots_sent = self._slots_taken = self._doorbells = 0
 
     @property
@@ -174,13 +178,13 @@ class Peer:
     # Asking
 
     def ask(
-        self, operation: int, inline: bytes, payload: Buffer | None, done: Answered, *, survives: bool, at: float = 0.0
+        self, operation: int, inline: bytes, payload: Buffer | None, done: Answered, *, survives: bool
     ) -> Question:
-        """done is called once. at: when, by the caller's clock. Raises BackpressureError: the peer has no process."""
+        """done is called once. Raises BackpressureError: the peer has no process."""
         if self.rings is None:
             raise BackpressureError(f"shard {self.number} is down")
         self._last_number += 1
-        question = Question(self._last_number, operation, inline, payload, done, survives, at)
+        question = Question(self._last_number, operation, inline, payload, done, survives)
         self.questions[question.number] = question
         self._send(self._waiting.requests, partial(self._push_question, question, Kind.REQUEST))
         return question
@@ -203,7 +207,7 @@ class Peer:
             except ArenaFullError:
                 return False
         block = question.block
-        position, length = (block.position, len(block)) if block is not None else (0, 0)
+        position, length = (self._arena.position_of(block), len(block)) if block is not None else (0, 0)
         pushed = self._push(kind, question.operation, length, question.number, position, question.inline, True)
         question.was_pushed = question.was_pushed or pushed
         return pushed
@@ -236,7 +240,7 @@ class Peer:
         except ArenaFullError:
             return False
         length = len(parts) * _PART.size
-        if not self._push(Kind.ANSWER, LENT, length, number, table.position, b"", False):
+        if not self._push(Kind.ANSWER, LENT, length, number, self._arena.position_of(table), b"", False):
             return False
         self._lent[number] = [table, *kept]
         return True
@@ -257,6 +261,7 @@ class Peer:
         assert self.rings is not None
         pushed = self.rings.producer.try_push(kind, flags, length, number, position, inline, is_request)
         self._slots_sent += pushed
+        self._publish_due = self._publish_due or pushed
         return bool(pushed)
 
     def publish(self) -> None:
@@ -267,9 +272,10 @@ class Peer:
         for waiting in (self._waiting.answers, self._waiting.requests):
             while waiting and waiting[0]():
                 waiting.popleft()
-        if self.rings.producer.publish():
+        if self._publish_due and self.rings.producer.publish():
             self._doorbells += 1
             os.eventfd_write(self.rings.doorbell, 1)
+        self._publish_due = False
 
     def _push_returned(self) -> None:
         while self._returned:

@@ -426,6 +426,13 @@ class PartitionLog(PartitionState):
                 raise self.refusal
             return await self._delete_segments(count, keep_from)
 
+    def cut_offset(self, count: int, *, keep_from: int | None = None) -> int:
+        """The first offset that is left when delete_segments has removed what it may."""
+        removable = min(count, max(0, len(self.segments) - 1))
+        while removable and keep_from is not None and self.segments[removable].base_offset > keep_from:
+            removable -= 1
+        return self.segments[removable].base_offset if self.segments else 0
+
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:
         removed: list[seg.Segment] = []
         while len(self.segments) > 1 and len(removed) < count:

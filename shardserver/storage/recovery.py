@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.protocol.batch import read_batch_header
@@ -58,6 +59,7 @@ class RecoveryInput:
     read_only: bool = False
     reserve: Reserve | None = None
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
+    memory: Any = None
 
 
 async def recover_shard(

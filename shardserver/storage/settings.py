@@ -33,7 +33,6 @@ class LogSettings:
     open_segments: int = 512
     read_ahead_walks: int = 8
     skip_damaged: bool = False
-    max_total_bytes: int = 0  # of all segments of the shard; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,12 @@ class ShardLog:
         """The log of a partition. Raises KeyError when this shard has none of that uid."""
         return self._partitions[uid]
 
+    def take_memory(self, data: Any) -> bytearray:
+        return bytearray(data)
+
+    def find_partition(self, uid: int) -> PartitionLog | None:
+        return self._partitions.get(uid)
+
     @property
     def partitions(self) -> Iterable[PartitionLog]:
         return self._partitions.values()
@@ -581,10 +587,11 @@ class ShardLog:
     async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
         """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
         task = asyncio.get_running_loop().create_task(work)
-        self._moves.update(dict.fromkeys(partitions or [task], task))
+        keys: Sequence[object] = partitions or [task]
+        self._moves.update(dict.fromkeys(keys, task))
 
         def ended(task: asyncio.Task[Result]) -> None:
-            for key in partitions or [task]:
+            for key in keys:
                 self._moves.pop(key, None)
             if not task.cancelled():
                 task.exception()  # nobody hears of it when the caller was cancelled
@@ -773,26 +780,33 @@ class ShardLog:
         self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
 
     async def enforce_retention(self) -> int:
-        """Delete the oldest sealed segments of partitions above their limit, then of the shard; gives how many went."""
+        """Delete the oldest sealed segments of partitions above their limit; gives how many went."""
         removed = 0
         for partition in list(self._partitions.values()):
             removed += await partition.enforce_retention()
-        return removed + await self._enforce_total()
-
-    async def _enforce_total(self) -> int:
-        limit, removed = self._settings.max_total_bytes, 0
-        if not limit:
-            return 0
-        total = sum(one.segments_bytes for one in self._partitions.values())
-        while total > limit:
-            holders = [one for one in self._partitions.values() if len(one.segments) > 1 and one.refusal is None]
-            if not holders:
-                break
-            # A segment's last timestamp stands in its successor.
-            oldest = min(holders, key=lambda one: one.segments[1].previous_timestamp)
-            total -= oldest.segments[0].data_bytes
-            removed += await oldest.expire(1)
         return removed
+
+    # A limit of the whole server: the shards compare their oldest segments, and whoever has the oldest deletes it.
+
+    @property
+    def segments_bytes(self) -> int:
+        return sum(one.segments_bytes for one in self._partitions.values())
+
+    def _oldest_holder(self) -> PartitionLog | None:
+        holders = [one for one in self._partitions.values() if len(one.segments) > 1 and one.refusal is None]
+        # A segment's last timestamp stands in its successor.
+        return min(holders, key=lambda one: one.segments[1].previous_timestamp, default=None)
+
+    @property
+    def oldest_sealed_timestamp(self) -> int:
+        """Of the last message of the oldest sealed segment, in microseconds; 0: there is none."""
+        oldest = self._oldest_holder()
+        return max(1, oldest.segments[1].previous_timestamp) if oldest is not None else 0
+
+    async def expire_oldest(self) -> int:
+        """Delete the oldest sealed segment of all partitions; gives how many went. Raises StorageError."""
+        oldest = self._oldest_holder()
+        return await oldest.expire(1) if oldest is not None else 0
 
     async def close(self) -> None:
         """Flush everything and say so in a last write, so that the next start replays nothing."""

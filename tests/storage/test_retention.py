@@ -1,9 +1,8 @@
-"""Retention by size: of a partition, and of all together, oldest sealed segments first."""
+"""Retention by size of a partition: oldest sealed segments first."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import PartitionIdentity
@@ -15,10 +14,9 @@ from tests.storage.log_world import SETTINGS, read_numbers, ticking_clock
 SEGMENT_BYTES = 48 * 1024
 
 
-async def open_logs(disk: FaultDisk, *, total: int = 0, each: int | None = None) -> ShardLog:
+async def open_logs(disk: FaultDisk, *, each: int | None = None) -> ShardLog:
     identities = [PartitionIdentity(uid, 1, uid, segment_bytes=SEGMENT_BYTES, max_bytes=each) for uid in (1, 2)]
-    settings = replace(SETTINGS, max_total_bytes=total)
-    return await recover_shard(disk, "data", settings, RecoveryInput(0, 3, identities), ticking_clock(), lambda e: None)
+    return await recover_shard(disk, "data", SETTINGS, RecoveryInput(0, 3, identities), ticking_clock(), lambda e: None)
 
 
 async def append(logs: ShardLog, uid: int, count: int) -> None:
@@ -27,28 +25,6 @@ async def append(logs: ShardLog, uid: int, count: int) -> None:
         outcome: asyncio.Future = asyncio.get_running_loop().create_future()
         logs.partition(uid).append(make_batch([f"{number} ".encode() + b"x" * 15_000]), 1, outcome.set_result)
         assert isinstance(await outcome, int)
-
-
-def test_all_together_the_oldest_sealed_segments_go_first_whosever_they_are() -> None:
-    async def run() -> None:
-        logs = await open_logs(FaultDisk(1), total=6 * SEGMENT_BYTES)
-        await append(logs, 1, 20)  # older
-        await append(logs, 2, 20)
-        before = {uid: len(logs.partition(uid).segments) for uid in (1, 2)}
-        removed = await logs.enforce_retention()
-        first, second = logs.partition(1), logs.partition(2)
-        assert removed > 0
-        assert sum(one.segments_bytes for one in logs.partitions) <= 6 * SEGMENT_BYTES
-        assert len(first.segments) == 1 or len(second.segments) == before[2], (
-            "a younger segment went before an older one"
-        )
-        for log in (first, second):
-            numbers = await read_numbers(logs, log.uid)
-            assert numbers == list(range(log.first_offset, 20))
-        assert await logs.enforce_retention() == 0
-        await logs.close()
-
-    asyncio.run(run())
 
 
 def test_a_partition_keeps_its_limit_and_its_active_segment() -> None:

@@ -1,0 +1,1 @@
+from shardserver.memory.arena_python import *  # noqa
