@@ -214,7 +214,8 @@ class Peer:
 
     def _end(self, question: Question, outcome: Answer | ShardServerError) -> None:
         self.questions.pop(question.number, None)
-        question.done(outcome)
+        done, question.done, question.late = question.done, _ignore, None  # no cycle may keep its memory
+        done(outcome)
 
     # Answering
 

@@ -69,7 +69,7 @@ class Peers:
     # The loop
 
     def schedule_publish(self) -> None:
-        if not self._publish_due:
+        if not self._publish_due and not self._loop.is_closed():  # a loan may end with the process
             self._publish_due = True
             self._loop.call_soon(self.publish)
 
