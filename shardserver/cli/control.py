@@ -15,12 +15,16 @@ from shardserver.supervisor.messages import Request, answer_deadline_s
 ANSWER_MARGIN_S = 10.0
 
 
+class NoServerError(ConfigError):
+    """Nobody answers on the directory's control socket."""
+
+
 def ask(data: str, command: str, **arguments: Any) -> dict[str, Any]:
-    """The answer of the server that runs on the directory. Raises ConfigError: none runs, or it says no."""
+    """The answer of the server that runs on the directory. Raises NoServerError, or ConfigError: it says no."""
     try:
         line = _exchange(os.path.join(data, "run"), Request(command, arguments))
     except (FileNotFoundError, ConnectionRefusedError):
-        raise ConfigError(f"no server runs on {data}") from None
+        raise NoServerError(f"no server runs on {data}") from None
     except OSError as error:
         raise ConfigError(f"the server on {data} cannot be asked: {error.strerror or error}") from error
     if not line.endswith(b"\n"):

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-from shardserver.cli.control import ask
+from shardserver.cli.control import NoServerError, ask
+from shardserver.cli.placement import placement_text
 from shardserver.cli.root_password import first_password_hash, given_password
 from shardserver.config import Config, Sources, check_rules, describe, load
 from shardserver.errors import ShardServerError
@@ -48,11 +49,12 @@ def parser() -> argparse.ArgumentParser:
         "reset-root-password": "make a new root password; the server must be stopped",
         "status": "state of a running server; exit code 0 only when it is ready",
         "stats": "figures of a running server",
+        "placement": "which shard each partition lives on, and why; of a running or a stopped server",
     }
     for name, text in on_data.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--data", dest="command_data", metavar="DIR")
-        if name in ("status", "stats"):
+        if name in ("status", "stats", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
     return made
@@ -188,6 +190,18 @@ def _rebalance(config: Config, sources: Sources, arguments: argparse.Namespace) 
     return 0
 
 
+def _placement(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
+    try:
+        answer = ask(config.server.data, "placement")
+    except NoServerError:
+        from shardserver.admin.placement import read_placement
+
+        shards = len(choose_cores(config.server.cores, this_machine()).cores)
+        answer = asyncio.run(read_placement(config, shards))
+    print(json.dumps(answer) if arguments.json else placement_text(answer))
+    return 0
+
+
 COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]] = {
     None: serve,
     "print-config": _print_config,
@@ -196,4 +210,5 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     "stats": _stats,
     "move-partition": _move_partition,
     "rebalance": _rebalance,
+    "placement": _placement,
 }

@@ -6,6 +6,7 @@ out one partition; it is not sought.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -59,40 +60,60 @@ def _newest_for(held: list[Movable], destination: int) -> int | None:
     return None
 
 
+# (load, uid) of those that may still move, ascending, by the shards that they may live on.
+Groups = dict[tuple[int, ...], list[tuple[float, int]]]
+
+
 def even_loads(holdings: Holdings, loads: Mapping[int, float]) -> dict[int, int]:
-    """uid -> new shard, changing holdings accordingly, until the greatest load is near the mean or no move lowers it.
+    """uid -> new shard, until the greatest load is near the mean or no move lowers it.
 
     Each partition moves once at most, so there is an end whatever rounding does to the sums.
     """
-    totals = [sum(loads.get(one.uid, 0.0) for one in held) for held in holdings]
+    unmoved = [_groups(held, loads) for held in holdings]
+    totals = [sum(load for group in groups.values() for load, _ in group) for groups in unmoved]
     limit = LOAD_SLACK * sum(totals) / len(totals)
     moved: dict[int, int] = {}
     while max(totals) > limit:
         source = totals.index(max(totals))
-        best = _best_move(holdings[source], source, totals, loads, moved)
+        best = _best_move(unmoved[source], source, totals)
         if best is None:
             break
-        one, destination = best
-        holdings[source].remove(one)
-        holdings[destination].append(one)
-        totals[source] -= loads[one.uid]
-        totals[destination] += loads[one.uid]
-        moved[one.uid] = destination
+        candidates, position, destination = best
+        load, uid = unmoved[source][candidates].pop(position)
+        totals[source] -= load
+        totals[destination] += load
+        moved[uid] = destination
     return moved
 
 
-def _best_move(
-    held: list[Movable], source: int, totals: list[float], loads: Mapping[int, float], moved: Mapping[int, int]
-) -> tuple[Movable, int] | None:
-    """What leaves the lower peak of the two shards; None when nothing lowers it."""
-    best, lowest_peak = None, totals[source]
+def _groups(held: list[Movable], loads: Mapping[int, float]) -> Groups:
+    """Without those that have no load: they weigh nothing wherever they are."""
+    groups: Groups = {}
     for one in held:
         load = loads.get(one.uid, 0.0)
-        others = [shard for shard in one.candidates if shard != source]
-        if load <= 0 or not others or one.uid in moved:
+        if load > 0:
+            groups.setdefault(one.candidates, []).append((load, one.uid))
+    for group in groups.values():
+        group.sort()
+    return groups
+
+
+def _best_move(groups: Groups, source: int, totals: list[float]) -> tuple[tuple[int, ...], int, int] | None:
+    """(candidates, position, destination) with the lowest peak of the two shards; None: nothing lowers it.
+
+    The peak is lowest for the load nearest to half of the difference, so two of a group are looked at, not all:
+    with 10,000 partitions that is the difference between milliseconds and seconds.
+    """
+    best, lowest_peak = None, totals[source]
+    for candidates, group in groups.items():
+        others = [shard for shard in candidates if shard != source]
+        if not group or not others:
             continue
         destination = min(others, key=totals.__getitem__)
-        peak = max(totals[source] - load, totals[destination] + load)
-        if peak < lowest_peak:
-            best, lowest_peak = (one, destination), peak
+        nearest = bisect_left(group, ((totals[source] - totals[destination]) / 2, 0))
+        for position in range(max(0, nearest - 1), min(nearest + 1, len(group))):
+            load = group[position][0]
+            peak = max(totals[source] - load, totals[destination] + load)
+            if peak < lowest_peak:
+                best, lowest_peak = (candidates, position, destination), peak
     return best

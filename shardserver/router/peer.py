@@ -177,9 +177,7 @@ class Peer:
 
     # Asking
 
-    def ask(
-        self, operation: int, inline: bytes, payload: Buffer | None, done: Answered, *, survives: bool
-    ) -> Question:
+    def ask(self, operation: int, inline: bytes, payload: Buffer | None, done: Answered, *, survives: bool) -> Question:
         """done is called once. Raises BackpressureError: the peer has no process."""
         if self.rings is None:
             raise BackpressureError(f"shard {self.number} is down")

@@ -75,6 +75,8 @@ class MetadataLog:
             await self._disk.sync_directory(os.path.dirname(self._directory))
         names = await self._disk.list_directory(self._directory)
         generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
+        if not generations and read_only:
+            return None, []
         if not generations:
             await self._begin_generation(1, b"")
             return None, []

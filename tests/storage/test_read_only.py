@@ -140,6 +140,20 @@ def test_a_read_only_metadata_log_replays_and_takes_nothing() -> None:
     asyncio.run(live())
 
 
+def test_a_read_only_metadata_log_without_a_generation_makes_none() -> None:
+    disk = FaultDisk(1)
+
+    async def live() -> None:
+        await disk.make_directory("data/metadata")
+        log = MetadataLog(disk, "data/metadata")
+        assert await log.replay(read_only=True) == (None, [])
+        assert await disk.list_directory("data/metadata") == []
+        with pytest.raises(StorageError, match="read-only"):
+            await log.append(b"one")
+
+    asyncio.run(live())
+
+
 def test_a_partition_that_cannot_be_read_is_set_aside_and_the_others_start() -> None:
     disk, load = killed_under_load(1)
     disk.unreadable = f"partitions/{1:016x}"

@@ -1,0 +1,42 @@
+"""The answer of `shardserver placement` as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+COLUMNS = ("stream", "topic", "partition", "shard", "term", "uid", "reason")
+NUMBERS = frozenset({"partition", "shard", "term", "uid"})
+
+
+def placement_text(answer: dict[str, Any]) -> str:
+    """One line a partition, by stream, topic and number, and how many each shard has."""
+    rows = sorted(answer["partitions"], key=lambda row: (row["stream"], row["topic"], row["partition"]))
+    return "\n".join([*_table(rows), *_totals(rows, answer["shards"])])
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    cells = [dict(zip(COLUMNS, COLUMNS, strict=True))]
+    cells += [{name: _printable(row[name]) for name in COLUMNS} for row in rows]
+    widths = {name: max(len(row[name]) for row in cells) for name in COLUMNS}
+    for row in cells:
+        padded = [(row[name].rjust if name in NUMBERS else row[name].ljust)(widths[name]) for name in COLUMNS]
+        yield "  ".join(padded).rstrip()
+    yield ""
+
+
+def _printable(value: object) -> str:
+    """Names come from clients: no line end or escape sequence of theirs reaches the terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _totals(rows: list[dict[str, Any]], shards: int) -> Iterator[str]:
+    counts = Counter(row["shard"] for row in rows)
+    for shard in sorted({*range(shards), *counts}):
+        count = counts[shard]
+        gone = " (gone)" if shard >= shards else ""
+        yield f"shard {shard}{gone}: {count} partition{'' if count == 1 else 's'}"
