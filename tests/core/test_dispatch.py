@@ -7,10 +7,15 @@ import pytest
 
 from shardserver.core import dispatch
 from shardserver.core import metadata as md
+from shardserver.core.changes import WriterChanges
 from shardserver.core.dispatch import CHANGES, READS, Dispatcher
+from shardserver.core.load import LoadMeter
+from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata_commands import PLANNERS
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.replication import Replication
 from shardserver.core.sessions import Connection, Sessions
+from shardserver.core.shards import Shards
 from shardserver.errors import Code
 from shardserver.protocol.frame import Eviction, Frame, RequestHeader, decode_answer, encode_request, split_result
 from shardserver.protocol.messages import SendRequest
@@ -47,11 +52,15 @@ class World:
         writer = MetadataWriter(self.store, lambda: 1)
         md.apply(writer.metadata, md.StreamCreated(0, "orders", 1))
         md.apply(writer.metadata, md.TopicCreated(0, 0, "events", 1, {}, [1], [0]))
-        sessions = Sessions(1, 0)
+        sessions = Sessions(0)
+        sessions.begin(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         if user is not None:
             sessions.bind(self.connection, user, CLIENT)
-        context = SimpleNamespace(metadata=writer.metadata, writer=writer, sessions=sessions)
+        self.local = LocalOwner(LoadMeter(lambda: 0.0))
+        shards = Shards(0, 1, self.local, None, sessions)
+        changes = WriterChanges(writer, Replication(writer, None, read_only=False))
+        context = SimpleNamespace(metadata=writer.metadata, changes=changes, sessions=sessions, shards=shards)
         self.context = context
         self.dispatcher = Dispatcher(context)  # type: ignore[arg-type]
         self.closes = False
@@ -166,7 +175,9 @@ def test_a_bug_amid_an_append_fences_its_partition() -> None:
     def append(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    world.context.log_of = lambda partition: SimpleNamespace(append=append, fence=fenced.append)
+    partition = SimpleNamespace(append=append, fence=fenced.append)
+    logs = SimpleNamespace(partition=lambda uid: partition, take_memory=bytearray)
+    world.local.logs = logs  # type: ignore[assignment]
     body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()
     assert world.status(OP_SEND, 0, body) == Code.ERROR
     assert world.closes and len(fenced) == 1

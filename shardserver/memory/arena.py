@@ -1,1 +1,0 @@
-from shardserver.memory.arena_python import *  # noqa
