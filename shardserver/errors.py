@@ -81,6 +81,10 @@ class BackpressureError(ShardServerError):
     """Nothing is wrong with the request: try again later."""
 
 
+class ArenaFullError(BackpressureError):
+    """No room for a block in the shard's memory: room comes when others end."""
+
+
 class ProtocolError(ShardServerError):
     """The peer broke framing: close the connection, log the reason."""
 
