@@ -1,0 +1,57 @@
+"""The arena for cimport. Docstrings in arena.pyx."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    ORDERS = 29  # 2^28 units of 256 bytes are 64 GiB
+    LEVELS = 5  # 64^5 > 2^28
+
+
+cdef struct Bitmap:
+    uint64_t bits
+    int top  # the level that is one word
+    uint64_t* words[LEVELS]
+
+
+cdef class Buddies:
+    cdef uint64_t* _words
+    cdef Bitmap _free[ORDERS]
+    cdef uint32_t _open  # bit k: some block of order k is free
+
+    cdef void mark_free(self, int order, uint64_t number) noexcept nogil
+    cdef void mark_taken(self, int order, uint64_t number) noexcept nogil
+    cdef bint is_free(self, int order, uint64_t number) noexcept nogil
+    cdef uint64_t lowest(self, int order) noexcept nogil
+    cdef int64_t take(self, uint64_t units) noexcept nogil
+    cdef void give_back(self, uint64_t position, uint64_t units) noexcept nogil
+    cdef void join(self, int order, uint64_t number) noexcept nogil
+    cdef uint64_t largest(self) noexcept nogil
+
+
+cdef class Arena:
+    cdef object _memory
+    cdef uint8_t* _start
+    cdef uint64_t _first
+    cdef uint64_t _bytes
+    cdef uint64_t _used_units
+    cdef uint64_t _blocks
+    cdef Buddies _buddies
+
+    cpdef Block allocate(self, Py_ssize_t size)
+    cpdef Block copy(self, data)
+    cpdef int64_t position_of(self, buffer) except -2
+
+
+cdef class Block:
+    cdef Arena _arena
+    cdef uint8_t* data
+    cdef readonly uint64_t position
+    cdef uint64_t _units
+    cdef Py_ssize_t size
+
+
+cdef class LentBuffer:
+    cdef object _memory
+    cdef object _loan
+    cdef uint8_t* data
+    cdef Py_ssize_t size
