@@ -40,6 +40,13 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("journal.file_bytes = 1048576", "journal.max_write_bytes + 68 KiB must fit into journal.file_bytes"),
         ("journal.direct_bytes = 1048576", "journal.direct_bytes may be at most half of journal.max_write_bytes"),
         ("storage.read_ahead_bytes = 4096", "storage.read_bytes may be at most storage.read_ahead_bytes"),
+        ("router.ring_slots = 1000", "router.ring_slots must be a power of two"),
+        ("router.ring_slots = 8", "router.ring_slots = 8 (FILE): Expected int >= 16"),
+        ("router.arena_bytes = 1048576", "router.arena_bytes must be 0 or at least 4 x net.max_frame_bytes"),
+        (
+            "server.stall_limit_s = 0.5",
+            "server.stall_limit_s and server.recovery_stall_limit_s must be 0 or at least 1",
+        ),
         ("server.shutdown_deadline_s = nan", "server.shutdown_deadline_s = nan (FILE): Expected float > 0.0"),
         ("server.shutdown_deadline_s = inf", "server.shutdown_deadline_s = inf (FILE): Expected float <= 3600.0"),
         ('log.level = "loud"', "log.level = 'loud': one of debug, info, warning, error"),

@@ -72,7 +72,7 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     arguments: dict[str, Any] = {}
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of a client of the control socket."""
 
     command: str

@@ -22,7 +22,7 @@ from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_handle import ShardHandle, ShardPlan
 from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
 from shardserver.supervisor.sockets import listen, shown_address
-from shardserver.supervisor.stall_watch import StallWatch
+from shardserver.supervisor.stall_watch import Silence, StallWatch
 from shardserver.supervisor.stop_signals import StopSignals, reap_orphans
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,7 @@ class Supervisor:
                 fields = {"shard": shard.number, "pid": shard.pid, "state": shard.state}
                 log.error("shard_stalled", extra={"fields": fields | {"silent_s": shard.silence.seconds}})
                 shard.kill()
+                shard.silence = Silence()  # one that hangs in the kernel dies late: no event for each look
 
     def _publish_ready(self) -> None:
         """Those that serve at this moment: all at first, and again whenever one has come back."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shardserver.supervisor.control import (
+    ANSWER_MARGIN_S,
     CLIENT_DEADLINE_S,
     MAX_CLIENTS,
     ControlServer,
@@ -28,13 +29,15 @@ class World:
         self.selector = selectors.DefaultSelector()
         self.later: list[Callable[[dict[str, Any]], None]] = []
         self.seen: list[str] = []
+        self.arguments: list[dict[str, Any]] = []
         self.server = ControlServer(listen_control(str(path)), self.selector, self.on_request, lambda: self.now)
         self.clients: list[socket.socket] = []
 
     def on_request(self, request: Request, reply: Callable[[dict[str, Any]], None]) -> None:
         command = request.command
         self.seen.append(command)
-        if command == "later":
+        self.arguments.append(request.arguments)
+        if command in ("later", "move-partition"):
             self.later.append(reply)
         else:
             reply({"echo": command} if command != "big" else {"big": "x" * (8 << 20)})
@@ -135,6 +138,27 @@ def test_a_client_that_says_nothing_holds_up_nobody_and_is_ended(world: World) -
     assert world.server.next_deadline() == CLIENT_DEADLINE_S
     world.server.end_slow_clients()
     assert is_closed(silent) and answers(other) == [{"echo": "b"}] and not is_closed(other)
+
+
+def test_a_request_waits_as_long_as_its_command_may_take(world: World) -> None:
+    client = world.connect()
+    ask(client, "move-partition")
+    world.turn()
+    world.now = 60.0 + ANSWER_MARGIN_S - 1
+    world.server.end_slow_clients()
+    assert not is_closed(client)
+    world.later.pop()({"moved": True})
+    assert world.server.next_deadline() == world.now + CLIENT_DEADLINE_S
+    world.turn()
+    assert answers(client) == [{"moved": True}]
+
+
+def test_a_request_with_the_longest_names_fits(world: World) -> None:
+    client, name = world.connect(), "\x01" * 255
+    request = {"command": "move-partition", "arguments": {"stream": name, "topic": name, "partition": 1 << 32}}
+    client.sendall(json.dumps(request).encode() + b"\n")
+    world.turn()
+    assert world.arguments == [request["arguments"]]
 
 
 def test_a_client_that_does_not_read_is_not_read_and_ended(world: World) -> None:

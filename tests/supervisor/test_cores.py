@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shardserver.errors import ConfigError
-from shardserver.supervisor.cores import Machine, choose_cores, siblings_of
+from shardserver.supervisor.cores import Machine, choose_accepting, choose_cores, siblings_of
 
 FOUR = Machine((0, 1, 2, 3))
 
@@ -42,8 +42,8 @@ def test_a_list_is_taken_as_it_is_written() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("0", "server.cores = 0: this process may use 4 cores"),
-        ("5", "server.cores = 5: this process may use 4 cores"),
+        ("0", "server.cores = 0: 1 to 64 shards"),
+        ("65", "server.cores = 65: 1 to 64 shards"),
         ("1,1", "server.cores = '1,1': core 1 is named twice"),
         ("0-2,1", "server.cores = '0-2,1': core 1 is named twice"),
         ("3-1", "server.cores = '3-1': the range 3-1 runs backwards"),
@@ -60,6 +60,35 @@ def test_a_list_is_taken_as_it_is_written() -> None:
 def test_another_value_is_refused_with_a_sentence(text: str, sentence: str | None) -> None:
     with pytest.raises(ConfigError, match=sentence):
         choose_cores(text, FOUR)
+
+
+def test_more_shards_than_cores_share_them_round_robin() -> None:
+    assert choose_cores("6", FOUR).cores == (0, 1, 2, 3, 0, 1)
+    assert len(choose_cores("64", Machine((5,))).cores) == 64
+
+
+def test_there_are_at_most_64_shards() -> None:
+    large = Machine(tuple(range(128)))
+    choice = choose_cores("auto", large)
+    assert (choice.cores, choice.decided_by) == (tuple(range(64)), "at most 64 shards")
+    assert choose_cores("auto", Machine(tuple(range(128)), 65.0)).cores == tuple(range(64))
+    assert choose_cores("auto", Machine(tuple(range(128)), 64.0)).decided_by == "CPU quota of 64 cores"
+    assert choose_cores("64-127", large).cores == tuple(range(64, 128))
+    with pytest.raises(ConfigError, match="more than 64 cores"):
+        choose_cores("0-64", large)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepting"), [("", {0, 1, 2, 3}), ("0", {0}), ("0-1,3", {0, 1, 3}), ("2,2", {2}), ("0-3", {0, 1, 2, 3})]
+)
+def test_the_shards_that_accept_are_all_or_those_named(text: str, accepting: set[int]) -> None:
+    assert choose_accepting(text, 4) == accepting
+
+
+@pytest.mark.parametrize("text", ["4", "0-4", "3-1", "all", ",", "-1", "99999999999999"])
+def test_a_shard_that_is_not_there_cannot_accept(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"net.accept_shards = '{text}'"):
+        choose_accepting(text, 4)
 
 
 def test_siblings_are_read_from_sysfs_and_a_core_without_is_alone(tmp_path: Path) -> None:
