@@ -34,6 +34,7 @@ from shardserver.io_uring.choose import open_disk
 from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
+from shardserver.net.balance import Balance
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.router.peers import Peers
 from shardserver.storage.healing import replace_journal
@@ -43,6 +44,7 @@ from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
@@ -147,7 +149,7 @@ class Shard:
     # Shared memory, and who else has it
 
     def _on_own(self, own: OwnDescriptors) -> None:
-        memory = map_memory(own.arena)
+        config, memory = self._config, map_memory(own.arena)
         os.close(own.arena)
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
@@ -170,8 +172,7 @@ class Shard:
             Dispatcher(self._context()),
             self._sessions,
             self._net_limits(),
-            self._number,
-            Board(memory),
+            Balance(self._number, Board(memory), choose_accepting(config.net.accept_shards, self._arguments.shards)),
             socket.socket(fileno=own.inbox),
         )
         self._own.set()

@@ -6,14 +6,19 @@ many it has received from each. What is on its way counts for the shard it goes 
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from shardserver.memory.board import Board
 
 
 class Balance:
-    """own: our board; `boards` holds those of the peers that have a process, own included."""
+    """own: our board; `boards` holds those of the peers that have a process, own included.
 
-    def __init__(self, number: int, own: Board) -> None:
-        self.number, self.own = number, own
+    accepting: the shards that take new connections; the others get those only that ask them most.
+    """
+
+    def __init__(self, number: int, own: Board, accepting: Container[int]) -> None:
+        self.number, self.own, self._accepting = number, own, accepting
         self.boards: dict[int, Board] = {number: own}
 
     def attach(self, number: int, board: Board) -> None:
@@ -30,10 +35,11 @@ class Balance:
         on_their_way = sum(other.handed[shard] - board.received[number] for number, other in self.boards.items())
         return board.connections + on_their_way
 
-    def best(self, *, extra: int) -> int:
-        """The shard with the fewest; ourselves unless another has fewer. extra: of our count, not to be counted."""
-        counts = {number: self.count(number) for number in self.boards}
-        counts[self.number] -= extra
+    def best(self) -> int:
+        """The shard with the fewest; ourselves unless another has fewer."""
+        counts = {number: self.count(number) for number in self.boards if number in self._accepting}
+        if not counts:
+            return self.number
         return min(counts, key=lambda number: (counts[number], number != self.number, number))
 
     def note_handed(self, shard: int) -> None:

@@ -127,7 +127,7 @@ class Handover:
             self._loop.add_reader(self._listening.fileno(), self._accept)
 
     def _place(self, connected: socket.socket, *, hops: int) -> None:
-        best = self._balance.best(extra=0)
+        best = self._balance.best()
         if best == self._balance.number or hops >= MAX_HOPS or not self._hand(best, connected.fileno(), hops, None):
             self._take(connected, None)
             return

@@ -36,25 +36,23 @@ class NetLimits:
 
 
 class Listener:
-    """All connections of one shard. board: shows peers how many there are; inbox: where they hand connections to."""
+    """All connections of one shard. inbox: where peers hand connections to."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         sessions: Sessions,
         limits: NetLimits,
-        number: int,
-        board: Board,
+        balance: Balance,
         inbox: socket.socket | None,
     ) -> None:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
-        self.number = number
         self.protocols: set[ClientProtocol] = set()
         self.refused = 0
         self.in_flight_bytes = 0
         self._arriving = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.balance = Balance(number, board)
+        self.balance = balance
         self.handover = Handover(self.balance, inbox, self._take)
 
     def attach_peer(self, number: int, board: Board, inbox: socket.socket) -> None:
@@ -204,7 +202,7 @@ class ClientProtocol(asyncio.Protocol):
         return (
             connection is not None
             and 0 < limit <= connection.in_a_row
-            and connection.routed_to != listener.number
+            and connection.routed_to != listener.balance.number
             and not connection.unanswered
             and not self._stopped
             and self.machine.unread_bytes <= MAX_UNREAD_BYTES

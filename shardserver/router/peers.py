@@ -101,10 +101,13 @@ class Peers:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """A bounded number of slots of each peer; then sleep, unless one has more."""
+        """A bounded number of slots of each peer. Sleep only after a turn that found none: who has just sent something
+        will send more, and a doorbell costs both sides more than a look at the rings.
+        """
         self._turn_due = False
-        for peer in list(self._peers.values()):
-            peer.drain()
+        if sum([peer.drain() for peer in list(self._peers.values())]):
+            self._schedule_turn()
+            return
         rings = [peer.rings for peer in self._peers.values() if peer.rings is not None]
         if not all([one.consumer.try_park() for one in rings]):  # all of them: each park counts
             self._schedule_turn()
