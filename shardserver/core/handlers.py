@@ -176,7 +176,10 @@ def _partition_of(topic: Topic, number: int) -> Partition:
 def send_messages(
     context: ShardContext, request: SendRequest, done: Callable[[bytes | ShardServerError], None]
 ) -> None:
-    """done gets the reply's body once the batch is as durable as its topic says. Raises RejectedError."""
+    """done gets the reply's body once the batch is as durable as its topic says.
+
+    Raises RejectedError; ArenaFullError: no memory for it now.
+    """
     stream, topic = context.metadata.find_topic(request.stream, request.topic)
     if not topic.partitions:
         raise RejectedError(Code.NO_PARTITIONS)
@@ -191,9 +194,9 @@ def send_messages(
         else:
             done(SendReply((Confirmation(stream.id, topic.id, partition.id, outcome),)).encode())
 
-    log = context.log_of(partition)
+    log, batch = context.log_of(partition), context.logs.copy_batch(request.batch)
     try:
-        log.append(bytearray(request.batch), request.count, appended)
+        log.append(batch, request.count, appended)
     except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
         log.fence(StorageError(f"an append failed inside the server: {error!r}"))
         raise

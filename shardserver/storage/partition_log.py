@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardserver.errors import CorruptionError, DiskFullError, ShardServerError, StorageError
+from shardserver.errors import ArenaFullError, CorruptionError, DiskFullError, ShardServerError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.memory.buffers import WritableBuffer
 from shardserver.protocol.batch import stamp_batch
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
@@ -64,9 +65,10 @@ class PartitionLog(PartitionState):
         super().__init__(resources, directory, identity)
         self.reader = PartitionReader(self)
         self.pinned_sequence = 0
+        self.counted_tail_bytes = 0  # how much of the tail its shard's log has counted
         self._disk, self._settings = resources.disk, resources.settings
         self._wake = wake
-        self._waiting: deque[tuple[bytearray, int, AppendDone]] = deque()
+        self._waiting: deque[tuple[WritableBuffer, int, AppendDone]] = deque()
         self._waiting_bytes = 0
         self._backlog_bytes = 0  # stamped, and neither in the journal nor in a segment yet
         self._acks: deque[tuple[int, int, AppendDone]] = deque()
@@ -89,7 +91,7 @@ class PartitionLog(PartitionState):
 
     # Appends
 
-    def append(self, batch: bytearray, count: int, done: AppendDone) -> None:
+    def append(self, batch: WritableBuffer, count: int, done: AppendDone) -> None:
         """Queue a checked batch of count messages; the log owns the bytes from here on.
 
         done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
@@ -107,7 +109,7 @@ class PartitionLog(PartitionState):
             self._waiting_bytes += len(batch)
         self._wake(self)
 
-    def _stamp(self, batch: bytearray, count: int) -> TailEntry:
+    def _stamp(self, batch: WritableBuffer, count: int) -> TailEntry:
         self.last_timestamp = max(self.last_timestamp, self.resources.clock())
         stamp_batch(batch, self.identity.partition_id, self.next_offset, self.last_timestamp)
         entry = TailEntry(self.next_offset, count, self.last_timestamp, batch)
@@ -430,8 +432,11 @@ class PartitionLog(PartitionState):
         return await self.delete_segments(excess)
 
     async def close(self) -> None:
+        """For good. The tail's memory is the arena's again at once, whoever still refers to this log."""
         while self._running:
             await self._idle.wait()
+        self.is_closed = True
+        self.tail.cut_from(0)
         for segment in self.segments:
             self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
@@ -461,7 +466,14 @@ class PartitionLog(PartitionState):
             raise CorruptionError(
                 self.directory, 0, f"offset {self.next_offset}, the journal goes on with {base_offset}"
             )
-        self.tail.append(TailEntry(base_offset, count, timestamp, bytearray(data), sequence))
+        self.tail.append(TailEntry(base_offset, count, timestamp, self._copied(data), sequence))
         self.last_timestamp = max(self.last_timestamp, timestamp)
         end = base_offset + count
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = end
+
+    def _copied(self, data: memoryview) -> WritableBuffer:
+        """Recovery refuses nothing for want of room: after a start with a smaller arena the rest is on the heap."""
+        try:
+            return self.resources.memory.copy(data)
+        except ArenaFullError:
+            return bytearray(data)
