@@ -183,7 +183,10 @@ def send_messages(
     request: SendRequest,
     done: Callable[[bytes | ShardServerError], None],
 ) -> None:
-    """done gets the reply's body once the batch is as durable as its topic says. Raises RejectedError."""
+    """done gets the reply's body once the batch is as durable as its topic says.
+
+    Raises RejectedError; ArenaFullError: no memory for it now.
+    """
     stream, topic = context.metadata.find_topic(request.stream, request.topic)
     if not topic.partitions:
         raise RejectedError(Code.NO_PARTITIONS)

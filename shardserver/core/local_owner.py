@@ -54,7 +54,7 @@ class LocalOwner:
         partition = self.log_of(call.uid)
         assert self.logs is not None
         self.load.count(call.uid, len(batch))
-        data = self.logs.take_memory(batch)
+        data = self.logs.copy_batch(batch)
         try:
             partition.append(data, call.count, done)
         except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it

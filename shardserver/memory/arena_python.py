@@ -169,7 +169,10 @@ class Arena:
 
     def copy(self, data: Any) -> Any:
         """A block with the bytes of a contiguous buffer. Raises as allocate; BufferError: not contiguous."""
-        source = memoryview(data).cast("B")
+        source = memoryview(data)
+        if not source.c_contiguous:
+            raise BufferError("a buffer with gaps")
+        source = source.cast("B")
         block = self.allocate(len(source))
         memoryview(block).cast("B")[:] = source
         return block

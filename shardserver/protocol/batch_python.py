@@ -7,11 +7,11 @@ Every length that a peer wrote goes through `frame_end`, which proves that the f
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import xxhash
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from shardserver.memory.buffers import Buffer, WritableBuffer
 
 BATCH_HEADER_BYTES, FRAME_HEADER_BYTES = 256, 48
 BAD_STRUCTURE, BAD_MESSAGE, BAD_BATCH = 3, 4027, 4039
@@ -100,7 +100,7 @@ def verify_batch(batch: Buffer, count: int) -> int:
     return code
 
 
-def stamp_batch(batch: bytearray | memoryview, partition_id: int, base_offset: int, base_timestamp: int) -> None:
+def stamp_batch(batch: WritableBuffer, partition_id: int, base_offset: int, base_timestamp: int) -> None:
     """Put the server's three fields into the header of a verified batch, in place, and its new checksum.
 
     Raises ValueError when there are fewer than 256 bytes.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.settings import LogSettings
@@ -128,7 +129,7 @@ class Journal:
     def records(self) -> int:
         return self._records
 
-    def add(self, kind: int, flags: int, shard: int, uid: int, term: int, payload: bytes | bytearray) -> None:
+    def add(self, kind: int, flags: int, shard: int, uid: int, term: int, payload: Buffer) -> None:
         """Copy one record into the write being built. The caller has asked `fits`."""
         start = self._used + fmt.RECORD_HEADER_BYTES
         header = fmt.encode_record_header(kind, flags, shard, uid, term, len(payload))

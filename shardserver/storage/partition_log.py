@@ -16,8 +16,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardserver.errors import CorruptionError, DiskFullError, NotOwnerError, ShardServerError, StorageError
+from shardserver.errors import (
+    ArenaFullError,
+    CorruptionError,
+    DiskFullError,
+    NotOwnerError,
+    ShardServerError,
+    StorageError,
+)
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.memory.buffers import WritableBuffer
 from shardserver.protocol.batch import read_batch_header, stamp_batch
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
@@ -74,9 +82,10 @@ class PartitionLog(PartitionState):
         super().__init__(resources, directory, identity)
         self.reader = PartitionReader(self)
         self.pinned_sequence = 0
+        self.counted_tail_bytes = 0  # how much of the tail its shard's log has counted
         self._disk, self._settings = resources.disk, resources.settings
         self._wake = wake
-        self._waiting: deque[tuple[bytearray, int, AppendDone]] = deque()
+        self._waiting: deque[tuple[WritableBuffer, int, AppendDone]] = deque()
         self._waiting_bytes = 0
         self._backlog_bytes = 0  # stamped, and neither in the journal nor in a segment yet
         self._acks: deque[tuple[int, int, AppendDone]] = deque()
@@ -102,7 +111,7 @@ class PartitionLog(PartitionState):
 
     # Appends
 
-    def append(self, batch: bytearray, count: int, done: AppendDone) -> None:
+    def append(self, batch: WritableBuffer, count: int, done: AppendDone) -> None:
         """Queue a checked batch of count messages; the log owns the bytes from here on.
 
         done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
@@ -120,7 +129,7 @@ class PartitionLog(PartitionState):
             self._waiting_bytes += len(batch)
         self._wake(self)
 
-    def _stamp(self, batch: bytearray, count: int) -> TailEntry:
+    def _stamp(self, batch: WritableBuffer, count: int) -> TailEntry:
         self.last_timestamp = max(self.last_timestamp, self.resources.clock())
         stamp_batch(batch, self.identity.partition_id, self.next_offset, self.last_timestamp)
         entry = TailEntry(self.next_offset, count, self.last_timestamp, batch)
@@ -475,7 +484,9 @@ class PartitionLog(PartitionState):
             await self._idle.wait()
 
     async def close(self) -> None:
+        """For good. Raises StorageError."""
         await self.end_run()
+        self.drop_tail()
         for segment in self.segments:
             self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
@@ -528,6 +539,11 @@ class PartitionLog(PartitionState):
         self.closed_hint, self.tail = self.hint(), Tail()
         self.closed = self.refusal
         return self.closed
+
+    def drop_tail(self) -> None:
+        """Read no more. The tail's memory is the arena's again at once, whoever still refers to this log."""
+        self.is_closed = True
+        self.tail.cut_from(0)
 
     async def close_files(self) -> None:
         """For another owner. An error of a close is none: the descriptor is gone, and all was synced before."""
@@ -589,7 +605,14 @@ class PartitionLog(PartitionState):
             raise CorruptionError(
                 self.directory, 0, f"offset {self.next_offset}, the journal goes on with {base_offset}"
             )
-        self.tail.append(TailEntry(base_offset, count, timestamp, bytearray(data), sequence))
+        self.tail.append(TailEntry(base_offset, count, timestamp, self._copied(data), sequence))
         self.last_timestamp = max(self.last_timestamp, timestamp)
         end = base_offset + count
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = end
+
+    def _copied(self, data: memoryview) -> WritableBuffer:
+        """Recovery refuses nothing for want of room: after a start with a smaller arena the rest is on the heap."""
+        try:
+            return self.resources.memory.copy(data)
+        except ArenaFullError:
+            return bytearray(data)

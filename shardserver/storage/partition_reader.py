@@ -49,12 +49,15 @@ class PartitionReader:
 
         Raises:
             CorruptionError: the batch at the start is damaged. Damage further on ends the reply before it.
-            StorageError: the disk failed, or the partition was set aside and has no more than what was read before.
+            StorageError: the disk failed, the partition was deleted, or it was set aside and has no more than what was
+                read before.
             NotOwnerError: the partition was given to another shard, before the read or during it.
         """
         self._check_open()
         builder = ReadBuilder(max(start, self._state.first_offset), count, max_bytes, self._state.high_watermark)
         while builder.wants_more:
+            if self._state.is_closed:
+                raise StorageError(f"partition {self._state.uid} was deleted, or its shard ends")
             if builder.next_offset < self._state.first_offset:  # deleted while the disk was waited for
                 builder.skip_to(self._state.first_offset, self._state.high_watermark)
             first = self._state.tail.first_offset
@@ -105,7 +108,8 @@ class PartitionReader:
         segment.index, segment.index_is_stored, segment.indexed = built, False, True
 
     def _walk(self, segment: seg.Segment, start: tuple[int, int]) -> SegmentWalk:
-        return SegmentWalk(self._disk, self._files, self._settings, segment, start, self._state.end_of(segment))
+        memory, end = self._state.resources.memory, self._state.end_of(segment)
+        return SegmentWalk(self._disk, self._files, self._settings, memory, segment, start, end)
 
     def _walk_to(self, segment: seg.Segment, offset: int) -> SegmentWalk:
         """The walk that an earlier poll has left here, or a new one from the index."""

@@ -33,6 +33,7 @@ class PartitionState:
         self.written_end = 0
         self.flushed_end = 0
         self.last_timestamp = 0
+        self.is_closed = False
         self.fenced: StorageError | None = None
         self.set_aside: StorageError | None = None  # recovery could not bring back all: reads at the end say so
         self.refusal: NotOwnerError | None = None  # it is leaving or arriving: no appends, no changes of offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shardserver.memory.buffers import Buffer
 from shardserver.protocol.batch import slice_batch
 
 
@@ -38,12 +39,11 @@ class ReadBuilder:
     def count(self) -> int:
         return self._count
 
-    def add(self, data: memoryview | bytearray, base_offset: int, count: int) -> None:
+    def add(self, data: Buffer, base_offset: int, count: int) -> None:
         """Take what is wanted of the batch that holds next_offset. The first batch is taken whatever its size."""
         first, last = self.next_offset - base_offset, min(count, self._end - base_offset) - 1
-        part: memoryview | bytes | bytearray = data
-        if first > 0 or last < count - 1:
-            part = slice_batch(data, first, last)
+        whole = first <= 0 and last >= count - 1
+        part = memoryview(data) if whole else slice_batch(data, first, last)
         if self._buffers and self._bytes + len(part) > self._max_bytes:
             self._full = True
             return

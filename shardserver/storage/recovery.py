@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from shardserver.errors import CorruptionError, StorageError
+from shardserver.memory.arena import Arena
+from shardserver.memory.heap import heap_arena
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
@@ -20,7 +21,7 @@ from shardserver.storage.partition_recovery import recover_partition
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
-from shardserver.storage.settings import LogSettings, PartitionIdentity
+from shardserver.storage.settings import LogSettings, PartitionIdentity, least_arena_bytes
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
 
@@ -48,6 +49,7 @@ class RecoveryProgress:
 class RecoveryInput:
     """What metadata says is alive. next_uid: no record may carry this uid or a greater one.
 
+    memory: the shard's arena; without one the logs make one of their own.
     read_only: write nothing, not even what would make the recovered bytes durable; the logs take no appends then.
     """
 
@@ -59,7 +61,7 @@ class RecoveryInput:
     read_only: bool = False
     reserve: Reserve | None = None
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
-    memory: Any = None
+    memory: Arena | None = None
 
 
 async def recover_shard(
@@ -78,7 +80,8 @@ async def recover_shard(
     """
     began_us = clock()
     files, walks = SegmentFiles(disk, settings.open_segments), ParkedWalks(settings.read_ahead_walks)
-    resources = LogResources(disk, settings, clock, metadata.faults, files, walks)
+    memory = metadata.memory or heap_arena(least_arena_bytes(settings))
+    resources = LogResources(disk, settings, clock, metadata.faults, files, walks, memory=memory)
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
     directory, progress = os.path.join(logs.directory, "journal"), metadata.progress
@@ -229,11 +232,10 @@ def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput,
             continue
         header = read_batch_header(record.payload)
         try:
-            before = partition.tail.bytes
             partition.replay(
                 record.payload, header.base_offset, header.message_count, header.base_timestamp, one.sequence
             )
-            logs.adopt_tail(partition, partition.tail.bytes - before)
+            logs.adopt_tail(partition)
         except CorruptionError as error:
             _set_aside(partition, error)
 

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shardserver.errors import StorageError
+from shardserver.memory.arena import Arena
+from shardserver.memory.heap import heap_arena
 from shardserver.storage.disk import Disk
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings
 from shardserver.storage.synced_write import SyncFaults
+
+# Of logs that nobody gave an arena to. Committed when first touched.
+DEFAULT_ARENA_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class LogResources:
-    """clock: microseconds since the epoch; it may go back."""
+    """clock: microseconds since the epoch; it may go back. memory: of the tail and of what polls read behind it."""
 
     disk: Disk
     settings: LogSettings
@@ -45,3 +50,4 @@ class LogResources:
     walks: ParkedWalks
     admission: Admission = field(default_factory=Admission)
     hooks: Hooks = field(default_factory=Hooks)
+    memory: Arena = field(default_factory=lambda: heap_arena(DEFAULT_ARENA_BYTES))

@@ -7,11 +7,13 @@ header is proved by the batch checksum tells its length; else the next index ent
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from shardserver.errors import StorageError
+from shardserver.errors import ArenaFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.memory.arena import Arena
 from shardserver.protocol.batch import damaged_batch_extent, read_batch_header
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import Disk, File
@@ -86,13 +88,23 @@ class SegmentFiles:
             await self._disk.close(file)
 
 
+def read_buffer(memory: Arena, size: int) -> memoryview:
+    """Memory for a read of whole pages: of the arena, so that peers can take a reply from there, while a quarter of it
+    stays free for appends, which have no other place. Else of the heap.
+    """
+    if memory.used_bytes + size <= memory.bytes - memory.bytes // 4:
+        with contextlib.suppress(ArenaFullError):
+            return memoryview(memory.allocate(size))
+    return aligned_buffer(size)
+
+
 class PendingRead:
     """A read under way; `position` need not be aligned."""
 
-    def __init__(self, disk: Disk, file: File, position: int, want: int) -> None:
+    def __init__(self, disk: Disk, memory: Arena, file: File, position: int, want: int) -> None:
         self.position = position
         self._skipped = position % BLOCK_BYTES
-        self._buffer = aligned_buffer(align_up(self._skipped + want, BLOCK_BYTES))
+        self._buffer = read_buffer(memory, align_up(self._skipped + want, BLOCK_BYTES))
         self._done = disk.read(file, position - self._skipped, self._buffer)
         self._done.add_done_callback(_look_at)
 
@@ -120,11 +132,12 @@ class SegmentWalk:
         disk: Disk,
         files: SegmentFiles,
         settings: LogSettings,
+        memory: Arena,
         segment: seg.Segment,
         start: tuple[int, int],
         end_offset: int,
     ) -> None:
-        self._disk, self._files, self._settings = disk, files, settings
+        self._disk, self._files, self._settings, self._memory = disk, files, settings, memory
         self.segment, self.end_offset = segment, end_offset
         self._expected, self._position = start
         self._want = settings.read_bytes
@@ -175,14 +188,14 @@ class SegmentWalk:
             if not is_end:  # else the segment may have grown since
                 return view, is_end
         file = await self._files.get(self.segment)
-        return await PendingRead(self._disk, file, self._position, self._want).result()
+        return await PendingRead(self._disk, self._memory, file, self._position, self._want).result()
 
     def _grow(self) -> None:
         """The reader goes on: larger reads, and, if it has done so before, the next one at once."""
         left, file = self.segment.end - self._position, self.segment.file
         goes_on = self._want > self._settings.read_bytes and self._expected < self.end_offset
         if goes_on and left > 0 and file is not None:
-            self._ahead = PendingRead(self._disk, file, self._position, min(self._want, left))
+            self._ahead = PendingRead(self._disk, self._memory, file, self._position, min(self._want, left))
         self._want = min(self._want * 2, self._settings.read_ahead_bytes)
 
 
@@ -207,6 +220,13 @@ class ParkedWalks:
 
     def take(self, segment: seg.Segment, offset: int) -> SegmentWalk | None:
         return self._parked.pop((segment, offset), None)
+
+    def drop_oldest(self) -> bool:
+        """Give up one walk for its memory; its reader will read from disk again. False: there is none."""
+        if not self._parked:
+            return False
+        self._parked.popitem(last=False)
+        return True
 
     def forget(self, segment: seg.Segment) -> None:
         """The segment is deleted."""

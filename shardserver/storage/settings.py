@@ -35,6 +35,21 @@ class LogSettings:
     skip_damaged: bool = False
 
 
+# What an arena holds beside journal and tail: batches that wait, the largest frame twice.
+ARENA_SPARE_BYTES = 256 * MIB
+
+
+def least_arena_bytes(settings: LogSettings) -> int:
+    """What the arena of a shard needs, when its journal does not grow (decisions 5).
+
+    The batches that only the journal holds: at worst all are of 305 bytes, which take 329 in the journal and 512 in the
+    arena. And a quarter is left to appends by those who read (`read_buffer`).
+    """
+    journal = settings.journal_files * settings.journal_file_bytes * 8 // 5
+    reads = 2 * settings.read_ahead_walks * settings.read_ahead_bytes
+    return (journal + settings.tail_bytes + reads + ARENA_SPARE_BYTES) * 4 // 3
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionIdentity:
     """What names a partition on disk, and how its log behaves.

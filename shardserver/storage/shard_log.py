@@ -11,12 +11,15 @@ import asyncio
 import errno
 import logging
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from shardserver.errors import DiskFullError, StorageError
+from shardserver.errors import ArenaFullError, DiskFullError, StorageError
+from shardserver.memory.arena import Block
+from shardserver.memory.arena_python import ArenaStatistics
+from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.committed_offsets import CommittedOffsets, OffsetRecord
@@ -38,6 +41,8 @@ RING_BYTES_PER_PARTITION = 64 * 1024
 # beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
 BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
 SMALL_LASTS_S = 0.1
+# So much of the cache goes at a time when the arena is full, or the next append would have to look again.
+LEAST_DROP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class ShardLogStatistics:
     committed_offsets: int
     recovery_bytes: int
     skipped_messages: int
+    memory: ArenaStatistics
 
 
 @dataclass(slots=True)
@@ -90,7 +96,8 @@ class ShardLog:
         self._checkpoint_sequence = 0
         self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
         self._pinned: dict[int, dict[PartitionLog, None]] = {}
-        self._cached: deque[PartitionLog] = deque()
+        self._cached: OrderedDict[PartitionLog, None] = OrderedDict()  # whose tail holds something
+        self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
         self._tail_bytes = 0
         self._bulk_bytes = 0  # of direct runs in flight
         self._small_at = 0.0
@@ -125,9 +132,6 @@ class ShardLog:
     def partition(self, uid: int) -> PartitionLog:
         """The log of a partition. Raises KeyError when this shard has none of that uid."""
         return self._partitions[uid]
-
-    def take_memory(self, data: Any) -> bytearray:
-        return bytearray(data)
 
     def find_partition(self, uid: int) -> PartitionLog | None:
         return self._partitions.get(uid)
@@ -166,13 +170,15 @@ class ShardLog:
         self._unpin(gone)
         self._dirty.pop(gone, None)
         self._hints.pop(uid, None)
-        self._tail_bytes -= gone.tail.bytes
+        self._tail_bytes -= gone.counted_tail_bytes
+        self._cached.pop(gone, None)
         self.offsets.forget_partition(uid)
         self._track(self._close_forgotten(gone))
         self._progress.set()
 
     async def _close_forgotten(self, partition: PartitionLog) -> None:
         await partition.end_run()
+        partition.drop_tail()
         await partition.close_files()
 
     async def remove_files(self, uid: int) -> None:
@@ -208,6 +214,7 @@ class ShardLog:
         if not self.serves(partition):
             return
         self._dirty[partition] = None
+        self._count_tail(partition)  # a `memory` topic has it there already
         if partition.is_due:
             self._schedule_turn()
         else:
@@ -257,14 +264,13 @@ class ShardLog:
             self._track(self._direct(partition, size, most))
 
     async def _direct(self, partition: PartitionLog, size: int, most_bytes: int) -> None:
-        before = partition.tail.bytes
         try:
             await partition.direct(most_bytes)
         except Exception as error:  # a bug: this partition may be half changed, the others are not
             log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
             partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
         self._bulk_bytes -= size
-        self._count_tail(partition, partition.tail.bytes - before)
+        self._count_tail(partition)
         self._after_run(partition)
         if self._dirty:
             self._schedule_turn()
@@ -281,7 +287,8 @@ class ShardLog:
                 saving = self._track(self._save_index(partition, segment))
                 partition.index_saves.add(saving)
                 saving.add_done_callback(partition.index_saves.discard)
-        self._evict()
+        self._may_evict = True
+        self._evict_to(self._settings.tail_bytes)
         self._progress.set()
 
     async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
@@ -310,7 +317,7 @@ class ShardLog:
 
     def _refuse_when_full(self) -> None:
         """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
-        self._start_flush()
+        self._start_flush(self._free_files)
         if self._flush_error is not None:
             for partition in list(self._dirty):
                 partition.fail_waiting(self._flush_error)
@@ -373,9 +380,8 @@ class ShardLog:
         for partition in list(self._dirty):
             if partition.wants_run(lingered=False):
                 continue  # its run is held back; through the journal it would cost the others more
-            before = partition.tail.bytes
             end = partition.journal_into(self.journal, self._shard)
-            self._count_tail(partition, partition.tail.bytes - before)
+            self._count_tail(partition)
             if end >= 0:
                 content.batches.append((partition, end))
                 if not partition.pinned_sequence:
@@ -422,13 +428,13 @@ class ShardLog:
             adoption.journaled()
         self._published.set()
         self._progress.set()
-        self._evict()
+        self._evict_to(self._settings.tail_bytes)
         if self._has_work():
             self._schedule_turn()
         else:
             self._linger_turn()
         if self.journal.files_in_use > self.journal.files // 2:
-            self._start_flush()
+            self._start_flush(self._free_files)
 
     def _has_work(self) -> bool:
         if self._lingered or self._checkpoint or self._force_write or self._adoptions:
@@ -470,18 +476,13 @@ class ShardLog:
             oldest = min(oldest, self._uncovered_offsets)
         return min(oldest, self._checkpoint_sequence or oldest)
 
-    def _start_flush(self) -> None:
+    def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._flush_task is None and not self._closing and self.failed is None:
-            self._flush_task = self._track(self._free_files())
+            self._flush_task = self._track(self._flush_in_background(work))
 
-    async def _free_files(self) -> None:
+    async def _flush_in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            while self.journal.files_in_use > self.journal.files // 2 and self.failed is None:
-                oldest = self._oldest_live()
-                if oldest >= self.journal.sequence:
-                    break
-                await self._flush_through(oldest)
-                await self._publish()
+            await work()
         except StorageError as error:
             log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
             self._flush_error = error
@@ -490,6 +491,18 @@ class ShardLog:
             self._flush_error = None
         finally:
             self._flush_task = None
+
+    async def _free_files(self) -> None:
+        while self.journal.files_in_use > self.journal.files // 2 and self.failed is None:
+            oldest = self._oldest_live()
+            if oldest >= self.journal.sequence:
+                break
+            await self._flush_through(oldest)
+            await self._publish()
+
+    async def _flush_pinned(self) -> None:
+        """Into segments with all that only the journal holds: what is there can be dropped from memory."""
+        await self._flush_partitions([one for members in self._pinned.values() for one in members])
 
     async def _flush_through(self, sequence: int) -> None:
         """Move everything that the file of that sequence, or an older one, still holds."""
@@ -641,7 +654,9 @@ class ShardLog:
     def shut_partition(self, partition: PartitionLog, state: ReleasedPartition) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
         self._released[partition] = state
-        self._tail_bytes -= partition.tail.bytes
+        self._tail_bytes -= partition.counted_tail_bytes
+        partition.counted_tail_bytes = 0
+        self._cached.pop(partition, None)
         self.offsets.close_partition(partition.uid, partition.shut())
 
     def open_partition(self, partition: PartitionLog) -> None:
@@ -683,35 +698,62 @@ class ShardLog:
         if adoptions is None:
             self._adoptions.clear()
 
-    # The tail's budget
+    # The arena and the tail's budget
 
-    def _count_tail(self, partition: PartitionLog, added: int) -> None:
-        if added:
+    def copy_batch(self, batch: Buffer) -> Block:
+        """The batch in the shard's memory, for PartitionLog.append. What is cached only makes room for it.
+
+        Raises ArenaFullError: all that is there is needed. What only the journal holds is being flushed.
+        """
+        while True:
+            try:
+                return self.resources.memory.copy(batch)
+            except ArenaFullError:
+                if not self._drop_cached(len(batch)):
+                    self._start_flush(self._flush_pinned)
+                    raise
+
+    def _drop_cached(self, size: int) -> bool:
+        """Let go of about size bytes that disk has too; False: there was nothing."""
+        before = self._tail_bytes
+        if self._may_evict:
+            self._evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
+            self._may_evict = self._tail_bytes < before
+        return self._tail_bytes < before or self.resources.walks.drop_oldest()
+
+    def _count_tail(self, partition: PartitionLog) -> None:
+        """After whatever may have changed a tail."""
+        added = partition.tail.bytes - partition.counted_tail_bytes
+        if added and self.serves(partition):
+            partition.counted_tail_bytes += added
             self._tail_bytes += added
-            self._cached.append(partition)
+            self._cached[partition] = None
 
-    def _evict(self) -> None:
-        """Drop the oldest cached batches that are in segments while the tail is above its budget."""
+    def _evict_to(self, limit: int) -> None:
+        """Drop the oldest batches of one partition after the other while all tails have more than limit bytes.
+
+        What is in no segment yet stays.
+        """
         for _ in range(len(self._cached)):
-            if self._tail_bytes <= self._settings.tail_bytes:
+            if self._tail_bytes <= limit:
                 return
-            partition = self._cached[0]
-            before = partition.tail.bytes
-            while self._tail_bytes > self._settings.tail_bytes:
-                freed = partition.tail.evict_oldest(min(partition.flushed_end, partition.high_watermark))
-                if not freed:
-                    break
-                self._tail_bytes -= freed
-            if not self.serves(partition) or partition.tail.bytes == 0:
-                self._cached.popleft()
-            elif partition.tail.bytes == before:
-                self._cached.rotate(-1)
+            partition = next(iter(self._cached))
+            self._cached.move_to_end(partition)
+            self._evict_from(partition, self._tail_bytes - limit)
+
+    def _evict_from(self, partition: PartitionLog, excess: int) -> None:
+        target, end = partition.tail.bytes - excess, min(partition.flushed_end, partition.high_watermark)
+        while partition.tail.bytes > target and partition.tail.evict_oldest(end):
+            pass
+        self._count_tail(partition)
+        if partition.tail.bytes == 0:
+            del self._cached[partition]
 
     # What recovery hands over
 
-    def adopt_tail(self, partition: PartitionLog, added: int) -> None:
+    def adopt_tail(self, partition: PartitionLog) -> None:
         """Count replayed bytes, and hang the partition to the journal file that holds its oldest ones."""
-        self._count_tail(partition, added)
+        self._count_tail(partition)
         sequence = partition.oldest_unflushed_sequence()
         if sequence and not partition.pinned_sequence:
             self._pin(partition, sequence)
@@ -729,7 +771,7 @@ class ShardLog:
         self._started = True
         if needs_flush:
             try:
-                await self._flush_partitions([one for members in self._pinned.values() for one in members])
+                await self._flush_pinned()
                 await self._snapshot_offsets()
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
@@ -883,4 +925,5 @@ class ShardLog:
             len(self.offsets),
             self.recovery_bytes,
             sum(one.reader.skipped_messages for one in self._partitions.values()),
+            self.resources.memory.statistics(),
         )

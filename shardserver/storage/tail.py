@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shardserver.memory.buffers import WritableBuffer
+
 
 @dataclass(slots=True)
 class TailEntry:
@@ -14,7 +16,7 @@ class TailEntry:
     base_offset: int
     count: int
     timestamp: int
-    data: bytearray
+    data: WritableBuffer
     sequence: int = 0
 
     @property

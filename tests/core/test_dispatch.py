@@ -16,7 +16,7 @@ from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.replication import Replication
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.core.shards import Shards
-from shardserver.errors import Code
+from shardserver.errors import ArenaFullError, Code
 from shardserver.protocol.frame import Eviction, Frame, RequestHeader, decode_answer, encode_request, split_result
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.table import OP_READ, OP_SEND, TABLE, Command, Right, find_row
@@ -176,8 +176,21 @@ def test_a_bug_amid_an_append_fences_its_partition() -> None:
         raise ZeroDivisionError
 
     partition = SimpleNamespace(append=append, fence=fenced.append)
-    logs = SimpleNamespace(partition=lambda uid: partition, take_memory=bytearray)
+    logs = SimpleNamespace(partition=lambda uid: partition, copy_batch=bytearray)
     world.local.logs = logs  # type: ignore[assignment]
     body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()
     assert world.status(OP_SEND, 0, body) == Code.ERROR
     assert world.closes and len(fenced) == 1
+
+
+def test_a_send_without_room_in_memory_is_answered_with_try_again_and_fences_nothing() -> None:
+    world = World(md.ROOT_ID)
+
+    def refuse(batch: memoryview) -> None:
+        raise ArenaFullError("no room")
+
+    world.context.logs = SimpleNamespace(copy_batch=refuse)
+    world.context.log_of = lambda partition: SimpleNamespace()
+    body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()
+    assert world.status(OP_SEND, 0, body) == Code.TRANSIENT_NOT_ACCEPTED
+    assert not world.closes
