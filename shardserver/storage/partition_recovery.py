@@ -124,6 +124,7 @@ async def open_unchanged(log: PartitionLog, hint: fmt.Hint) -> None:
         CorruptionError: the files do not end where the hint says; somebody else has written to them.
         StorageError: the disk failed. Nothing is open then.
     """
+    await log.forget_segments()  # one that comes back to its former owner has its closed ones
     try:
         await PartitionRecovery(log, hint, read_only=True).open_unchanged()
     except BaseException:

@@ -581,11 +581,12 @@ class ShardLog:
     async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
         """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
         task = asyncio.get_running_loop().create_task(work)
-        self._moves.update(dict.fromkeys(partitions or [task], task))
+        keys: list[object] = [*partitions] or [task]
+        self._moves.update(dict.fromkeys(keys, task))
 
         def ended(task: asyncio.Task[Result]) -> None:
-            for key in partitions or [task]:
-                self._moves.pop(key, None)
+            for key in keys:
+                del self._moves[key]
             if not task.cancelled():
                 task.exception()  # nobody hears of it when the caller was cancelled
 
