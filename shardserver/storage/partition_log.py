@@ -423,7 +423,7 @@ class PartitionLog(PartitionState):
         """
         async with self._removal:
             if self.refusal is not None:
-                raise self.refusal
+                raise self.refusal.with_traceback(None)
             return await self._delete_segments(count, keep_from)
 
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:

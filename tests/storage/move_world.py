@@ -50,7 +50,7 @@ class LockingDisk(FaultDisk):
                 self._holders[id(file.node)] = file
                 return file
             await asyncio.sleep(0)
-        raise AssertionError(f"{path} is never closed by {self._holders[id(file.node)]}")
+        raise AssertionError(f"{path} is never closed")
 
     def is_held(self, node: Node) -> bool:
         return id(node) in self._holders
@@ -114,7 +114,7 @@ class Shards:
         if give_up != "release":
             await self._adopt(source, destination, states, give_up)
         if give_up:
-            await source.resume_partitions(uids)
+            await resume(source, uids)
             return
         for uid in uids:
             world.owners[uid] = Owner(target, world.owners[uid].term + 1)
@@ -128,7 +128,7 @@ class Shards:
         try:
             await destination.adopt_partitions(arrivals)
         except StorageError:
-            await source.resume_partitions([one.uid for one in states])
+            await resume(source, [one.uid for one in states])
             raise
         for one in states if give_up else ():
             destination.forget_partition(one.uid)
@@ -150,6 +150,14 @@ class Shards:
     async def close(self) -> None:
         for one in self.logs.values():
             await one.close()
+
+
+async def resume(logs: ShardLog, uids: Sequence[int]) -> None:
+    """Again while the disk fails once."""
+    try:
+        await logs.resume_partitions(uids)
+    except StorageError:
+        await logs.resume_partitions(uids)
 
 
 class MoveLoad:
