@@ -75,6 +75,7 @@ class World:
     durability: Durability = Durability.FSYNC
     uids: Sequence[int] = (1, 2)
     settings: LogSettings = SETTINGS
+    directory: str = "data"
     owners: dict[int, Owner] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,9 @@ class World:
     async def open(self, shard: int) -> ShardLog:
         mine = [self.identity(uid, owner.term) for uid, owner in self.owners.items() if owner.shard == shard]
         source = RecoveryInput(shard, max(self.uids) + 1, mine)
-        return await recover_shard(self.disk, "data", self.settings, source, ticking_clock(), lambda error: None)
+        return await recover_shard(
+            self.disk, self.directory, self.settings, source, ticking_clock(), lambda error: None
+        )
 
     async def start(self, shards: Sequence[int] = (0, 1)) -> Shards:
         return Shards(self, {shard: await self.open(shard) for shard in shards})
