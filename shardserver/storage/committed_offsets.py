@@ -53,7 +53,7 @@ class CommittedOffsets:
     def get(self, uid: int, kind: int, consumer: int) -> int | None:
         """The committed offset. Raises NotOwnerError while the partition is closed for a move."""
         if uid in self._closed:
-            raise self._closed[uid]
+            raise self._closed[uid].with_traceback(None)
         return self._values.get((uid, kind, consumer))
 
     def lowest(self, uid: int) -> int | None:
@@ -79,7 +79,7 @@ class CommittedOffsets:
     def commit_at_least(self, partition: PartitionLog, kind: int, consumer: int, offset: int) -> None:
         """Auto-commit: never moves a committed offset back. Raises NotOwnerError."""
         if partition.refusal is not None:
-            raise partition.refusal
+            raise partition.refusal.with_traceback(None)
         key = (partition.uid, kind, consumer)
         if self.refusal is None and self._values.get(key, -1) < offset:
             self._set(key, offset)
@@ -129,7 +129,7 @@ class CommittedOffsets:
     def _check_taken(self, partition: PartitionLog) -> None:
         refusal = self.refusal or partition.refusal
         if refusal is not None:
-            raise refusal
+            raise refusal.with_traceback(None)  # else it keeps the frames of all raises before
 
     def forget_partition(self, uid: int) -> None:
         self._closed.pop(uid, None)

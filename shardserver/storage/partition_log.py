@@ -432,7 +432,7 @@ class PartitionLog(PartitionState):
         """
         async with self._removal:
             if self.refusal is not None:
-                raise self.refusal
+                raise self.refusal.with_traceback(None)
             return await self._delete_segments(count, keep_from)
 
     def cut_offset(self, count: int, *, keep_from: int | None = None) -> int:

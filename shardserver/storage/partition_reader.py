@@ -81,7 +81,7 @@ class PartitionReader:
 
     def _check_open(self) -> None:
         if self._state.closed is not None:
-            raise self._state.closed
+            raise self._state.closed.with_traceback(None)
 
     async def _load_index(self, segment: seg.Segment) -> None:
         """From its file, else from the data: needed once for what was there before this start."""

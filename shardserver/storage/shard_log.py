@@ -600,12 +600,12 @@ class ShardLog:
     async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
         """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
         task = asyncio.get_running_loop().create_task(work)
-        keys: Sequence[object] = partitions or [task]
+        keys: list[object] = [*partitions] or [task]
         self._moves.update(dict.fromkeys(keys, task))
 
         def ended(task: asyncio.Task[Result]) -> None:
             for key in keys:
-                self._moves.pop(key, None)
+                del self._moves[key]
             if not task.cancelled():
                 task.exception()  # nobody hears of it when the caller was cancelled
 
