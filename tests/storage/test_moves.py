@@ -241,27 +241,31 @@ def test_after_a_release_nothing_is_read_and_no_file_is_held() -> None:
     in_world(life)
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 3))
-def test_a_poll_in_flight_ends_whole_or_is_refused(steps: int) -> None:
+def test_a_poll_in_flight_ends_whole_or_is_refused() -> None:
+    ends: set[str] = set()
+
     async def life(shards: Shards) -> None:
         logs = shards.logs[A]
         for number in range(20):
             await append(logs, 1, 1, number=number, size=9000)
         await logs.flush_partitions([logs.partition(1)])
-        log = logs.partition(1)
-        while log.tail.evict_oldest(log.flushed_end):
-            pass
-        poll = asyncio.ensure_future(log.reader.read(0, 20, 1 << 20))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        await shards.move([1], B)
-        try:
-            assert (await poll).count == 20
-        except NotOwnerError:
-            assert steps < 57
-        assert len(await read_numbers(shards.logs[B], 1)) == 20
+        for steps in [*range(0, 60, 3), 1000]:
+            log = shards.owner(1).partition(1)
+            while log.tail.evict_oldest(log.flushed_end):
+                pass
+            poll = asyncio.ensure_future(log.reader.read(0, 20, 1 << 20))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await shards.move([1], 1 - shards.world.owners[1].shard)
+            try:
+                assert (await poll).count == 20
+                ends.add("whole")
+            except NotOwnerError:
+                ends.add("refused")
+        assert await read_numbers(shards.owner(1), 1) == list(range(20))
 
     in_world(life)
+    assert ends == {"whole", "refused"}
 
 
 def test_an_adopted_partition_serves_only_from_its_activation_on() -> None:
@@ -561,3 +565,64 @@ def test_on_a_real_disk_the_locks_are_free_for_the_new_owner(tmp_path) -> None: 
         await disk.shut_down()
 
     asyncio.run(run())
+
+
+def test_a_release_waits_for_index_files_that_are_being_written() -> None:
+    async def life(shards: Shards) -> None:
+        logs = shards.logs[A]
+        await append(logs, 1)
+        written = asyncio.Event()
+        saving = asyncio.ensure_future(written.wait())
+        logs.partition(1).index_saves.add(saving)  # type: ignore[arg-type]
+        releasing = asyncio.ensure_future(logs.release_partition(1))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert not releasing.done()
+        written.set()
+        await releasing
+        await logs.resume_partition(1)
+
+    in_world(life)
+
+
+def test_a_file_that_is_being_opened_for_a_reader_is_not_kept_by_a_segment_that_is_closed() -> None:
+    async def life(shards: Shards) -> None:
+        logs = shards.logs[A]
+        for number in range(12):
+            await append(logs, 1, 1, number=number, size=9000)
+        await logs.flush_partitions([logs.partition(1)])
+        files, segment = logs.resources.files, logs.partition(1).segments[0]
+        logs.resources.disk.close(segment.file)
+        segment.file = None
+        files._sealed.pop(segment, None)
+        opening = asyncio.ensure_future(files.get(segment))
+        await asyncio.sleep(0)
+        await files.close(segment)
+        with pytest.raises(StorageError, match="closed"):
+            await opening
+        assert segment.file is None and segment not in files._sealed
+
+    in_world(life)
+
+
+def test_a_hint_of_an_attempt_that_was_given_up_is_not_journaled_behind_the_next_one() -> None:
+    world = World(LockingDisk(1))
+
+    async def first() -> None:
+        shards = await world.start()
+        source, destination = shards.logs[A], shards.logs[B]
+        await append(source, 1, 5)
+        former = await destination.adopt_partition(world.identity(1, 2), await source.release_partition(1))
+        destination.forget_partition(1)
+        await source.resume_partition(1)
+        await append(source, 1, 5, number=5)
+        await shards.move([1], B)
+        destination._checkpoint.append(former)  # as a checkpoint that was begun before
+        await destination._publish()
+        shards.abandon()
+
+    async def check(shards: Shards) -> None:
+        assert shards.logs[B].partition(1).hinted_offset == 10
+
+    asyncio.run(first())
+    after_crash(world, check)
