@@ -25,7 +25,8 @@ from tests.supervisor.servers import (
     wait_until,
 )
 
-INFO = ("--log-level", "info", "--log-format", "json")
+# What holds for one process holds for each; servers of several stand in test_shards.py and tests/end_to_end/.
+INFO = ("--log-level", "info", "--log-format", "json", "--cores", "1")
 
 
 @pytest.fixture
@@ -330,14 +331,6 @@ def test_a_directory_that_cannot_be_used_is_refused_with_a_sentence(tmp_path: Pa
 # Limits
 
 
-def test_more_than_one_shard_is_refused_when_asked_for(data: Path) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one usable core: two are refused for another reason")
-    code, printed = run_server(data, "--cores", "2")
-    assert code == 1 and "server.cores = 2: this release serves one shard" in printed
-    assert not data.exists()
-
-
 def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one(data: Path, servers: list[ServerProcess]) -> None:
     servers.append(WrappedServer(data, wrapper=["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh"]))
     servers[0].start()
@@ -354,7 +347,7 @@ def test_too_few_descriptors_are_refused_with_the_sum(data: Path) -> None:
 
 def test_too_much_memory_is_refused_with_the_sum(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARDSERVER_STORAGE_TAIL_BYTES", str(1 << 40))
-    code, printed = run_server(data)
+    code, printed = run_server(data, "--cores", "1")
     assert (
         code == 1
         and "storage.tail_bytes or journal.files x journal.file_bytes 1048576" in printed
