@@ -109,7 +109,7 @@ def test_what_was_acknowledged_survives_a_crash_at_any_operation_of_a_move(
         if not world.disk.is_dead:
             break
         check_remains(world, load, number, power_loss=power_loss)
-        number += 5
+        number += 9
     assert number > 200
 
 
@@ -124,7 +124,7 @@ def test_what_was_acknowledged_survives_a_failure_of_any_operation_of_a_move(cod
         if not world.disk.has_failed:
             break
         check_remains(world, load, number, power_loss=number % 2 == 0)
-        number += 7
+        number += 11
     assert number > 200
 
 
