@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
 
+from shardserver.errors import CorruptionError
 from shardserver.memory.arena import Arena
 from shardserver.router.peer import Answered, Peer, PeerStatistics, Question, Request, Rings, ServeRequest
 from shardserver.router.ring import Consumer, Producer
+
+log = logging.getLogger(__name__)
 
 # Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
 RETRY_S = 0.001
@@ -18,7 +22,11 @@ __all__ = ["Answered", "Peer", "PeerStatistics", "Peers", "Question", "Request"]
 
 
 class Peers:
-    """Owned by one shard's loop. serve: told of each request of a peer."""
+    """Owned by one shard's loop. serve: told of each request of a peer.
+
+    on_corrupt: told that a ring or an arena holds what no peer writes. Slots are lost then: this process has to end, so
+    that its next one gets new rings. Until it does, the peer counts as dead.
+    """
 
     def __init__(self, arena: Arena, doorbell: int, serve: ServeRequest) -> None:
         self._arena, self._doorbell, self._serve = arena, doorbell, serve
@@ -27,6 +35,7 @@ class Peers:
         self._retry: asyncio.TimerHandle | None = None
         self._is_serving = False
         self.on_serving: Callable[[int], None] = lambda number: None
+        self.on_corrupt: Callable[[CorruptionError], None] = lambda error: None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(doorbell, self._on_doorbell)
 
@@ -104,10 +113,18 @@ class Peers:
         """A bounded number of slots of each peer; then sleep, unless one has more."""
         self._turn_due = False
         for peer in list(self._peers.values()):
-            peer.drain()
+            self._drain(peer)
         rings = [peer.rings for peer in self._peers.values() if peer.rings is not None]
         if not all([one.consumer.try_park() for one in rings]):  # all of them: each park counts
             self._schedule_turn()
+
+    def _drain(self, peer: Peer) -> None:
+        try:
+            peer.drain()
+        except CorruptionError as error:
+            log.critical("ring_corrupt", extra={"fields": {"peer": peer.number, "error": str(error)}})
+            peer.detach()
+            self.on_corrupt(error)
 
     def statistics(self) -> list[PeerStatistics]:
         return [peer.statistics() for peer in self._peers.values()]
