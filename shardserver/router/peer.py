@@ -55,7 +55,7 @@ class Answered(Protocol):
 class Question:
     """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat.
 
-    late: for whoever asks, to be called when the answer is late.
+    late, deadline: for whoever asks, to be called when the answer is late.
     """
 
     number: int
@@ -65,6 +65,7 @@ class Question:
     done: Answered
     survives: bool
     late: Callable[[], None] | None = None
+    deadline: float = 0.0
     block: Buffer | None = None
     was_pushed: bool = False
 
