@@ -369,3 +369,17 @@ def test_an_answer_is_shown_before_the_write_with_the_hint_that_covers_its_batch
         served.close()
 
     run(work)
+
+
+@pytest.mark.xfail(reason="a hint of a process that recovered says nothing of answers, and is taken to", strict=True)
+def test_a_process_that_dies_before_its_repeats_came_leaves_them_to_be_found_by_the_next() -> None:
+    async def work(world: World) -> None:
+        await answers(world.ask(batch_of(7)))  # stored, and its answer was never published
+        await world.restart()
+        await world.logs.flush_partitions([world.logs.partition(1)])
+        await append(world.logs, 2)
+        await world.restart()
+        assert await answers(world.ask(batch_of(7), floor=0)) == [0]
+        assert await world.numbers() == [7]
+
+    run(work)
