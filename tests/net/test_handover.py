@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -528,16 +530,21 @@ def test_what_is_in_hand_is_answered_before_the_connection_goes(run: Callable[[W
     run(work)
 
 
-def test_with_its_peer_down_or_full_a_connection_stays_and_is_served(run: Callable[[Work], None]) -> None:
+@pytest.mark.parametrize("is_known", [False, True])
+def test_with_its_peer_down_a_connection_stays_and_is_served(is_known: bool, run: Callable[[Work], None]) -> None:
+    """Half a frame is put back where it was."""
+
     async def work() -> None:
         async with served() as (server, client):
             server.dispatchers[0].owner = 1
-            server.listeners[0].detach_peer(1)
-            client.send(20)
-            await client.take(20)
+            if is_known:
+                server.listeners[0].detach_peer(1)
+            else:
+                server.listeners[1].handover.close()
+            whole = b"".join(client.frame() for _ in range(20))
             half = client.frame()
-            client.writer.write(half[:100])
-            await asyncio.sleep(0.01)
+            client.writer.write(whole + half[:100])
+            await client.take(20)
             client.writer.write(half[100:])
             client.send(20)
             await client.take(21)
@@ -585,5 +592,99 @@ def test_nothing_of_a_connection_stays_behind_when_its_client_leaves_after_a_han
             await until_soon(lambda: server.connections() == [0, 0])
             assert server.sessions[0].connections == server.sessions[1].connections == {}
             assert server.listeners[1].balance.count(1) == 0
+
+    run(work)
+
+
+def test_a_shard_that_is_full_is_handed_nothing_in_use(run: Callable[[Work], None]) -> None:
+    """It would close the connection."""
+
+    async def work() -> None:
+        async with served(replace(LIMITS, max_connections=2)) as (server, client):
+            server.dispatchers[0].owner = 1
+            server.listeners[1].balance.own.connections = 2
+            client.send(10)
+            await client.take(10)
+            assert server.connections() == [1, 0] and set(client.shards) == {0}
+            server.listeners[1].balance.own.connections = 1
+            client.send()
+            await client.take()
+            await until_soon(lambda: server.connections() == [0, 1])
+
+    run(work)
+
+
+# Memory
+
+
+class Body(bytearray):
+    """Can be watched."""
+
+
+@pytest.mark.parametrize("handed", [False, True])
+def test_a_connection_that_has_ended_leaves_no_cycle_behind(handed: bool, run: Callable[[Work], None]) -> None:
+    async def work() -> None:
+        async with served() as (server, client):
+            server.dispatchers[0].owner = int(handed)
+            watched = [weakref.ref(one) for one in server.listeners[0].protocols]
+            gc.collect()
+            gc.disable()
+            try:
+                client.send(5)
+                await client.take(5)
+                client.writer.close()
+                await until_soon(lambda: server.connections() == [0, 0])
+                await until_soon(lambda: all(one() is None for one in watched))
+            finally:
+                gc.enable()
+
+    run(work)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_replies_that_a_client_did_not_take_are_let_go_with_it(waits: bool, run: Callable[[Work], None]) -> None:
+    """They may be lent by another shard, which gets them back when the last view is gone."""
+
+    async def work() -> None:
+        async with served() as (server, client):
+            watched: list[weakref.ref[Body]] = []
+            held: list[Callable[[], None]] = []
+
+            def start(connection: Connection, frame: Frame, reply: Callable[[list[Any], bool], None]) -> None:
+                body = Body(8 << 20)
+                watched.append(weakref.ref(body))
+                if waits and not held:  # the replies behind it wait for this one
+                    held.append(lambda: reply([], False))
+                else:
+                    reply([encode_reply_header(frame.header, len(body)), memoryview(body)], False)
+
+            server.dispatchers[0].start = start  # type: ignore[method-assign]
+            gc.collect()
+            gc.disable()
+            try:
+                client.send(3)
+                await until_soon(lambda: len(watched) == 3)
+                client.writer.transport.abort()
+                await until_soon(lambda: all(one() is None for one in watched))
+            finally:
+                gc.enable()
+
+    run(work)
+
+
+def test_requests_leave_no_cycles_behind(run: Callable[[Work], None]) -> None:
+    async def work() -> None:
+        async with served() as (_, client):
+            client.send(10)
+            await client.take(10)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(100):
+                    client.send(10)
+                    await client.take(10)
+                assert gc.collect() == 0
+            finally:
+                gc.enable()
 
     run(work)
