@@ -82,7 +82,7 @@ class RemoteOwner:
         return question
 
     def _end_late(self) -> None:
-        """The oldest first, as the peer keeps them. One timer for all: it is set anew for the first that still waits."""
+        """The oldest first, as the peer keeps them. One timer for all, set anew for the first that still waits."""
         self._timer = None
         for question in list(self.peer.questions.values()):
             if question.late is None:

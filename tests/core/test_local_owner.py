@@ -333,6 +333,28 @@ def test_requests_of_peers_leave_no_cycles_behind() -> None:
     run(work)
 
 
+def test_repeats_leave_no_cycles_behind() -> None:
+    async def work(world: World) -> None:
+        await answers(world.ask(batch_of(7)))
+        await world.restart()
+        await answers(world.ask(batch_of(8), floor=0))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(200):
+                await answers(world.ask(batch_of(7), floor=0), world.ask(batch_of(9)), world.ask(batch_of(9), floor=0))
+                refused: list[type] = []
+                world.owner.send_from_peer(  # keeps no error: its traceback names who keeps it
+                    SendCall(9, 1), b"", lambda outcome: refused.append(type(outcome)), is_repeat=True
+                )
+                await until(lambda: bool(refused))
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    run(work)
+
+
 # Answers and hints
 
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -389,6 +389,7 @@ def test_requests_leave_neither_cycles_nor_what_they_held() -> None:
                 Operation.SEND: Answer(U64.pack(1)),
                 Operation.GET_OFFSET: Answer(bytes(17)),
                 Operation.STORE_OFFSET: Answer(),
+                Operation.DELETE_OFFSET: RejectedError(Code.CONSUMER_OFFSET_NOT_FOUND),
             }
             lent = Answer(b"", [b"x" * 300])
             made.there.serve = lambda request, answer: answer(answers.get(Operation(request.operation), lent))
@@ -403,6 +404,8 @@ def test_requests_leave_neither_cycles_nor_what_they_held() -> None:
                 await made.owner.poll(POLL)
                 await made.owner.get_offset(OffsetCall(7, 1, 2))
                 await made.owner.store_offset(OffsetCall(7, 1, 2))
+                with suppress(RejectedError):
+                    await made.owner.delete_offset(OffsetCall(7, 1, 2))
                 await made.owner.control(Operation.INFO, b"x")
 
             await ask_all()
