@@ -275,7 +275,11 @@ class Peer:
     # The rings
 
     def _send(self, waiting: deque[Callable[[], bool]], push: Callable[[], bool]) -> None:
-        if waiting or not push():
+        try:
+            pushed = not waiting and push()
+        except CorruptionError:  # `publish` meets it again, and tells
+            pushed = False
+        if not pushed:
             waiting.append(push)
         self._wake()
 

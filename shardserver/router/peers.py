@@ -85,8 +85,8 @@ class Peers:
     def publish(self) -> None:
         """One store of each tail, and a doorbell for each peer that sleeps."""
         self._publish_due = False
-        for peer in self._peers.values():
-            peer.publish()
+        for peer in list(self._peers.values()):
+            self._guarded(peer, peer.publish)
         if any(peer.has_waiting for peer in self._peers.values()) and self._retry is None:
             self._retry = self._loop.call_later(RETRY_S, self._end_retry)
 
@@ -113,18 +113,20 @@ class Peers:
         """A bounded number of slots of each peer; then sleep, unless one has more."""
         self._turn_due = False
         for peer in list(self._peers.values()):
-            self._drain(peer)
-        rings = [peer.rings for peer in self._peers.values() if peer.rings is not None]
-        if not all([one.consumer.try_park() for one in rings]):  # all of them: each park counts
+            self._guarded(peer, peer.drain)
+        reached = [(peer, peer.rings.consumer) for peer in self._peers.values() if peer.rings is not None]
+        parked = [self._guarded(peer, consumer.try_park) for peer, consumer in reached]  # all of them: each park counts
+        if not all(parked):
             self._schedule_turn()
 
-    def _drain(self, peer: Peer) -> None:
+    def _guarded(self, peer: Peer, step: Callable[[], object]) -> object:
         try:
-            peer.drain()
+            return step()
         except CorruptionError as error:
             log.critical("ring_corrupt", extra={"fields": {"peer": peer.number, "error": str(error)}})
             peer.detach()
             self.on_corrupt(error)
+            return None
 
     def statistics(self) -> list[PeerStatistics]:
         return [peer.statistics() for peer in self._peers.values()]

@@ -57,10 +57,12 @@ def make_ring_memory(slots: int) -> tuple[mmap.mmap, mmap.mmap]:
     return memory, again
 
 
-def join(one: Process, other: Process, slots: int = 16) -> None:
+def join(one: Process, other: Process, slots: int = 16) -> tuple[mmap.mmap, mmap.mmap]:
+    """New rings; gives the memory of that from `one` to `other`, and of that back."""
     there, back = make_ring_memory(slots), make_ring_memory(slots)
     one.peers.attach(other.number, there[0], back[1], other.shown, os.dup(other.doorbell))
     other.peers.attach(one.number, back[0], there[1], one.shown, os.dup(one.doorbell))
+    return there[0], back[0]
 
 
 async def until(holds: Callable[[], bool], turns: int = 10_000) -> None:

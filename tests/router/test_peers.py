@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardserver.errors import CorruptionError
+from shardserver.errors import BackpressureError, CorruptionError
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Answered, Request
 from tests.router.pair import Outcome
@@ -171,6 +171,30 @@ def test_a_corrupt_ring_ends_one_peer_and_is_told_while_others_are_served(caplog
 
     run(work)
     assert "ring_corrupt" in [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize(("ring", "position"), [(0, 128), (1, 64)], ids=("head", "tail"))
+def test_a_head_or_tail_that_cannot_be_is_told_once_and_stops_nothing_else(ring: int, position: int) -> None:
+    async def work() -> None:
+        one, other = Process(0, echo), Process(1, echo)
+        rings = join(one, other)
+        for process in (one, other):
+            process.peers.say_serving()
+        await until(lambda: one.peers.peer(1).is_serving)
+        told: list[CorruptionError] = []
+        one.peers.on_corrupt = told.append
+        got: list[Outcome] = []
+        rings[ring][position : position + 8] = (2**40).to_bytes(8, "little")
+        one.peers.peer(1).ask(7, b"x", None, got.append, survives=False)
+        one.peers.publish()  # as the log does before it writes: nothing may be raised there
+        one.peers._schedule_turn()
+        await until(lambda: bool(told))
+        assert one.peers.peer(1).rings is None and len(told) == 1
+        assert len(got) == 1 and isinstance(got[0], BackpressureError)
+        one.close()
+        other.close()
+
+    run(work)
 
 
 def test_a_loan_that_ends_after_the_loop_is_no_error() -> None:
