@@ -320,6 +320,8 @@ class Peer:
         self._slots_taken += len(slots)
         for slot in slots:
             self._take(slot)
+        if slots and self._waiting:  # an answer or a return may be what the first of them waits for
+            self._wake()
         return len(slots)
 
     def _take(self, slot: Slot) -> None:

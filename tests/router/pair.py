@@ -26,8 +26,12 @@ class Side:
         os.close(descriptor)
         self.asked: list[tuple[Request, Answered]] = []
         self.serve: Callable[[Request, Answered], None] = lambda request, answer: self.asked.append((request, answer))
-        self.peer = Peer(other, self.arena, lambda request, answer: self.serve(request, answer), lambda: None)
+        self.wakes = 0  # how often there was something to publish
+        self.peer = Peer(other, self.arena, lambda request, answer: self.serve(request, answer), self._wake)
         self.peer.on_hello = self._on_hello
+
+    def _wake(self) -> None:
+        self.wakes += 1
 
     def _on_hello(self, peer: Peer, serving: bool) -> None:
         began, peer.is_serving = serving and not peer.is_serving, serving

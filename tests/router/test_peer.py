@@ -185,6 +185,24 @@ def test_no_more_requests_are_out_than_half_of_the_ring_has_slots() -> None:
     assert len(other.asked) == 4 and len(got) == 1
 
 
+def test_an_answer_wakes_what_waits_for_it() -> None:
+    one, other = make_pair(slots=4)
+    for _ in range(3):
+        one.ask([])
+    settle(one, other)
+    before = one.wakes
+    other.answer(Answer(b"1"))
+    other.peer.publish()
+    one.peer.drain()
+    assert one.wakes > before
+    settle(one, other)
+    before = one.wakes
+    other.answer(Answer(b"2"))
+    other.peer.publish()
+    one.peer.drain()
+    assert one.wakes == before  # nothing waits any more
+
+
 def test_an_inline_answer_has_a_slot_whatever_else_fills_the_ring() -> None:
     """Its publish comes before the journal write that says that the batch needs no repeat: it may not wait behind."""
     one, other = make_pair(slots=8)
