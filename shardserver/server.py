@@ -154,6 +154,7 @@ class Shard:
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
         self._peers.on_serving = lambda number: self._peer_served.set()
+        self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
         self._role = self._make_role()
         self._owned = OwnedPartitions(

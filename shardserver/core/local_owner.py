@@ -88,6 +88,9 @@ class LocalOwner:
                 self.send(call, batch, done)
         except ShardServerError as error:
             done(error)
+        except Exception as error:  # a bug: who asked is told of it, as what is asked without waiting is
+            log.exception("send_failed", extra={"fields": {"partition": call.uid}})
+            done(StorageError(f"a send failed inside the server: {error!r}"))
 
     async def _find_repeated(self, call: SendCall, batch: Any) -> int | None:
         """The base offset of the batch if the former process of this shard stored it; each one answers one repeat.

@@ -9,7 +9,7 @@ from functools import partial
 
 from shardserver.core.calls import U64, CutCall, OffsetCall, Operation, PollCall, SendCall
 from shardserver.core.local_owner import LocalOwner
-from shardserver.errors import ShardServerError, StorageError
+from shardserver.errors import RejectedError, ShardServerError, StorageError
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Answered, Request
 
@@ -68,7 +68,7 @@ class PeerService:
             case Operation.STORE_OFFSET:
                 await owner.store_offset(OffsetCall.decode(inline))
             case Operation.DELETE_OFFSET:
-                await owner.delete_offset(OffsetCall.decode(inline))
+                await self._delete_offset(request)
             case Operation.FIND_CUT:
                 return Answer(U64.pack(await owner.find_cut(CutCall.decode(inline))))
             case Operation.CUT:
@@ -76,6 +76,13 @@ class PeerService:
             case _:
                 raise ShardServerError(f"unknown operation {request.operation} of shard {request.peer}")
         return Answer()
+
+    async def _delete_offset(self, request: Request) -> None:
+        try:
+            await self._owner.delete_offset(OffsetCall.decode(request.inline))
+        except RejectedError:
+            if not request.is_repeat:  # else the former process of this shard has done it, and died before its answer
+                raise
 
     async def _control_call(self, request: Request) -> Answer:
         handler = self.control.get(request.operation)

@@ -9,7 +9,6 @@ connection joins it (decisions of the failure model: docs/architecture.md, "When
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,30 +23,32 @@ from shardserver.router.peer import Peer, Question
 
 ANSWER_DEADLINE_S = 20.0
 UNANSWERED_KEPT = 64
+# A client repeats a frame within 30 s or not at all: after that an identical one is a new send.
+OUTCOME_KEPT_S = 60.0
+
+Identity = tuple[int, bytes]
 
 
 class SendAttempt:
-    """A send handed over. `waiter`: the client's request that is answered by it; None after 57."""
+    """A send handed over. `waiter`: the client's request that is answered by it; None after 57.
+
+    identity: of its frame, once it was answered 57. ended_at: when its outcome came, by the owner's clock.
+    """
 
     def __init__(self, waiter: SendDone) -> None:
         self.waiter: SendDone | None = waiter
         self.outcome: int | ShardServerError | None = None
+        self.identity: Identity | None = None
+        self.ended_at = 0.0
 
-    def end(self, outcome: int | ShardServerError) -> None:
-        self.outcome = outcome
+    def end(self, outcome: int | ShardServerError, now: float) -> None:
+        self.outcome, self.ended_at = outcome, now
         waiter, self.waiter = self.waiter, None
         if waiter is not None:
             waiter(outcome)
 
-    def join(self, waiter: SendDone) -> None:
-        """An identical frame: its answer is that of the first."""
-        if self.outcome is not None:
-            waiter(self.outcome)
-        else:
-            self.waiter = waiter
 
-
-Unanswered = dict[tuple[int, bytes], SendAttempt]
+Unanswered = list[SendAttempt]
 
 
 class RemoteOwner:
@@ -56,7 +57,6 @@ class RemoteOwner:
     def __init__(self, peer: Peer, clock: Callable[[], float]) -> None:
         self.peer, self._clock = peer, clock
         self._floors: dict[int, int] = {}
-        self._deadlines: deque[tuple[float, int]] = deque()  # numbers only: an answer must not live on here
         self._timer: asyncio.TimerHandle | None = None
         peer.prepare_repeat = self._prepare_repeat
 
@@ -76,50 +76,43 @@ class RemoteOwner:
         if not self.peer.is_serving:
             raise BackpressureError(f"shard {self.peer.number} is down or recovers")
         question = self.peer.ask(operation, inline, payload, done, survives=True)
-        question.late = partial(on_late, question)
-        self._deadlines.append((self._clock() + ANSWER_DEADLINE_S, question.number))
+        question.late, question.deadline = partial(on_late, question), self._clock() + ANSWER_DEADLINE_S
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ANSWER_DEADLINE_S, self._end_late)
         return question
 
     def _end_late(self) -> None:
-        """The oldest first. One timer for all: it is set anew for the first that still waits."""
+        """The oldest first, as the peer keeps them. One timer for all, set anew for the first that still waits."""
         self._timer = None
-        while self._deadlines:
-            deadline, number = self._deadlines[0]
-            question = self.peer.questions.get(number)
-            if question is not None and question.late is not None:
-                if deadline > self._clock():
-                    wait_s = deadline - self._clock()
-                    self._timer = asyncio.get_running_loop().call_later(wait_s, self._end_late)
-                    return
-                late, question.late = question.late, None
-                late()
-            self._deadlines.popleft()
+        for question in list(self.peer.questions.values()):
+            if question.late is None:
+                continue
+            wait_s = question.deadline - self._clock()
+            if wait_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait_s, self._end_late)
+                return
+            late, question.late = question.late, None
+            late()
 
     # Sends
 
     def send(self, call: SendCall, batch: Any, done: SendDone, unanswered: Unanswered) -> None:
         """unanswered: sends of the connection that were answered 57. Raises BackpressureError."""
-        if unanswered:
-            attempt = unanswered.get(_identity(call.uid, batch))
-            if attempt is not None:
-                self._join(call.uid, batch, attempt, done, unanswered)
-                return
-            if len(unanswered) >= UNANSWERED_KEPT:
-                raise BackpressureError("too many sends of this connection wait for their shard")
+        if unanswered and self._joined(_identity(call.uid, batch), done, unanswered):
+            return
         attempt = SendAttempt(done)
 
         def answered(outcome: Answer | ShardServerError) -> None:
             if isinstance(outcome, ShardServerError):
-                attempt.end(outcome)
+                attempt.end(outcome, self._clock())
                 return
             base = int(U64.unpack(outcome.inline)[0])
             self._floors[call.uid] = max(self._floors.get(call.uid, 0), base + call.count)
-            attempt.end(base)
+            attempt.end(base, self._clock())
 
         def late(question: Question) -> None:
-            unanswered[_identity(call.uid, question.block or question.payload)] = attempt
+            attempt.identity = _identity(call.uid, question.block or question.payload)
+            unanswered.append(attempt)
             self._tell_late(attempt)
 
         self._ask(Operation.SEND, call.encode(), batch, answered, late)
@@ -129,19 +122,30 @@ class RemoteOwner:
         if waiter is not None:
             waiter(NotCommittedError(f"no answer of shard {self.peer.number} in {ANSWER_DEADLINE_S:g} s"))
 
-    def _join(self, uid: int, batch: Any, attempt: SendAttempt, done: SendDone, unanswered: Unanswered) -> None:
-        key = _identity(uid, batch)
-        if attempt.outcome is not None:
-            del unanswered[key]
-            attempt.join(done)
-            return
+    def _joined(self, identity: Identity, done: SendDone, unanswered: Unanswered) -> bool:
+        """A frame that was answered 57 comes again: each of those answers is followed by one such frame at most.
 
+        Raises BackpressureError.
+        """
+        oldest = self._clock() - OUTCOME_KEPT_S
+        unanswered[:] = [one for one in unanswered if one.outcome is None or one.ended_at > oldest]
+        attempt = next((one for one in unanswered if one.waiter is None and one.identity == identity), None)
+        if attempt is not None:
+            self._join(attempt, done, unanswered)
+        elif len(unanswered) >= UNANSWERED_KEPT:
+            raise BackpressureError("too many sends of this connection wait for their shard")
+        return attempt is not None
+
+    def _join(self, attempt: SendAttempt, done: SendDone, unanswered: Unanswered) -> None:
         def ended(outcome: int | ShardServerError) -> None:
             if not isinstance(outcome, NotCommittedError):
-                unanswered.pop(key, None)
+                unanswered.remove(attempt)
             done(outcome)
 
-        attempt.join(ended)
+        if attempt.outcome is not None:
+            ended(attempt.outcome)
+            return
+        attempt.waiter = ended
         asyncio.get_running_loop().call_later(ANSWER_DEADLINE_S, self._tell_late, attempt)
 
     # All others
@@ -190,5 +194,5 @@ class RemoteOwner:
         return (await self._request(operation, b"", payload or None)).joined()
 
 
-def _identity(uid: int, batch: Any) -> tuple[int, bytes]:
+def _identity(uid: int, batch: Any) -> Identity:
     return uid, xxhash.xxh3_128_digest(batch)

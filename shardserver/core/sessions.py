@@ -25,7 +25,7 @@ class Connection:
     client: bytes = b""
     routed_to: int = -1
     in_a_row: int = 0
-    unanswered: Unanswered = field(default_factory=dict)
+    unanswered: Unanswered = field(default_factory=list)
 
     @property
     def is_bound(self) -> bool:

@@ -96,7 +96,7 @@ class Handover:
             self._loop.remove_reader(self._listening.fileno())
             self._listening.close()
             self._listening = None
-        if self._inbox is not None:
+        if self._inbox is not None and self._inbox.fileno() >= 0:
             self._loop.remove_reader(self._inbox.fileno())
 
     def _accept(self) -> None:
@@ -159,7 +159,7 @@ class Handover:
         assert self._inbox is not None
         for _ in range(ACCEPTS_A_TURN):
             try:
-                raw, descriptors, _, _ = socket.recv_fds(self._inbox, MAX_DATAGRAM_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+                raw, descriptors, _, _ = socket.recv_fds(self._inbox, MAX_DATAGRAM_BYTES, 1)
             except OSError:  # nothing more, or no descriptor left for it
                 return
             if not raw:
@@ -172,6 +172,7 @@ class Handover:
             log.warning("connection_lost_in_handover", extra={"fields": {"from_shard": handed.from_shard}})
             return
         connected = socket.socket(fileno=descriptors[0])
+        connected.set_inheritable(False)  # recv_fds takes flags, and does not pass them on (Python 3.11)
         connected.setblocking(False)
         self.statistics.received += 1
         if handed.state is not None:

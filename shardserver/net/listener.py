@@ -90,6 +90,10 @@ class Listener:
     def count_connections(self) -> None:
         self.balance.own.connections = len(self.protocols) + self._arriving
 
+    def has_room(self, shard: int) -> bool:
+        """Whether a connection can go on there: the limit is the same for all, and one above it is closed."""
+        return shard in self.balance.boards and self.balance.count(shard) < self.limits.max_connections
+
     async def drain(self, deadline_s: float) -> None:
         """Read no more; wait until what was read has been answered, at most deadline_s."""
         end = asyncio.get_running_loop().time() + deadline_s
@@ -206,6 +210,7 @@ class ClientProtocol(asyncio.Protocol):
             and not connection.unanswered
             and not self._stopped
             and self.machine.unread_bytes <= MAX_UNREAD_BYTES
+            and listener.has_room(connection.routed_to)
         )
 
     def _try_hand_over(self) -> None:
@@ -292,7 +297,13 @@ class ClientProtocol(asyncio.Protocol):
         if self._first_frame is not None:
             self._first_frame.cancel()
         self._transport = None
+        self.machine.take_output()  # may be lent by another shard
+        self.machine.start_request = _start_nothing  # no cycle may keep what we hold
         if self._connection is not None:
             self._listener.sessions.disconnect(self._connection)
             self._listener.protocols.discard(self)
             self._listener.count_connections()
+
+
+def _start_nothing(frame: Frame, reply: Reply) -> None:
+    """Of a connection that has ended."""

@@ -11,6 +11,7 @@ from shardserver.errors import (
     Code,
     CorruptionError,
     DiskFullError,
+    NotCommittedError,
     NotOwnerError,
     RejectedError,
     ShardServerError,
@@ -27,9 +28,12 @@ _TAGS: tuple[tuple[int, type[ShardServerError]], ...] = (
     (3, CorruptionError),
     (4, StorageError),
     (5, NotOwnerError),
+    (8, NotCommittedError),
     (6, BackpressureError),
     (7, ShardServerError),
 )
+_KINDS = dict(_TAGS)
+_CODES = frozenset(map(int, Code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,24 @@ def encode_error(error: ShardServerError) -> bytes:
     """Tag, code and as much of the sentence as a slot holds."""
     tag = next((tag for tag, kind in _TAGS if isinstance(error, kind)), 7)
     code = int(error.code) if isinstance(error, RejectedError) else 0
-    text = str(error).encode()[: INLINE_BYTES - _ERROR.size]
+    text = str(error).encode(errors="replace")[: INLINE_BYTES - _ERROR.size]
     return _ERROR.pack(tag, code) + text
 
 
 def decode_error(raw: bytes) -> ShardServerError:
+    """Of the class that the tag names; what has no tag of its own has that of its nearest base.
+
+    Raises CorruptionError: no error of ours was written so.
+    """
+    if len(raw) < _ERROR.size:
+        raise CorruptionError("ring", 0, f"an error of {_ERROR.size} bytes or more, found {len(raw)}")
     tag, code = _ERROR.unpack_from(raw)
     text = raw[_ERROR.size :].decode(errors="replace")
+    kind = _KINDS.get(tag)
+    if kind is None or (tag == 1 and code not in _CODES):
+        raise CorruptionError("ring", 0, f"an error of a known tag and code, found {tag} and {code}")
     if tag == 1:
         return RejectedError(Code(code), text)
     if tag == 3:
         return CorruptionError(text, 0, "undamaged bytes on the owning shard")
-    kind = dict(_TAGS).get(tag, ShardServerError)
     return kind(text)

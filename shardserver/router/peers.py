@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
 
+from shardserver.errors import CorruptionError
 from shardserver.memory.arena import Arena
 from shardserver.router.peer import Answered, Peer, PeerStatistics, Question, Request, Rings, ServeRequest
 from shardserver.router.ring import Consumer, Producer
+
+log = logging.getLogger(__name__)
 
 # Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
 RETRY_S = 0.001
@@ -18,7 +22,11 @@ __all__ = ["Answered", "Peer", "PeerStatistics", "Peers", "Question", "Request"]
 
 
 class Peers:
-    """Owned by one shard's loop. serve: told of each request of a peer."""
+    """Owned by one shard's loop. serve: told of each request of a peer.
+
+    on_corrupt: told that a ring or an arena holds what no peer writes. Slots are lost then: this process has to end, so
+    that its next one gets new rings. Until it does, the peer counts as dead.
+    """
 
     def __init__(self, arena: Arena, doorbell: int, serve: ServeRequest) -> None:
         self._arena, self._doorbell, self._serve = arena, doorbell, serve
@@ -27,6 +35,7 @@ class Peers:
         self._retry: asyncio.TimerHandle | None = None
         self._is_serving = False
         self.on_serving: Callable[[int], None] = lambda number: None
+        self.on_corrupt: Callable[[CorruptionError], None] = lambda error: None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(doorbell, self._on_doorbell)
 
@@ -76,8 +85,8 @@ class Peers:
     def publish(self) -> None:
         """One store of each tail, and a doorbell for each peer that sleeps."""
         self._publish_due = False
-        for peer in self._peers.values():
-            peer.publish()
+        for peer in list(self._peers.values()):
+            self._guarded(peer, peer.publish)
         if any(peer.has_waiting for peer in self._peers.values()) and self._retry is None:
             self._retry = self._loop.call_later(RETRY_S, self._end_retry)
 
@@ -105,12 +114,22 @@ class Peers:
         will send more, and a doorbell costs both sides more than a look at the rings.
         """
         self._turn_due = False
-        if sum([peer.drain() for peer in list(self._peers.values())]):
+        if any([self._guarded(peer, peer.drain) for peer in list(self._peers.values())]):  # all of them: no short cut
             self._schedule_turn()
             return
-        rings = [peer.rings for peer in self._peers.values() if peer.rings is not None]
-        if not all([one.consumer.try_park() for one in rings]):  # all of them: each park counts
+        reached = [(peer, peer.rings.consumer) for peer in self._peers.values() if peer.rings is not None]
+        parked = [self._guarded(peer, consumer.try_park) for peer, consumer in reached]  # all of them: each park counts
+        if not all(parked):
             self._schedule_turn()
+
+    def _guarded(self, peer: Peer, step: Callable[[], object]) -> object:
+        try:
+            return step()
+        except CorruptionError as error:
+            log.critical("ring_corrupt", extra={"fields": {"peer": peer.number, "error": str(error)}})
+            peer.detach()
+            self.on_corrupt(error)
+            return None
 
     def statistics(self) -> list[PeerStatistics]:
         return [peer.statistics() for peer in self._peers.values()]

@@ -15,7 +15,7 @@ class ShardExit(IntEnum):
     JOURNAL_FAILED = 3  # start it again; at the second time within 30 s read-only
     UNWRITABLE = 4  # its recovery could not write: start it read-only
     HEALED = 5  # it was read-only, and the device takes writes again: start it as usual
-    LINK_BROKEN = 6  # what came from the supervisor made no sense: start it again
+    LINK_BROKEN = 6  # what came from the supervisor or a peer made no sense: start it again
 
 
 class ReadOnlyRule:
