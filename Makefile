@@ -2,7 +2,7 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test fault-test powercut-test bench clean
+.PHONY: help setup serve test lint types crash-test move-test scale-test fault-test powercut-test bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -22,8 +22,14 @@ lint: setup ## Style
 types: setup ## Strict types
 	@$(BIN)/mypy
 
-crash-test: setup ## kill -9 under load, SECONDS=60
+crash-test: setup ## kill -9 of shards and of the whole under load, SECONDS=60
 	@$(BIN)/python -m tests.crash.crash_test --seconds $(SECONDS)
+
+move-test: setup ## Partitions move between shards under load, SECONDS=60
+	@$(BIN)/python -m tests.moves.move_test --seconds $(SECONDS)
+
+scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
+	@$(BIN)/python -m tests.scale.names_test
 
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)

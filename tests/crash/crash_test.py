@@ -1,139 +1,119 @@
-"""kill -9 of the shard and of the server, again and again, under load with the real SDK; then everything is read back.
+"""kill -9 of single shards and of the whole server, in turn, under load with the real SDK; then all is read back.
 
-Each attempt to send carries its own number. *Lost*: acknowledged, not found. *Doubled*: one attempt found twice.
+Between two kills of the whole, each round kills one shard, any of them. Connections that have nothing to do with it
+must not see an error. Hand-over is on in every other life of the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from apache_iggy import Consumer, IggyClient, PollingStrategy, SendMessage
+from tests.crash.judge import judge, read_all
+from tests.crash.load import PARTITIONS, STREAM, TOPIC, Load, Producer, create
+from tests.sharded_server import ShardedServer
 
-from tests.server_process import PASSWORD, ServerProcess
-
-PARTITIONS = 4
-CLIENT_WAIT_S = 3.0
-
-
-class Load:
-    """Attempts and acknowledgements of all rounds."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-        self.acknowledged: list[list[int]] = [[] for _ in range(PARTITIONS)]
-
-    async def produce(self, address: str, partition: int) -> None:
-        """Send until the server is gone. An attempt without an answer may be there or not."""
-        client = await connect(address)
-        while True:
-            self.attempts += 1
-            number = self.attempts
-            payload = f"{number} " + "x" * random.choice((10, 500, 5_000, 300_000))
-            await asyncio.wait_for(
-                client.send_messages("crash", "test", partition, [SendMessage(payload)]), CLIENT_WAIT_S
-            )
-            self.acknowledged[partition].append(number)
+# Kills of single shards between two of the whole.
+SINGLE_KILLS = 2
+HANDOVER_REQUESTS = 4
 
 
-async def connect(address: str) -> IggyClient:
-    client = IggyClient.from_connection_string(f"iggy://iggy:{PASSWORD}@{address}?reconnection_retries=0")
-    await client.connect()
-    return client
+@dataclass
+class Kills:
+    single: int = 0
+    whole: int = 0
+
+    @property
+    def next_is_whole(self) -> bool:
+        return self.single >= SINGLE_KILLS * (self.whole + 1)
 
 
-async def load_and_kill(load: Load, server: ServerProcess, ready: dict, seconds: float, victim: int) -> None:
-    tasks = [asyncio.create_task(load.produce(ready["tcp"], number)) for number in range(PARTITIONS)]
-    await asyncio.sleep(seconds)
-    os.kill(victim, signal.SIGKILL)
-    await asyncio.sleep(0.05)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+class CrashTest:
+    """One server, one load, many kills."""
 
+    def __init__(self, directory: Path, cores: int) -> None:
+        self.server = ShardedServer(directory, cores=cores)
+        self.load, self.kills = Load(), Kills()
+        self._hands_over = False
+        self._set_handover()
 
-async def read_all(address: str, partition: int) -> list[int]:
-    client = await connect(address)
-    found: list[int] = []
-    offset = 0
-    while True:
-        messages = await client.poll_messages(
-            "crash", "test", consumer=Consumer.Single(1), polling_strategy=PollingStrategy.Offset(offset), count=500,
-            auto_commit=False, partition_id=partition,
-        )  # fmt: skip
-        if not messages:
-            return found
-        if messages[0].offset() != offset:
-            raise SystemExit(f"partition {partition}: offset {messages[0].offset()} where {offset} was due")
-        found += [int(message.payload().split(b" ")[0]) for message in messages]
-        offset += len(messages)
+    def _set_handover(self) -> None:
+        self.server.config = f"[net]\nhandover_requests = {HANDOVER_REQUESTS * self._hands_over}\n"
 
+    def run(self, seconds: float) -> bool:
+        """True: nothing was lost or doubled, and nobody saw an error who should not have."""
+        end = time.monotonic() + seconds
+        self.server.serve()
+        asyncio.run(create(self.server.address))
+        while time.monotonic() < end:
+            asyncio.run(self._round())
+        verdict = judge(self.load, asyncio.run(read_all(self.server.address)))
+        self.server.stop()
+        print(
+            f"kills {self.kills.single} single / {self.kills.whole} whole, attempts {self.load.attempts}, "
+            f"acknowledged {self.load.acknowledged}, lost {verdict.lost}, doubled {verdict.doubled}, "
+            f"producers out of order {verdict.disordered}, errors on other shards {len(self.load.errors)}, "
+            f"slowest answer {self.load.slowest_s:.1f} s"
+        )
+        for error in self.load.errors[:10]:
+            print(f"  {error}")
+        return verdict.is_good and not self.load.errors and self.load.acknowledged > 0
 
-async def create(address: str) -> None:
-    client = await connect(address)
-    await client.create_stream("crash")
-    await client.create_topic("crash", "test", partitions_count=PARTITIONS)
+    async def _round(self) -> None:
+        server, cores = self.server, self.server.cores
+        owners = [server.shard_of(STREAM, TOPIC, partition) for partition in range(PARTITIONS)]
+        producers = await self.load.connect(server.address, owners, cores, hands_over=self._hands_over)
+        stop = asyncio.Event()
+        tasks = [asyncio.create_task(one.run(self.load, stop)) for one in producers]
+        await asyncio.sleep(random.uniform(0.2, 1.0))
+        if self.kills.next_is_whole:
+            await self._kill_whole(tasks)
+        else:
+            await self._kill_shard(producers, random.randrange(cores))
+            stop.set()
+            await asyncio.gather(*tasks)
 
+    async def _kill_whole(self, tasks: list[asyncio.Task[None]]) -> None:
+        self.kills.whole += 1
+        await asyncio.to_thread(self.server.kill)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._hands_over = not self._hands_over
+        self._set_handover()
+        await asyncio.to_thread(self.server.serve)
 
-def judge(load: Load, found: list[list[int]]) -> tuple[int, int, int]:
-    """(lost, doubled, out of order)."""
-    lost = doubled = disorder = 0
-    for acknowledged, there in zip(load.acknowledged, found, strict=True):
-        lost += len(set(acknowledged) - set(there))
-        doubled += len(there) - len(set(there))
-        known = set(acknowledged)
-        disorder += [number for number in there if number in known] != acknowledged
-    return lost, doubled, disorder
+    async def _kill_shard(self, producers: list[Producer], victim: int) -> None:
+        self.kills.single += 1
+        survivors = [one for one in producers if victim not in one.shards]
+        pid = await asyncio.to_thread(self.server.kill_shard, victim)
+        await asyncio.to_thread(self.server.wait_ready, other_than=pid)
+        await self.load.wait_for_more(survivors)
+        self.load.note_errors(survivors)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--cores", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    seconds, seed = parser.parse_args().seconds, parser.parse_args().seed
-    random.seed(seed)
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as directory:
-        server = ServerProcess(Path(directory) / "data")
+        test = CrashTest(Path(directory), arguments.cores)
         try:
-            return run(server, seconds)
+            return 0 if test.run(arguments.seconds) else 1
+        except AssertionError:
+            print(test.server.log()[-4000:], file=sys.stderr)
+            raise
         finally:
-            server.kill()
-
-
-def run(server: ServerProcess, seconds: float) -> int:
-    load, kills, end = Load(), 0, time.monotonic() + seconds
-    server.start()
-    ready = server.wait_ready()
-    asyncio.run(create(ready["tcp"]))
-    while time.monotonic() < end:
-        whole = kills % 2 == 1
-        victim = ready["supervisor_pid"] if whole else ready["shards"][0]["pid"]
-        asyncio.run(load_and_kill(load, server, ready, random.uniform(0.2, 1.0), victim))
-        kills += 1
-        if whole:
-            server.wait()
-            server.start()
-            ready = server.wait_ready()
-        else:
-            ready = server.wait_ready(other_than=victim)
-    found = [asyncio.run(read_all(ready["tcp"], number)) for number in range(PARTITIONS)]
-    with contextlib.suppress(AssertionError):
-        server.stop()
-    lost, doubled, disorder = judge(load, found)
-    acknowledged = sum(map(len, load.acknowledged))
-    print(
-        f"kills {kills}, attempts {load.attempts}, acknowledged {acknowledged}, lost {lost}, doubled {doubled}, "
-        f"partitions out of order {disorder}"
-    )
-    return 1 if lost or doubled or disorder or not acknowledged else 0
+            test.server.kill()
 
 
 if __name__ == "__main__":
