@@ -34,7 +34,6 @@ from shardserver.io_uring.choose import open_disk
 from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
-from shardserver.net.balance import Balance
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.router.peers import Peers
 from shardserver.storage.healing import replace_journal
@@ -173,8 +172,10 @@ class Shard:
             Dispatcher(self._context()),
             self._sessions,
             self._net_limits(),
-            Balance(self._number, Board(memory), choose_accepting(config.net.accept_shards, self._arguments.shards)),
+            self._number,
+            Board(memory),
             socket.socket(fileno=own.inbox),
+            choose_accepting(config.net.accept_shards, self._arguments.shards),
         )
         self._own.set()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from shardserver.memory.board import Board
+from shardserver.memory.board import MAX_SHARDS, Board
 
 
 class Balance:
@@ -17,7 +17,7 @@ class Balance:
     accepting: the shards that take new connections; the others get those only that ask them most.
     """
 
-    def __init__(self, number: int, own: Board, accepting: Container[int]) -> None:
+    def __init__(self, number: int, own: Board, accepting: Container[int] = range(MAX_SHARDS)) -> None:
         self.number, self.own, self._accepting = number, own, accepting
         self.boards: dict[int, Board] = {number: own}
 

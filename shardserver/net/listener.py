@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import cast
 
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.sessions import Connection, Sessions
-from shardserver.memory.board import Board
+from shardserver.memory.board import MAX_SHARDS, Board
 from shardserver.net.balance import Balance
 from shardserver.net.handover import MAX_UNREAD_BYTES, Handover, SessionState
 from shardserver.net.machine import Buffers, ConnectionMachine, Reply
@@ -36,15 +37,17 @@ class NetLimits:
 
 
 class Listener:
-    """All connections of one shard. inbox: where peers hand connections to."""
+    """All connections of one shard. inbox: where peers hand connections to. accepting: as Balance takes it."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         sessions: Sessions,
         limits: NetLimits,
-        balance: Balance,
+        number: int,
+        board: Board,
         inbox: socket.socket | None,
+        accepting: Container[int] = range(MAX_SHARDS),
     ) -> None:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
         self.protocols: set[ClientProtocol] = set()
@@ -52,7 +55,7 @@ class Listener:
         self.in_flight_bytes = 0
         self._arriving = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.balance = balance
+        self.balance = Balance(number, board, accepting)
         self.handover = Handover(self.balance, inbox, self._take)
 
     def attach_peer(self, number: int, board: Board, inbox: socket.socket) -> None:

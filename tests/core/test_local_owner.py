@@ -345,9 +345,9 @@ def test_repeats_leave_no_cycles_behind() -> None:
                 await answers(world.ask(batch_of(7), floor=0), world.ask(batch_of(9)), world.ask(batch_of(9), floor=0))
                 refused: list[type] = []
                 world.owner.send_from_peer(  # keeps no error: its traceback names who keeps it
-                    SendCall(9, 1), b"", lambda outcome: refused.append(type(outcome)), is_repeat=True
+                    SendCall(9, 1), b"", lambda outcome, refused=refused: refused.append(type(outcome)), is_repeat=True
                 )
-                await until(lambda: bool(refused))
+                await until(lambda refused=refused: bool(refused))
             assert gc.collect() == 0
         finally:
             gc.enable()

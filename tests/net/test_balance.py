@@ -36,7 +36,7 @@ class Shards:
         self.boards[target].connections += 1
 
     def accept(self, shard: int) -> int:
-        best = self.balances[shard].best(extra=0)
+        best = self.balances[shard].best()
         if best == shard:
             self.boards[shard].connections += 1
         else:
@@ -46,15 +46,15 @@ class Shards:
 
 def test_equal_counts_keep_a_connection_where_it_was_accepted() -> None:
     shards = Shards(3)
-    assert [shards.balances[number].best(extra=0) for number in range(3)] == [0, 1, 2]
+    assert [shards.balances[number].best() for number in range(3)] == [0, 1, 2]
 
 
 def test_of_others_with_equal_counts_the_lowest_number_gets_it() -> None:
     shards = Shards(4)
     shards.boards[3].connections = 5
-    assert shards.balances[3].best(extra=0) == 0
+    assert shards.balances[3].best() == 0
     shards.boards[0].connections = 1
-    assert shards.balances[3].best(extra=0) == 1
+    assert shards.balances[3].best() == 1
 
 
 def test_what_is_on_its_way_counts_where_it_goes() -> None:
@@ -87,12 +87,15 @@ def test_sixteen_connections_on_four_shards_end_as_four_each_wherever_they_come_
         assert [shards.balances[0].count(number) for number in range(4)] == [4, 4, 4, 4]
 
 
-def test_extra_of_our_own_does_not_count() -> None:
-    shards = Shards(2)
-    shards.boards[0].connections = 3
-    shards.boards[1].connections = 2
-    assert shards.balances[0].best(extra=0) == 1
-    assert shards.balances[0].best(extra=1) == 0
+def test_only_accepting_shards_get_new_connections() -> None:
+    boards = [Board(memoryview(bytearray(BOARD_BYTES))) for _ in range(3)]
+    balance = Balance(0, boards[0], accepting=(0, 2))
+    for number in (1, 2):
+        balance.attach(number, boards[number])
+    boards[0].connections = 3
+    boards[2].connections = 2
+    assert balance.best() == 2
+    assert Balance(1, boards[1], accepting=()).best() == 1  # whoever has it by then keeps it
 
 
 def test_a_dead_shard_gets_nothing_and_its_next_process_counts_from_zero() -> None:
@@ -104,11 +107,11 @@ def test_a_dead_shard_gets_nothing_and_its_next_process_counts_from_zero() -> No
     shards.receive(0, 1)
     shards.end(1)
     shards.boards[0].connections = 9
-    assert shards.balances[0].best(extra=0) == 0
+    assert shards.balances[0].best() == 0
     shards.start(1)
     assert [shards.balances[number].count(1) for number in range(2)] == [0, 0]
     assert [shards.balances[number].count(0) for number in range(2)] == [9, 9]
-    assert shards.balances[0].best(extra=0) == 1
+    assert shards.balances[0].best() == 1
 
 
 def test_a_dead_shards_board_is_not_looked_at_by_the_others() -> None:

@@ -214,7 +214,7 @@ def test_a_new_connection_is_passed_on_a_few_times_at_most(run: Callable[[Work],
     async def work() -> None:
         async with two_ends() as ends, accepting(ends) as address:
             for number in (0, 1):
-                ends.balances[number].best = lambda *, extra, number=number: 1 - number  # type: ignore[method-assign]
+                ends.balances[number].best = lambda number=number: 1 - number  # type: ignore[method-assign]
             with socket.create_connection(address):
                 await until_soon(lambda: any(ends.taken.values()))
             assert sum(one.statistics.received for one in ends.handovers.values()) == MAX_HOPS
