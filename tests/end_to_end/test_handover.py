@@ -14,6 +14,7 @@ import pytest
 from shardserver.protocol.table import Command
 from tests.pipeline import Pipeline, Step, expect_offset, expect_payloads
 from tests.sharded_server import ShardedServer, rule
+from tests.supervisor.servers import children, is_running, wait_until
 from tests.wire_connection import WireConnection, poll_request, send_request
 
 SIZES = (20, 300, 5_000, 70_000, 1 << 20)
@@ -191,8 +192,9 @@ def test_whoever_connects_during_recovery_is_answered_when_all_shards_have_recov
         with server.connect() as connection:
             for shard in range(4):
                 connection.send_payloads(f"on{shard}", 0, b"x" * 1_000_000)
-        address = server.address
+        address, processes = server.address, [server.pid, *children(server.pid)]
         server.kill()
+        wait_until(lambda: not any(map(is_running, processes)), "the former processes let the port go")
         server.start(port=address.rsplit(":", 1)[1])
         early = first_connection(address)
         for shard in range(4):
