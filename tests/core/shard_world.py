@@ -275,17 +275,23 @@ class World:
             request = self._last_request
         asked = ChangeRequest(int(command), md.ROOT_ID, body, b"client of shard%d" % via, request, b"")
         while True:
-            process = self.live.get(via)
-            if process is not None:
-                answer = asyncio.ensure_future(process.role.changes.change(asked))
-                await until(lambda: answer.done() or process.is_dead)
-                try:
-                    if not process.is_dead:
-                        return answer.result()
-                    answer.cancel()
-                except BackpressureError:
-                    pass
+            answer = await self._ask(self.live.get(via), asked)
+            if answer is not None:
+                return answer
             await asyncio.sleep(PAUSE_S)
+
+    async def _ask(self, process: ShardProcess | None, asked: ChangeRequest) -> bytes | None:
+        if process is None:
+            return None
+        answer = asyncio.ensure_future(process.role.changes.change(asked))
+        await until(lambda: answer.done() or process.is_dead)
+        if process.is_dead:
+            answer.cancel()
+            return None
+        try:
+            return answer.result()
+        except BackpressureError:
+            return None
 
     async def create_stream(self, name: str = "s", *, via: int = 0) -> bytes:
         return await self.change(Command.CREATE_STREAM, CreateStreamRequest(name, {}).encode(), via=via)

@@ -1,4 +1,4 @@
-"""A loop whose clock moves only when nothing else can happen: sleeps and deadlines cost no time, and a hang is found."""
+"""A loop whose clock moves only when nothing else can happen: sleeps cost nothing, and a hang is found."""
 
 from __future__ import annotations
 
