@@ -43,7 +43,7 @@ class ProcessDisk:
         self.shared, self._locks, self._chance = shared, locks, random.Random(seed)
         self.operations = self.die_at = self.fail_at = 0
         self.fail_errno = errno.EIO
-        self.failing_path = ""  # writes to files with this in their path fail
+        self.failing_path = ""  # operations on files with this in their path fail
         self.is_dead = False
         self.died: Callable[[], None] = lambda: None
         self._mine: WeakSet[Future[Any]] = WeakSet()
@@ -64,6 +64,10 @@ class ProcessDisk:
         outcome = start()
         self._mine.add(outcome)
         return outcome
+
+    def _unless_full(self, path: str) -> str:
+        """A full disk refuses only what needs room."""
+        return "" if self.fail_errno == errno.ENOSPC else path
 
     def kill(self) -> None:
         """What is in flight lands now, late, or not at all; nobody hears of it. Locks are free."""
@@ -117,10 +121,10 @@ class ProcessDisk:
         return self._do(lambda: self.shared.read(file, position, buffer))
 
     def sync(self, file: FaultFile) -> Future[None]:
-        return self._do(lambda: self.shared.sync(file), file.path)
+        return self._do(lambda: self.shared.sync(file), self._unless_full(file.path))
 
     def truncate(self, file: FaultFile, length: int) -> Future[None]:
-        return self._do(lambda: self.shared.truncate(file, length), file.path)
+        return self._do(lambda: self.shared.truncate(file, length), self._unless_full(file.path))
 
     def file_bytes(self, file: FaultFile) -> Future[int]:
         return self._do(lambda: self.shared.file_bytes(file))
@@ -135,7 +139,7 @@ class ProcessDisk:
         return self._do(lambda: self.shared.rename(source, target))
 
     def unlink(self, path: str) -> Future[None]:
-        return self._do(lambda: self.shared.unlink(path), path)
+        return self._do(lambda: self.shared.unlink(path), self._unless_full(path))
 
     def remove_directory(self, path: str) -> Future[None]:
         return self._do(lambda: self.shared.remove_directory(path))

@@ -11,6 +11,7 @@ from shardserver.errors import CorruptionError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
+from shardserver.storage.disk import File
 from shardserver.storage.partition_log import PartitionLog
 
 
@@ -53,10 +54,12 @@ class PartitionRecovery:
         log = self._log
         path = seg.segment_path(log.directory, base_offset)
         file = await self._disk.open(path, lock=True)
-        block = aligned_buffer(fmt.BLOCK_BYTES)
-        file_bytes = await self._disk.file_bytes(file)
-        await self._disk.read(file, 0, block)
-        header = seg.decode_header(block)
+        try:
+            file_bytes, header = await self._read_header(file)
+        except StorageError:
+            # Its lock would stay, and the next try, here or in another shard, wait for it for ever.
+            await self._disk.close(file)
+            raise
         if header is None or header[:2] != (log.uid, base_offset):
             await self._disk.close(file)
             await self._drop_unborn(path, base_offset, is_last=is_last and file_bytes <= fmt.BLOCK_BYTES)
@@ -69,6 +72,12 @@ class PartitionRecovery:
             await self._disk.close(file)
             segment.file = None
         log.segments.append(segment)
+
+    async def _read_header(self, file: File) -> tuple[int, tuple[int, int, int] | None]:
+        block = aligned_buffer(fmt.BLOCK_BYTES)
+        file_bytes = await self._disk.file_bytes(file)
+        await self._disk.read(file, 0, block)
+        return file_bytes, seg.decode_header(block)
 
     async def _drop_unborn(self, path: str, base_offset: int, *, is_last: bool) -> None:
         """Of a last segment whose header was never synced: no run was written behind it."""
@@ -124,9 +133,10 @@ async def open_unchanged(log: PartitionLog, hint: fmt.Hint) -> None:
         CorruptionError: the files do not end where the hint says; somebody else has written to them.
         StorageError: the disk failed. Nothing is open then.
     """
+    await log.forget_segments()  # one that comes back to its former owner has its closed ones
     try:
         await PartitionRecovery(log, hint, read_only=True).open_unchanged()
-    except BaseException:
+    except StorageError:
         await log.forget_segments()
         raise
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from shardserver.core import metadata as md
-from shardserver.core.calls import Operation, SendCall
+from shardserver.core.calls import OffsetCall, Operation, SendCall
 from shardserver.core.changes import ChangeRequest
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
@@ -335,6 +335,20 @@ class World:
                 return
             await asyncio.sleep(PAUSE_S)
 
+    async def store_offset(self, offset: int, *, partition: int = 0) -> None:
+        """By consumer 7, acknowledged. Repeated as send."""
+        while True:
+            one = self.partition(number=partition)
+            try:
+                owner = self.live[0].shards.owner_of(one)
+                return await owner.store_offset(OffsetCall(one.uid, 1, 7, offset, acknowledged=True))
+            except BackpressureError:
+                await asyncio.sleep(PAUSE_S)
+
+    async def get_offset(self, *, partition: int = 0) -> int | None:
+        one = self.partition(number=partition)
+        return (await self.live[0].shards.get_offset(one, OffsetCall(one.uid, 1, 7)))[1]
+
     def _find(self, connection: ShardProcess, topic: str, partition: int) -> md.Partition | None:
         try:
             return connection.metadata.find_topic("s", topic)[1].partitions[partition]
@@ -395,6 +409,11 @@ class Ledger:
         found = self.acknowledged.setdefault(uid, {})
         found.update((number, base_offset + place) for place, number in enumerate(numbers))
 
+    def forget(self, *uids: int) -> None:
+        """Their topic is purged."""
+        for uid in uids:
+            self.acknowledged.pop(uid, None)
+
     @property
     def count(self) -> int:
         return sum(map(len, self.acknowledged.values()))
@@ -403,6 +422,12 @@ class Ledger:
         assert len(set(numbers)) == len(numbers), f"partition {uid}: doubled: {numbers}"
         for number, offset in self.acknowledged.get(uid, {}).items():
             assert offset < len(numbers) and numbers[offset] == number, f"partition {uid}: {number} is not at {offset}"
+
+
+async def turns(count: int) -> None:
+    """Of the loop; the clock moves at some of them."""
+    for turn in range(count):
+        await asyncio.sleep(0 if turn % 16 else 0.001)
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shardserver.errors import StorageError
 from shardserver.protocol.table import Command
-from tests.core.shard_world import World, until
+from tests.core.shard_world import World, turns, until
 from tests.core.simulated_loop import simulate
 
 
@@ -40,12 +40,6 @@ def test_a_change_is_in_every_replica_when_it_is_answered() -> None:
         await world.stop()
 
     simulate(play())
-
-
-async def turns(count: int) -> None:
-    """Of the loop; the clock moves at some of them."""
-    for turn in range(count):
-        await asyncio.sleep(0 if turn % 16 else 0.001)
 
 
 async def change_much(world: World, via: int) -> None:
