@@ -21,10 +21,13 @@ JOIN_AGAIN_S = 1.0
 
 
 class Follower:
-    """on_applied is called with the events of each change; with None when the whole replica is new."""
+    """on_applied is called with the events of each change; with None when the whole replica is new.
 
-    def __init__(self, writer: Peer) -> None:
-        self._writer = writer
+    on_broken: a snapshot cannot be read; must not return.
+    """
+
+    def __init__(self, writer: Peer, on_broken: Callable[[Exception], None]) -> None:
+        self._writer, self._on_broken = writer, on_broken
         self.metadata = Metadata()
         self.boot_number = 0
         self.on_applied: Callable[[list[md.Event] | None], None] = lambda events: None
@@ -48,8 +51,12 @@ class Follower:
         if isinstance(outcome, ShardServerError):  # such as a full disk: the boot number has to be durable
             asyncio.get_running_loop().call_later(JOIN_AGAIN_S, self._join_again, join)
             return
-        answer = msgspec.msgpack.decode(outcome.joined(), type=JoinAnswer)
-        self.metadata = decode_snapshot(answer.snapshot).metadata
+        try:
+            answer = msgspec.msgpack.decode(outcome.joined(), type=JoinAnswer)
+            self.metadata = decode_snapshot(answer.snapshot).metadata
+        except msgspec.DecodeError as error:
+            self._on_broken(error)
+            raise
         if not self._started:
             self.boot_number, self._started = answer.boot_number, True
         self._joined.set()

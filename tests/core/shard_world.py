@@ -91,7 +91,7 @@ class ShardProcess:
         self.side = WriterSide(
             self.disk, "data/metadata", self.faults, self.reserve, self.world.placement, clock_us, 1000, self.end
         )
-        return WriterRole(self.side.writer, self.peers, root_user, read_only=self.read_only)
+        return WriterRole(self.side.writer, self.peers, root_user, self.end, read_only=self.read_only)
 
     def _connect(self) -> None:
         self.role.on_applied = self.owned.reconcile

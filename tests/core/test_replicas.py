@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from shardserver.errors import StorageError
+from shardserver.core import metadata as md
+from shardserver.errors import CorruptionError, StorageError
 from shardserver.protocol.table import Command
+from shardserver.storage.metadata_log import MetadataLog
 from tests.core.shard_world import World, turns, until
 from tests.core.simulated_loop import simulate
 
@@ -229,5 +231,70 @@ def test_followers_start_while_shard_0_is_read_only() -> None:
         await world.check()
         assert world.ledger.count == 8
         world.end()
+
+    simulate(play())
+
+
+def fail_to_apply(world: World, number: int) -> None:
+    def fail(events: object) -> None:
+        raise ValueError("a bug amid a change")
+
+    world[number].role.on_applied = fail
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_whose_logs_do_not_follow_its_replica_ends_and_the_change_is_everywhere(number: int) -> None:
+    async def play() -> None:
+        world = World(3)
+        await world.start()
+        await world.create_stream()
+        fail_to_apply(world, number)
+        broken = world[number]
+        change = asyncio.ensure_future(world.create_topic("a", 3, via=2))
+        await until(lambda: broken.is_dead)
+        assert isinstance(broken.ended_by, ValueError)
+        await world.start(number)
+        await change
+        assert "a" in world[1].metadata.streams[0].topic_ids
+        await world.check()
+        await world.stop()
+
+    simulate(play())
+
+
+def test_a_follower_whose_logs_do_not_follow_a_snapshot_ends() -> None:
+    async def play() -> None:
+        world = World(3)
+        await world.start()
+        await world.create_stream()
+        fail_to_apply(world, 1)
+        broken = world[1]
+        await world.restart(0)
+        await until(lambda: broken.is_dead)
+        assert isinstance(broken.ended_by, ValueError)
+        await world.start(1)
+        await world.create_topic("a", 3, via=2)
+        await world.check()
+        await world.stop()
+
+    simulate(play())
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\xc1", md.encode_change(md.Change([md.StreamDeleted(5)]))], ids=["bytes", "event"]
+)
+def test_a_metadata_record_that_means_nothing_refuses_the_start_with_its_place(payload: bytes) -> None:
+    async def play() -> None:
+        world = World(1)
+        await world.start()
+        await world.create_stream()
+        disk = await world.stop()
+        log = MetadataLog(disk, "data/metadata")
+        _, records = await log.replay()
+        await log.append(payload)
+        with pytest.raises(CorruptionError) as refused:
+            await World(1, disk=disk).start()
+        assert refused.value.path == "data/metadata/metadata.1"
+        assert refused.value.position == 4096 * (1 + len(records))
 
     simulate(play())
