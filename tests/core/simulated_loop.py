@@ -16,6 +16,15 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._moment = 0.0
         super().__init__(JumpingSelector(self))
+        # What a dead process left waiting has to stay until the end: its destruction would be reported as a bug.
+        self._kept: set[asyncio.Task[Any]] = set()
+        self.set_task_factory(self._make_task)
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **more)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+        return task
 
     def time(self) -> float:
         return self._moment
