@@ -194,7 +194,8 @@ class Shard:
             self._arguments.partition_limit,
             self._on_journal_failure,
         )
-        return WriterRole(self._writer_side.writer, self._peers, self._root_user, read_only=self._arguments.read_only)
+        writer, read_only = self._writer_side.writer, self._arguments.read_only
+        return WriterRole(writer, self._peers, self._root_user, self._on_broken_replica, read_only=read_only)
 
     def _root_user(self) -> md.User:
         return md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
@@ -220,7 +221,7 @@ class Shard:
             await self._peer_served.wait()
 
     def _on_broken_replica(self, error: Exception) -> None:
-        """What others are told of this shard would be wrong. The next process joins with a snapshot."""
+        """What others are told of this shard would be wrong. The next process recovers, or joins with a snapshot."""
         log.critical("replica_broken", exc_info=error, extra={"fields": {"shard": self._number}})
         os._exit(ShardExit.JOURNAL_FAILED)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from shardserver.cli.control import ask
 from tests.server_process import PASSWORD
+from tests.supervisor.servers import children, is_running, wait_until
 from tests.wire_connection import WireConnection
 
 LOOK_S = 0.01
@@ -70,10 +71,12 @@ class ShardedServer:
         return self._process.wait(30)
 
     def kill(self) -> None:
-        """SIGKILL of the supervisor; returns when it is gone."""
+        """SIGKILL of the supervisor; returns when all processes are gone: until then shards hold the port."""
         if self._process is not None:
+            shards = children(self.pid)
             self._process.kill()
             self._process.wait(30)
+            wait_until(lambda: not any(map(is_running, shards)), "the shards end with their supervisor")
 
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -16,17 +17,23 @@ from shardserver.errors import BackpressureError, CorruptionError, PeerGoneError
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Peer, Request
 
+JOIN_AGAIN_S = 1.0
+
 
 class Follower:
-    """on_applied is called with the events of each change; with None when the whole replica is new."""
+    """on_applied is called with the events of each change; with None when the whole replica is new.
 
-    def __init__(self, writer: Peer) -> None:
-        self._writer = writer
+    on_broken: a snapshot cannot be read; must not return.
+    """
+
+    def __init__(self, writer: Peer, on_broken: Callable[[Exception], None]) -> None:
+        self._writer, self._on_broken = writer, on_broken
         self.metadata = Metadata()
         self.boot_number = 0
         self.on_applied: Callable[[list[md.Event] | None], None] = lambda events: None
         self._joined = asyncio.Event()
         self._started = False
+        self._joins = 0
 
     async def wait_joined(self) -> None:
         await self._joined.wait()
@@ -34,24 +41,29 @@ class Follower:
     def writer_began(self) -> None:
         """Shard 0 has a new process: join it. Changes wait for the snapshot, and those that it holds are skipped."""
         self._joined.clear()
+        self._joins += 1
         request = msgspec.msgpack.encode(JoinRequest(is_start=not self._started))
-        self._writer.ask(Operation.JOIN, b"", request, self._on_join, survives=False)
+        self._writer.ask(Operation.JOIN, b"", request, partial(self._on_join, self._joins), survives=False)
 
-    def _on_join(self, outcome: Answer | ShardServerError) -> None:
-        if isinstance(outcome, PeerGoneError | BackpressureError):
+    def _on_join(self, join: int, outcome: Answer | ShardServerError) -> None:
+        if join != self._joins or isinstance(outcome, PeerGoneError | BackpressureError):
             return  # its next process is joined when it begins
         if isinstance(outcome, ShardServerError):  # such as a full disk: the boot number has to be durable
-            asyncio.get_running_loop().call_later(1.0, self._join_again)
+            asyncio.get_running_loop().call_later(JOIN_AGAIN_S, self._join_again, join)
             return
-        answer = msgspec.msgpack.decode(outcome.joined(), type=JoinAnswer)
-        self.metadata = decode_snapshot(answer.snapshot).metadata
+        try:
+            answer = msgspec.msgpack.decode(outcome.joined(), type=JoinAnswer)
+            self.metadata = decode_snapshot(answer.snapshot).metadata
+        except msgspec.DecodeError as error:
+            self._on_broken(error)
+            raise
         if not self._started:
             self.boot_number, self._started = answer.boot_number, True
         self._joined.set()
         self.on_applied(None)
 
-    def _join_again(self) -> None:
-        if self._writer.rings is not None and not self._joined.is_set():
+    def _join_again(self, join: int) -> None:
+        if join == self._joins and self._writer.rings is not None:
             self.writer_began()
 
     async def apply(self, asked: Request) -> bytes:

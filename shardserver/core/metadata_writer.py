@@ -7,13 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from shardserver.core import metadata as md
 from shardserver.core.metadata import Change, Event, Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
 from shardserver.core.replies import RepliesKept
-from shardserver.errors import StorageError
+from shardserver.errors import CorruptionError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,10 @@ class MetadataStore(Protocol):
 
     async def snapshot(self, payload: bytes) -> None:
         """Replace all records so far by this state."""
+        ...
+
+    def corruption(self, record: int | None, reason: str) -> CorruptionError:
+        """What to raise when a record that `replay` gave, by its place there, means nothing; None: its snapshot."""
         ...
 
     @property
@@ -68,15 +74,23 @@ class MetadataWriter:
         self.replicate: Callable[[int, bytes], Awaitable[None]] | None = None
 
     async def recover(self, *, read_only: bool = False) -> Metadata:
-        """Replay the store into the replica. read_only: it takes no change then."""
+        """Replay the store into the replica. read_only: it takes no change then.
+
+        Raises:
+            CorruptionError: of the store; or a record is whole and cannot be decoded or applied.
+        """
         raw, records = await self._store.replay(read_only=read_only)
-        if raw is not None:
-            snapshot = decode_snapshot(raw)
-            self.metadata, self._replies = snapshot.metadata, RepliesKept(snapshot.replies)
-        for record in records:
-            change = md.decode_change(record)
-            md.apply_change(self.metadata, change)
-            self._replies.keep(change)
+        number: int | None = None
+        try:
+            if raw is not None:
+                snapshot = decode_snapshot(raw)
+                self.metadata, self._replies = snapshot.metadata, RepliesKept(snapshot.replies)
+            for number, record in enumerate(records):  # noqa: B007 - for the error
+                change = md.decode_change(record)
+                md.apply_change(self.metadata, change)
+                self._replies.keep(change)
+        except (msgspec.DecodeError, LookupError, ValueError) as error:
+            raise self._store.corruption(number, f"a change that makes sense, found {error!r}") from error
         return self.metadata
 
     async def change(

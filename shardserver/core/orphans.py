@@ -66,6 +66,8 @@ class Orphans:
             for uid in [one.uid for one in orphan.logs.partitions]:
                 orphan.logs.forget_partition(uid)
             await orphan.logs.close()
-        await remove_shard_directory(self._disk, self._data_directory, shard)
+        # First what is found by the directory's number only: a crash before its end must come back here.
         await self._disk.unlink(reserve_path(self._data_directory, shard))
+        await self._disk.sync_directory(self._data_directory)
+        await remove_shard_directory(self._disk, self._data_directory, shard)
         log.info("orphan_removed", extra={"fields": {"shard": shard}})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
@@ -17,14 +18,15 @@ from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata import Metadata
 from shardserver.core.peer_service import ControlHandler
 from shardserver.core.shards import decode_uids
-from shardserver.errors import NotOwnerError, ShardServerError, StorageError
+from shardserver.errors import CorruptionError, NotOwnerError, ShardServerError, StorageError
 from shardserver.router.peers import Request
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
+# Between two tries of what nobody else asks for again; doubled from one to the next.
+RETRY_S, RETRY_LIMIT_S = 1.0, 30.0
 
 
 def owned_identities(metadata: Metadata, shard: int, durability: Durability) -> list[PartitionIdentity]:
@@ -49,28 +51,45 @@ class OwnedPartitions:
         self._metadata = metadata
         self._report_removed = report_removed
         self._removing: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
         self._released: set[int] = set()
         self._adopted: set[int] = set()
+        self._unresumed: set[int] = set()
         self.generation = 0  # a process sees itself once
 
     def reconcile(self, events: list[md.Event] | None = None) -> None:
         """New partitions begin, dead ones end at once and lose their files later.
 
-        events: the change that was applied, to look at its topics only; None: anything may be new.
+        events: the change that was applied, to look at its topics only; None: anything may be new, and the writer too.
+
+        Raises:
+            CorruptionError: a partition moves here that was not adopted.
         """
         logs, metadata = self._local.logs, self._metadata()
         if logs is None:
             return
         topics = _all_topics(metadata) if events is None else _touched_topics(metadata, events)
+        self._refuse_strangers(logs, events or [])
         for topic in topics:
             for partition in topic.partitions:
                 self._match(logs, topic, partition)
         live = None if events is not None else {one.uid for _, one in metadata.live_partitions()}
         for uid in [one.uid for one in logs.partitions if one.uid not in live] if live is not None else metadata.dying:
             self._forget(logs, uid)
+        if events is None and self._settling is None:
+            self._settling = asyncio.get_running_loop().create_task(self._settle())
         if self._removing is None and self._dying():
             self._removing = asyncio.get_running_loop().create_task(self._remove_dead_files())
+
+    def _refuse_strangers(self, logs: ShardLog, events: list[md.Event]) -> None:
+        """An empty log in the place of one that was not adopted would hide its messages: recover instead."""
+        for move in [move for event in events if isinstance(event, md.PartitionsMoved) for move in event.moves]:
+            place = (move.stream_id, move.topic_id, move.partition_id, move.uid)
+            found = self._metadata().find_partition(*place)
+            if found is not None and found.shard == self._shard and logs.find_partition(move.uid) is None:
+                raise CorruptionError("metadata replica", 0, f"partition {move.uid} to be adopted before it is ours")
 
     def _match(self, logs: ShardLog, topic: md.Topic, partition: md.Partition) -> None:
         uid = partition.uid
@@ -94,6 +113,7 @@ class OwnedPartitions:
             self._local.load.forget(uid)
         self._released.discard(uid)
         self._adopted.discard(uid)
+        self._unresumed.discard(uid)
 
     def _dying(self) -> list[int]:
         """Ours, and on shard 0 those of shards that are gone."""
@@ -105,16 +125,25 @@ class OwnedPartitions:
 
     async def _remove_dead_files(self) -> None:
         """Survives a crash in the middle: the uids stay in `dying` until their files are gone."""
+        pause_s = RETRY_S
         try:
             while dying := self._dying():
-                for uid in dying:
-                    await self._logs.remove_files(uid)
-                await self._report_removed(dying)
-        except ShardServerError as error:  # such as shard 0 being down: the next change tries again
-            log.warning("dead_files_not_removed", extra={"fields": {"shard": self._shard, "error": str(error)}})
-            await asyncio.sleep(RETRY_S)
+                try:
+                    await self._remove(dying)
+                    pause_s = RETRY_S
+                except ShardServerError as error:  # such as shard 0 being down
+                    log.warning("dead_files_not_removed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RETRY_LIMIT_S)
         finally:
             self._removing = None
+
+    async def _remove(self, uids: list[int]) -> None:
+        if self._logs.failed is not None:  # such as read-only: it writes nothing
+            raise self._logs.failed
+        for uid in uids:
+            await self._logs.remove_files(uid)
+        await self._report_removed(uids)
 
     # Moves: this shard as custodian (custody.py). One step at a time, in the order in which they were asked for.
 
@@ -160,20 +189,53 @@ class OwnedPartitions:
                 raise
 
     async def resume(self, uids: list[int]) -> None:
+        """Raises StorageError: some of them could not be opened; they are tried again in the background."""
         async with self._moving:
-            logs = self._logs
-            await logs.resume_partitions([uid for uid in uids if logs.find_partition(uid) is not None])
-            self._released.difference_update(uids)
+            await self._resume(uids)
+
+    async def _resume(self, uids: Iterable[int]) -> None:
+        """One that fails, such as one deleted at this moment, keeps no other one from being served."""
+        failure: StorageError | None = None
+        for uid in sorted(uids):
+            try:
+                if self._logs.find_partition(uid) is not None:
+                    await self._logs.resume_partition(uid)
+                self._released.discard(uid)
+                self._unresumed.discard(uid)
+            except StorageError as error:
+                log.warning("partition_not_resumed", extra={"fields": {"partition": uid, "error": str(error)}})
+                self._unresumed.add(uid)
+                failure = error
+        if failure is not None:
+            if self._resuming is None:
+                self._resuming = asyncio.get_running_loop().create_task(self._resume_again())
+            raise failure
+
+    async def _resume_again(self) -> None:
+        pause_s = RETRY_S
+        while self._unresumed:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_LIMIT_S)
+            async with self._moving:
+                with contextlib.suppress(StorageError):
+                    await self._resume(self._unresumed)
+        self._resuming = None
 
     async def abandon(self, uids: list[int]) -> None:
         async with self._moving:
-            for uid in self._adopted.intersection(uids):
-                self._forget(self._logs, uid)
+            self._abandon(uids)
 
-    async def settle(self) -> None:
+    def _abandon(self, uids: Iterable[int]) -> None:
+        for uid in self._adopted.intersection(uids):
+            self._forget(self._logs, uid)
+
+    async def _settle(self) -> None:
         """The writer of the metadata has begun anew: what its former process was moving stays where metadata says."""
-        await self.abandon(list(self._adopted))
-        await self.resume(list(self._released))
+        async with self._moving:
+            self._abandon(self._adopted)
+            with contextlib.suppress(StorageError):  # logged, and tried again
+                await self._resume(self._released)
+        self._settling = None
 
     def control_handlers(self) -> dict[int, ControlHandler]:
         """The steps as a peer asks for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +13,9 @@ from shardserver.core.placement import Placement
 from shardserver.errors import StorageError
 
 log = logging.getLogger(__name__)
+
+# A shard that dies meanwhile comes back, and is no reason to refuse the start.
+TRIES, PAUSE_S = 3, 1.0
 
 
 async def rehome(
@@ -36,10 +40,23 @@ async def rehome(
     await wait_for_peers()
     for shard in gone:
         await orphans.recover(shard)
-    outcome = await mover.move(moves)
-    if outcome.errors:
-        sentence = "; ".join(sorted(set(outcome.errors.values())))
-        raise StorageError(f"{len(outcome.errors)} partitions could not be moved to other shards: {sentence}")
+    moved = await _move(writer, placement, mover, wait_for_peers)
     for shard in gone:
         await orphans.remove(shard)
-    log.info("partitions_rehomed", extra={"fields": {"moved": outcome.moved, "shards_gone": gone}})
+    log.info("partitions_rehomed", extra={"fields": {"moved": moved, "shards_gone": gone}})
+
+
+async def _move(
+    writer: MetadataWriter, placement: Placement, mover: Mover, wait_for_peers: Callable[[], Awaitable[None]]
+) -> int:
+    moved = 0
+    for again in range(TRIES):
+        if again:
+            await asyncio.sleep(PAUSE_S)
+            await wait_for_peers()
+        outcome = await mover.move(placement.misplaced(writer.metadata))
+        moved += outcome.moved
+        if not outcome.errors:
+            return moved
+    sentence = "; ".join(sorted(set(outcome.errors.values())))
+    raise StorageError(f"{len(outcome.errors)} partitions could not be moved to other shards: {sentence}")

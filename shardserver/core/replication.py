@@ -70,10 +70,21 @@ class Replication:
         if msgspec.msgpack.decode(asked.payload, type=JoinRequest).is_start:
             boot_number = await take_boot_number(self._writer, read_only=self._read_only)
         async with self._writer.order:  # between two changes
-            self._joined.add(asked.peer)
+            self._add_joined(asked)
             snapshot = self._writer.snapshot_payload()
         self._no_longer_await(asked.peer)
         return msgspec.msgpack.encode(JoinAnswer(boot_number, snapshot))
+
+    def _add_joined(self, asked: Request) -> None:
+        """Not when who asked has died: its next process would be told of changes before it has joined.
+
+        It could not apply them, so that they would wait for its join, and its join for them.
+        """
+        assert self._peers is not None
+        peer = self._peers.peer(asked.peer)
+        if peer.rings is None or peer.generation != asked.generation:
+            raise PeerGoneError(f"shard {asked.peer} died while it joined")
+        self._joined.add(asked.peer)
 
     # Changes
 

@@ -25,10 +25,23 @@ from shardserver.router.peers import Peers, Request
 log = logging.getLogger(__name__)
 
 OnApplied = Callable[[list[md.Event] | None], None]
+# The replica or what follows it is half changed: end the process, the next one recovers. Must not return.
+OnBroken = Callable[[Exception], None]
+
+
+def _tell(on_applied: OnApplied, events: list[md.Event] | None, on_broken: OnBroken) -> None:
+    try:
+        on_applied(events)
+    except Exception as error:  # the boundary: whatever it is, the logs are not what the replica says
+        on_broken(error)
+        raise
 
 
 class Role(Protocol):
-    """on_applied is told of each change of the replica: its events, or None when anything may be new."""
+    """on_applied is told of each change of the replica: its events, or None when anything may be new.
+
+    When it fails, here or on a follower, the change is made all the same; so the process ends instead of going on half.
+    """
 
     on_applied: OnApplied
 
@@ -54,16 +67,22 @@ class Role(Protocol):
 
 
 class WriterRole:
-    """Of shard 0. first_events: of a metadata log that has no user yet. peers: None when there is one shard only."""
+    """Of shard 0. root: the user of a metadata log that has none yet. peers: None when there is one shard only."""
 
     def __init__(
-        self, writer: MetadataWriter, peers: Peers | None, root: Callable[[], md.User], *, read_only: bool
+        self,
+        writer: MetadataWriter,
+        peers: Peers | None,
+        root: Callable[[], md.User],
+        on_broken: OnBroken,
+        *,
+        read_only: bool,
     ) -> None:
         self.writer, self._root, self._read_only = writer, root, read_only
         self.replication = Replication(writer, peers, read_only=read_only)
         self.changes: Changes = WriterChanges(writer, self.replication)
         self.on_applied: OnApplied = lambda events: None
-        writer.on_applied = lambda events: self.on_applied(events)
+        writer.on_applied = lambda events: _tell(self.on_applied, events, on_broken)
         self._recovered = asyncio.Event()
 
     @property
@@ -105,14 +124,14 @@ class WriterRole:
 
 
 class FollowerRole:
-    """Of all others. on_broken: the replica is not what shard 0 has, and must not return."""
+    """Of all others."""
 
-    def __init__(self, peers: Peers, writer: RemoteOwner, on_broken: Callable[[Exception], None]) -> None:
+    def __init__(self, peers: Peers, writer: RemoteOwner, on_broken: OnBroken) -> None:
         self._writer, self._on_broken = writer, on_broken
-        self.follower = Follower(peers.peer(0))
+        self.follower = Follower(peers.peer(0), on_broken)
         self.changes: Changes = FollowerChanges(writer)
         self.on_applied: OnApplied = lambda events: None
-        self.follower.on_applied = lambda events: self.on_applied(events)
+        self.follower.on_applied = lambda events: _tell(self.on_applied, events, on_broken)
 
     @property
     def metadata(self) -> Metadata:

@@ -72,13 +72,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a peer asks of us. payload: in its arena, and good until we have answered."""
+    """What a peer asks of us. payload: in its arena, and good until we have answered. generation: of its process."""
 
     peer: int
     operation: int
     inline: bytes
     payload: memoryview
     is_repeat: bool
+    generation: int = 0
 
 
 ServeRequest = Callable[[Request, Answered], None]
@@ -331,7 +332,7 @@ class Peer:
             return
         if kind in (Kind.REQUEST, Kind.REPEAT):
             payload = self._view(rings, position, length)
-            request = Request(self.number, flags, inline, payload, kind == Kind.REPEAT)
+            request = Request(self.number, flags, inline, payload, kind == Kind.REPEAT, self.generation)
             self._serve(request, partial(self._answer, rings, number))
         elif kind in (Kind.ANSWER, Kind.ERROR):
             self._asked.discard(number)

@@ -55,6 +55,7 @@ class MetadataLog:
         self._position = 0
         self._record_bytes = 0
         self._failed: StorageError | None = None
+        self._replayed: list[int] = []  # positions of the records
 
     @property
     def record_bytes(self) -> int:
@@ -104,6 +105,7 @@ class MetadataLog:
                 snapshot = payload or None
             else:
                 records.append(payload)
+                self._replayed.append(position)
             self._revision, last = revision, position
             position += align_up(_HEADER.size + len(payload), BLOCK_BYTES)
         self._refuse_damage(path, raw, position)
@@ -111,6 +113,11 @@ class MetadataLog:
         if self._failed is None:
             await self._make_durable(raw[last:position], last, torn=position < len(raw))
         return snapshot, records
+
+    def corruption(self, record: int | None, reason: str) -> CorruptionError:
+        """Of a record that replay gave, by its place there, or of the snapshot (None): its checksum is right."""
+        position = 0 if record is None else self._replayed[record]
+        return CorruptionError(self._path(self._generation), position, reason)
 
     def _refuse_damage(self, path: str, raw: memoryview, end: int) -> None:
         """A torn tail has nothing valid behind it: one entry is in flight at a time. A file begins with a snapshot."""

@@ -686,10 +686,12 @@ class ShardLog:
             self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
         while self._adoptions:
             adoption = self._adoptions[0]
-            if self.serves(adoption.partition):  # else it was given up meanwhile
-                if not adoption.add_to(self.journal, self._shard):
-                    return
+            if not self.serves(adoption.partition):
+                adoption.refuse(StorageError(f"partition {adoption.partition.uid} was forgotten while it arrived"))
+            elif adoption.add_to(self.journal, self._shard):
                 content.adoptions.append(adoption)
+            else:
+                return
             self._adoptions.popleft()
 
     def _refuse_adoptions(self, error: StorageError, adoptions: Iterable[Adoption] | None = None) -> None:

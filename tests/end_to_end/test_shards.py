@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from apache_iggy import SendMessage
 
 from shardserver.client.connection import RequestRefusedError
 from shardserver.protocol.addresses import CONSUMER_SINGLE, PartitionAddress, StreamAddress, TopicAddress
@@ -17,6 +19,7 @@ from shardserver.protocol.messages import FIRST, LAST, NEXT
 from shardserver.protocol.offsets import ACK_COMMITTED, DeleteOffsetRequest, StoreOffsetRequest
 from shardserver.protocol.table import Command
 from shardserver.protocol.topics import DeleteSegmentsRequest, PartitionsRequest
+from tests import sdk_client
 from tests.sharded_server import ShardedServer, rule
 from tests.wire_connection import CONSUMER, WireConnection
 
@@ -165,6 +168,25 @@ def test_every_strategy_reads_from_every_shard(connections: list[WireConnection]
             assert connection.payloads(topic, 0, NEXT) == sent
         for number, connection in enumerate(connections):
             assert connection.payloads(topic, 0, NEXT, count=4, auto_commit=True) == sent[4 * number : 4 * number + 4]
+
+
+def test_the_sdk_reads_on_every_shard_what_it_sent_to_every_shard(
+    server: ShardedServer, fresh_topics: list[str]
+) -> None:
+    async def run() -> None:
+        clients = [await sdk_client.connect(server.address) for _ in range(2 * SHARDS)]
+        assert {await sdk_client.shard_of(client) for client in clients} == set(range(SHARDS))
+        sent = [f"{number}" for number in range(len(clients))]
+        for topic in fresh_topics:
+            for client, text in zip(clients, sent, strict=True):
+                await client.send_messages("s", topic, 1, [SendMessage(text)])
+            for client in clients:
+                found = [one.decode() async for one in sdk_client.payloads(client, "s", topic, 1)]
+                assert found == sent
+                details = await client.get_topic("s", topic)
+                assert details.messages_count == len(sent)
+
+    asyncio.run(run())
 
 
 def test_offsets_are_stored_read_and_deleted_from_every_shard(

@@ -25,7 +25,7 @@ class NamesTest:
     """rows: what was measured, and the figure as text."""
 
     def __init__(self, directory: Path, topics: int, partitions: int) -> None:
-        self.server = ShardedServer(directory, cores=2)
+        self.server = ShardedServer(directory, cores=2, config="[net]\nmax_connections = 256\n")
         self._topics = [f"t{number}" for number in range(topics)]
         self._partitions = partitions
         self.rows: list[tuple[str, str]] = []
@@ -37,7 +37,7 @@ class NamesTest:
         with self.server.connect(timeout_s=300) as connection:
             connection.create_stream(STREAM)
             self._timed("create all topics", lambda: self._create(connection))
-            self._tell("disk of empty partitions", f"{(self._disk_bytes() - empty_bytes) / MIB:.1f} MiB")
+            self._tell("disk of empty partitions", f"{(self._settled_disk_bytes() - empty_bytes) / MIB:.1f} MiB")
             self._tell_processes("after create")
             self._timed("one message to each of a tenth", lambda: self._fill(connection))
         self._tell_processes("after sends")
@@ -104,6 +104,14 @@ class NamesTest:
             process = psutil.Process(pid)
             figure = f"{process.memory_info().rss / MIB:.0f} MiB, {process.num_fds()} descriptors"
             self._tell(f"  {name}, {when}", figure)
+
+    def _settled_disk_bytes(self) -> int:
+        """Once the journals have grown with the partitions."""
+        before, now = -1, self._disk_bytes()
+        while before != now:
+            time.sleep(1)
+            before, now = now, self._disk_bytes()
+        return now
 
     def _disk_bytes(self) -> int:
         """Allocated, as du counts them."""
