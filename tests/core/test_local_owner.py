@@ -335,6 +335,13 @@ def test_requests_of_peers_leave_no_cycles_behind() -> None:
 
 def test_repeats_leave_no_cycles_behind() -> None:
     async def work(world: World) -> None:
+        async def refused() -> None:
+            kinds: list[type] = []  # not the error: its traceback names who keeps it
+            call = SendCall(9, 1)
+            world.owner.send_from_peer(call, b"", lambda outcome: kinds.append(type(outcome)), is_repeat=True)
+            await until(lambda: bool(kinds))
+            assert kinds == [NotOwnerError]
+
         await answers(world.ask(batch_of(7)))
         await world.restart()
         await answers(world.ask(batch_of(8), floor=0))
@@ -343,11 +350,7 @@ def test_repeats_leave_no_cycles_behind() -> None:
         try:
             for _ in range(200):
                 await answers(world.ask(batch_of(7), floor=0), world.ask(batch_of(9)), world.ask(batch_of(9), floor=0))
-                refused: list[type] = []
-                world.owner.send_from_peer(  # keeps no error: its traceback names who keeps it
-                    SendCall(9, 1), b"", lambda outcome: refused.append(type(outcome)), is_repeat=True
-                )
-                await until(lambda: bool(refused))
+                await refused()
             assert gc.collect() == 0
         finally:
             gc.enable()

@@ -9,7 +9,7 @@ from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk
-from tests.storage.log_world import SETTINGS, read_numbers, ticking_clock
+from tests.storage.log_world import SETTINGS, ticking_clock
 
 SEGMENT_BYTES = 48 * 1024
 
