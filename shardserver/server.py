@@ -54,6 +54,8 @@ PROGRESS_S = 5.0
 SPACE_LOOK_S = 1.0
 HEALING_S = 30.0
 DRAIN_LOOK_S = 0.005
+# Peers ask again as soon as this process says that it serves.
+ASKED_AGAIN_S = 60.0
 
 
 def clock_us() -> int:
@@ -253,6 +255,7 @@ class Shard:
             reserve=self._reserve,
             progress=self._progress,
             memory=arena or self._arena,
+            answers_are_known=not self._arguments.is_restart,
         )
         directory, settings = self._arguments.data_directory, log_settings(self._config)
         return await recover_shard(self._disk, directory, settings, source, clock_us, self._on_journal_failure)
@@ -296,6 +299,7 @@ class Shard:
             self._background(self._heal())
             return
         self._background(self._retain())
+        self._background(self._settle_answers())
         self._background(self._watch_space())
         if self._writer_side is not None and self._config.placement.spread:
             self._background(self._writer_side.spread())
@@ -316,6 +320,11 @@ class Shard:
             else:
                 log.warning("device_writable_again", extra={"fields": {"shard": self._number}})
                 os._exit(ShardExit.HEALED)
+
+    async def _settle_answers(self) -> None:
+        """Peers have asked again for all that the former process did not answer, and we have answered it by then."""
+        await asyncio.sleep(ASKED_AGAIN_S)
+        self._logs.resources.hooks.answers_are_known = True
 
     async def _watch_space(self) -> None:
         low = self._config.storage.low_watermark_bytes

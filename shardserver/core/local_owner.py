@@ -95,11 +95,11 @@ class LocalOwner:
     async def _find_repeated(self, call: SendCall, batch: Any) -> int | None:
         """The base offset of the batch if the former process of this shard stored it; each one answers one repeat.
 
-        Below the newest hint that recovery found all had been answered, and the asking shard saw answers below its
+        Below what the newest hint says all had been answered, and the asking shard saw answers below its
         floor: what it asks again for lies above both, and below the end that was recovered.
         """
         partition = self.log_of(call.uid)
-        first = max(call.floor, partition.hinted_offset)
+        first = max(call.floor, partition.answered_offset)
         taken = self._taken.setdefault(call.uid, set())
         found = await partition.find_batch(batch, call.count, first, partition.recovered_end, taken)
         if found is not None:

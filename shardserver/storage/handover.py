@@ -47,7 +47,7 @@ class ReleasedPartition(msgspec.Struct, frozen=True):
 
     @property
     def hint(self) -> fmt.Hint:
-        return fmt.Hint(self.segment_base, self.position, self.next_offset, self.last_timestamp)
+        return fmt.Hint(self.segment_base, self.position, self.next_offset, self.last_timestamp, self.next_offset)
 
 
 class Adoption:
@@ -128,7 +128,7 @@ def _settle(logs: ShardLog) -> Callable[[PartitionLog], Awaitable[None]]:
 
 def _state_of(logs: ShardLog, partition: PartitionLog) -> ReleasedPartition:
     assert partition.is_flushed and partition.is_drained
-    end = partition.hint() or fmt.Hint(0, 0, partition.next_offset, partition.last_timestamp)
+    end = partition.hint() or fmt.Hint(0, 0, partition.next_offset, partition.last_timestamp, partition.next_offset)
     offsets = logs.offsets.of_partition(partition.uid)
     place = (end.segment_base, end.position, end.next_offset, end.last_timestamp)
     return ReleasedPartition(partition.uid, *place, offsets)

@@ -36,7 +36,7 @@ async def _make_durable(partition: PartitionLog) -> None:
     """The active segment's bytes once more, synced (storage rule 16); what only the journal held in a new segment."""
     if partition.segments:
         active = partition.segments[-1]
-        start = Hint(active.base_offset, BLOCK_BYTES, active.base_offset, active.previous_timestamp)
+        start = Hint(active.base_offset, BLOCK_BYTES, active.base_offset, active.previous_timestamp, 0)
         await seg.scan_segment(partition.resources.disk, active, start, rewrite=True)
     partition.roll_at_next_run()
     await partition.flush()

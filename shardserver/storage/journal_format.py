@@ -25,7 +25,7 @@ WRITE_HEADER_BYTES = _WRITE.size
 _RECORD = struct.Struct("<BBHIQII")
 RECORD_HEADER_BYTES = _RECORD.size
 _OFFSET = struct.Struct("<B3xIQ")
-_HINT = struct.Struct("<QQQQ")
+_HINT = struct.Struct("<QQQQQ")
 
 FLAG_OPENING = 1
 FLAG_FILE_START = 2
@@ -79,16 +79,19 @@ class Record:
 class Hint:
     """A fact that stays true: the segment at `segment_base` is synced up to `position`, where `next_offset` begins.
 
-    In an adoption position 0 means that there is no segment.
+    answered_offset: all sends below it were answered, and their answers could be seen. In an adoption position 0 means
+    that there is no segment.
     """
 
     segment_base: int
     position: int
     next_offset: int
     last_timestamp: int
+    answered_offset: int
 
     def encode(self) -> bytes:
-        return _HINT.pack(self.segment_base, self.position, self.next_offset, self.last_timestamp)
+        place = (self.segment_base, self.position, self.next_offset)
+        return _HINT.pack(*place, self.last_timestamp, self.answered_offset)
 
     @classmethod
     def decode(cls, payload: memoryview) -> Hint:

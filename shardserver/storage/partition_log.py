@@ -397,7 +397,8 @@ class PartitionLog(PartitionState):
         active = self.segments[-1]
         if self.flushed_end < active.base_offset:
             return None
-        return fmt.Hint(active.base_offset, active.end, self.flushed_end, self.last_timestamp)
+        answered = self.answered_offset if self.has_unknown_answers else self.flushed_end
+        return fmt.Hint(active.base_offset, active.end, self.flushed_end, self.last_timestamp, answered)
 
     def oldest_unflushed_sequence(self) -> int:
         """The journal file with the oldest record that is in no segment yet; 0 when there is none."""

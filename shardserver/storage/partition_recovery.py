@@ -105,7 +105,7 @@ class PartitionRecovery:
         active = log.segments[-1]
         if active.file is None:  # its successor had a torn header and was removed
             active.file = await self._disk.open(active.path)
-        start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, log.last_timestamp)
+        start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, log.last_timestamp, 0)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
         elif not self._read_only:  # its creator may have died before it synced the name; a hint says that it has

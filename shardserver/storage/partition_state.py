@@ -39,12 +39,17 @@ class PartitionState:
         self.refusal: NotOwnerError | None = None  # it is leaving or arriving: no appends, no changes of offsets
         self.closed: NotOwnerError | None = None  # another shard may have its files: no reads either
         self.closed_hint: fmt.Hint | None = None  # of its active segment, while it is closed
-        self.hinted_offset = 0  # next offset of the newest hint that recovery found: all below was answered
+        self.answered_offset = 0  # of the newest hint that recovery found: all below was answered
         self.recovered_end = 0  # next offset at the end of recovery
 
     @property
     def uid(self) -> int:
         return self.identity.uid
+
+    @property
+    def has_unknown_answers(self) -> bool:
+        """A former process may have stored batches without answering them, and they may be asked for again."""
+        return not self.resources.hooks.answers_are_known and self.answered_offset < self.recovered_end
 
     @property
     def first_offset(self) -> int:

@@ -19,7 +19,7 @@ from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, o
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.partition_recovery import recover_partition
 from shardserver.storage.reserve import Reserve
-from shardserver.storage.resources import LogResources
+from shardserver.storage.resources import Hooks, LogResources
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings, PartitionIdentity, least_arena_bytes
 from shardserver.storage.shard_log import ShardLog
@@ -51,6 +51,7 @@ class RecoveryInput:
 
     memory: the shard's arena; without one the logs make one of their own.
     read_only: write nothing, not even what would make the recovered bytes durable; the logs take no appends then.
+    answers_are_known: False after a death that others have survived: they may ask again for what it did not answer.
     """
 
     shard: int
@@ -62,6 +63,7 @@ class RecoveryInput:
     reserve: Reserve | None = None
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
     memory: Arena | None = None
+    answers_are_known: bool = True
 
 
 async def recover_shard(
@@ -81,7 +83,8 @@ async def recover_shard(
     began_us = clock()
     files, walks = SegmentFiles(disk, settings.open_segments), ParkedWalks(settings.read_ahead_walks)
     memory = metadata.memory or heap_arena(least_arena_bytes(settings))
-    resources = LogResources(disk, settings, clock, metadata.faults, files, walks, memory=memory)
+    hooks = Hooks(answers_are_known=metadata.answers_are_known)
+    resources = LogResources(disk, settings, clock, metadata.faults, files, walks, hooks=hooks, memory=memory)
     reserve = metadata.reserve or Reserve(disk, os.path.join(data_directory, "reserve"), 0)
     logs = ShardLog(resources, data_directory, metadata.shard, on_failure, reserve)
     directory, progress = os.path.join(logs.directory, "journal"), metadata.progress
@@ -216,7 +219,7 @@ async def _recover_partitions(logs: ShardLog, hints: dict[int, fmt.Hint], metada
     for partition in logs.partitions:
         try:
             hint = hints.get(partition.uid)
-            partition.hinted_offset = 0 if hint is None else hint.next_offset
+            partition.answered_offset = 0 if hint is None else hint.answered_offset
             read_bytes = await recover_partition(partition, hint, read_only=metadata.read_only)
             logs.recovery_bytes += read_bytes
             progress.read_bytes += read_bytes

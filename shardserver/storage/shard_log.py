@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from shardserver.errors import ArenaFullError, DiskFullError, StorageError
+from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
@@ -558,9 +558,13 @@ class ShardLog:
 
         Raises:
             StorageError: of a partition that is fenced or could not be flushed (DiskFullError). NotOwnerError: one is
-                moving already. KeyError: none of that uid is here. All of them serve on then.
+                moving already. BackpressureError: one may be asked again for sends that its former process did not
+                answer. KeyError: none of that uid is here. All of them serve on then.
         """
         partitions = [self._partitions[uid] for uid in uids]
+        for one in partitions:
+            if one.has_unknown_answers:  # they are asked for again here, and only here are they found
+                raise BackpressureError(f"partition {one.uid}: its shard has just restarted; try again in a minute")
         refuse_changes(self, partitions)
         return await self._shielded(release(self, partitions), partitions)
 

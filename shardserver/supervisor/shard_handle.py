@@ -129,6 +129,7 @@ class ShardHandle:
             plan.root_password_hash,
             self.wanted_core,
             self._read_only,
+            is_restart=self.restarts > 0,
             shards=plan.shards,
             port=plan.port,
             partition_limit=plan.partition_limit,

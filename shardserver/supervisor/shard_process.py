@@ -58,7 +58,8 @@ class ShardArguments:
     """Travels to the spawned process.
 
     listener: None when it accepts no connections. port: of the server's listeners. root_password_hash: for a metadata
-    log that has no user yet. shards: how many there are. partition_limit: how many partitions the server can carry.
+    log that has no user yet. is_restart: other shards may have survived the former process. shards: how many there are.
+    partition_limit: how many partitions the server can carry.
     """
 
     shard: int
@@ -69,6 +70,7 @@ class ShardArguments:
     root_password_hash: str | None
     core: int | None
     read_only: bool = False
+    is_restart: bool = False
     shards: int = 1
     port: int = 0
     partition_limit: int = 1 << 20

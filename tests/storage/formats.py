@@ -59,7 +59,8 @@ def _decode_write(raw: memoryview) -> Values | None:
         values = {name: getattr(record, name) for name in ("kind", "flags", "shard", "uid", "term")}
         if record.kind in (fmt.KIND_HINT, fmt.KIND_ADOPTION):
             hint = fmt.Hint.decode(record.payload)
-            values["hint"] = [hint.segment_base, hint.position, hint.next_offset, hint.last_timestamp]
+            place = [hint.segment_base, hint.position, hint.next_offset]
+            values["hint"] = [*place, hint.last_timestamp, hint.answered_offset]
         elif record.kind == fmt.KIND_OFFSET:
             values["offset"] = list(fmt.decode_offset(record.payload))
         elif record.kind == fmt.KIND_BATCH:

@@ -86,7 +86,7 @@ def test_records_that_do_not_fill_their_bytes_are_corruption(fields: dict[str, i
         list(fmt.decode_records(write, header, "some/path"))
 
 
-@pytest.mark.parametrize("place, kind", [(128, 2), (184, 3), (264, 2), (264, 3)], ids=str)
+@pytest.mark.parametrize("place, kind", [(128, 2), (192, 3), (272, 2), (272, 3)], ids=str)
 def test_a_record_whose_size_does_not_suit_its_kind_is_corruption(place: int, kind: int) -> None:
     values, raw = load("journal-write")
     changed = bytearray(raw)

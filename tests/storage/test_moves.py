@@ -362,7 +362,7 @@ def test_what_an_attempt_that_was_given_up_has_left_does_not_come_back_with_the_
     async def check(shards: Shards) -> None:
         assert offsets_of(shards.logs[B], 7, 8) == [3, None]
         assert await read_numbers(shards.logs[B], 1) == list(range(10))
-        assert shards.logs[B].partition(1).hinted_offset == 10
+        assert shards.logs[B].partition(1).answered_offset == 10
 
     asyncio.run(first())
     after_crash(world, check)
@@ -507,7 +507,7 @@ def test_recovery_tells_what_was_hinted_and_where_it_ended() -> None:
         shards.abandon()
 
     async def check(shards: Shards) -> None:
-        ends = [(log.hinted_offset, log.recovered_end) for log in shards.logs[A].partitions]
+        ends = [(log.answered_offset, log.recovered_end) for log in shards.logs[A].partitions]
         assert ends == [(5, 9), (0, 2)]
 
     asyncio.run(first())
@@ -622,7 +622,7 @@ def test_a_hint_of_an_attempt_that_was_given_up_is_not_journaled_behind_the_next
         shards.abandon()
 
     async def check(shards: Shards) -> None:
-        assert shards.logs[B].partition(1).hinted_offset == 10
+        assert shards.logs[B].partition(1).answered_offset == 10
 
     asyncio.run(first())
     after_crash(world, check)
