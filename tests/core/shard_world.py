@@ -326,11 +326,12 @@ class World:
             found = self._find(connection, topic, partition)
             if found is None:
                 return
+            uid = found.uid  # a purge gives the same partition another one
             outcome = await self._attempt(connection, found, batch, unanswered)
             if connection.is_dead:
                 return
             if isinstance(outcome, int):
-                self.ledger.take(found.uid, outcome, [number, number + 1])
+                self.ledger.take(uid, outcome, [number, number + 1])
                 return
             if not isinstance(outcome, BackpressureError):
                 return
