@@ -94,6 +94,9 @@ class ProcessDisk:
         if lock:
             await self._locks.take(file)
             self.shared._land_ghosts(file.node)
+        if self.is_dead:  # since it asked
+            self._locks.free(file)
+            await asyncio.Event().wait()
         return file
 
     def close(self, file: FaultFile) -> Future[None]:

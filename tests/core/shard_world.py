@@ -43,6 +43,7 @@ from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
 from tests.batches import make_batch
+from tests.core.simulated_loop import SimulatedLoop
 from tests.fault_disk import FaultDisk
 from tests.process_disk import Locks, ProcessDisk
 from tests.storage.log_world import SETTINGS, read_numbers
@@ -325,11 +326,12 @@ class World:
             found = self._find(connection, topic, partition)
             if found is None:
                 return
+            uid = found.uid  # a purge gives the same partition another one
             outcome = await self._attempt(connection, found, batch, unanswered)
             if connection.is_dead:
                 return
             if isinstance(outcome, int):
-                self.ledger.take(found.uid, outcome, [number, number + 1])
+                self.ledger.take(uid, outcome, [number, number + 1])
                 return
             if not isinstance(outcome, BackpressureError):
                 return
@@ -425,9 +427,12 @@ class Ledger:
 
 
 async def turns(count: int) -> None:
-    """Of the loop; the clock moves at some of them."""
-    for turn in range(count):
-        await asyncio.sleep(0 if turn % 16 else 0.001)
+    """Of the loop; the clock moves, a little, only when nothing else happens."""
+    loop, idle = asyncio.get_running_loop(), 0
+    assert isinstance(loop, SimulatedLoop)
+    for _ in range(count):
+        idle = 0 if loop.has_ready else idle + 1
+        await asyncio.sleep(0.001 if idle > 2 else 0)
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -29,6 +29,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._moment
 
+    @property
+    def has_ready(self) -> bool:
+        """Something runs in the next turn, beside who asks."""
+        return bool(self._ready)  # type: ignore[attr-defined]
+
     def jump(self, seconds: float) -> None:
         self._moment += seconds
 

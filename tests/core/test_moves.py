@@ -167,7 +167,7 @@ def test_what_happens_at_any_moment_of_a_move_loses_and_doubles_nothing(fate: Fa
 
     moment = 0
     while not simulate(play(moment)):
-        moment += 5 if sends else 2
+        moment += 5 if sends else 3
 
 
 def test_a_batch_of_moves_takes_those_that_can_go() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from shardserver.core.orphans import Orphans
 from shardserver.errors import StorageError
 from tests.core.shard_world import World, until
 from tests.core.simulated_loop import simulate
@@ -160,9 +161,12 @@ def test_a_shard_that_dies_at_any_disk_operation_of_the_start_is_waited_for() ->
     assert at > 30
 
 
-@pytest.mark.parametrize("part", range(1, 12))
-def test_a_removal_that_a_crash_has_interrupted_is_finished_reserve_file_included(part: int) -> None:
-    async def play() -> None:
+def test_a_removal_that_a_crash_has_interrupted_is_finished_reserve_file_included(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remove = Orphans.remove
+
+    async def play(part: int) -> bool:
         world = await written_world(reserve_bytes=RESERVE_BYTES)
         for process in world.live.values():
             await process.reserve.make()
@@ -170,16 +174,15 @@ def test_a_removal_that_a_crash_has_interrupted_is_finished_reserve_file_include
         assert {"data/reserve", "data/reserve.1", "data/reserve.2"} < set(disk.files)
         after = World(1, disk=disk, seed=90, reserve_bytes=RESERVE_BYTES)
         first = after.begin(0)
-        assert first.side is not None
-        await until(lambda: hasattr(first.side, "_orphans"))
-        orphans, remove = first.side._orphans, first.side._orphans.remove
 
-        async def die_within(shard: int) -> None:
+        async def die_within(orphans: Orphans, shard: int) -> None:
             first.disk.die_at = first.disk.operations + part
-            await remove(shard)
+            await remove(orphans, shard)
 
-        orphans.remove = die_within  # type: ignore[method-assign]
+        monkeypatch.setattr(Orphans, "remove", die_within)
         await until(lambda: first.is_dead or first.has_recovered)
+        died = first.is_dead
+        monkeypatch.undo()
         disk = after.end().after_power_loss(part)
         last = World(1, disk=disk, seed=95, reserve_bytes=RESERVE_BYTES)
         last.ledger = world.ledger
@@ -187,8 +190,12 @@ def test_a_removal_that_a_crash_has_interrupted_is_finished_reserve_file_include
         await check_all(last, 1)
         assert not [path for path in disk.files if path.startswith(("data/shards/1", "data/shards/2", "data/reserve."))]
         await last.stop()
+        return died
 
-    simulate(play())
+    part = 1
+    while simulate(play(part)):
+        part += 1
+    assert part > 15
 
 
 def test_dead_files_of_a_shard_that_is_gone_are_removed_by_shard_0() -> None:
