@@ -18,6 +18,12 @@ EXTENSIONS = [
     Extension("shardserver.io_uring.queues", ["shardserver/io_uring/queues.pyx"], libraries=["uring"]),
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
+    Extension(
+        "shardserver.net.plane",
+        ["shardserver/net/plane.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
     Extension("shardserver.bench.load", ["shardserver/bench/load.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.bench.echo", ["shardserver/bench/echo.pyx"], extra_compile_args=["-O3"]),
 ]

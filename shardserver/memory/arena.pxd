@@ -39,6 +39,7 @@ cdef class Arena:
 
     cpdef Block allocate(self, Py_ssize_t size)
     cpdef Block copy(self, data)
+    cdef Block copy_bytes(self, const uint8_t* data, Py_ssize_t size)
     cpdef int64_t position_of(self, buffer) except -2
 
 

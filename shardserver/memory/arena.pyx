@@ -196,6 +196,12 @@ cdef class Arena:
             PyBuffer_Release(&view)
         return block
 
+    cdef Block copy_bytes(self, const uint8_t* data, Py_ssize_t size):
+        """As copy, for a caller in C."""
+        cdef Block block = self.allocate(size)
+        memcpy(block.data, data, size)
+        return block
+
     cpdef int64_t position_of(self, buffer) except -2:
         """Where a contiguous buffer lies in the arena; -1: elsewhere. Raises BufferError: not contiguous."""
         cdef Py_buffer view
