@@ -179,7 +179,12 @@ class Shard:
             socket.socket(fileno=own.inbox),
             choose_accepting(config.net.accept_shards, self._arguments.shards),
         )
+        self._faults.others = self._listener.balance.sync_faults_of_others
+        self._faults.on_fault = self._note_fault
         self._own.set()
+
+    def _note_fault(self, count: int) -> None:
+        self._listener.balance.own.sync_faults = count
 
     def _make_role(self) -> Role:
         if self._number:

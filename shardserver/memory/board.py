@@ -10,7 +10,7 @@ import mmap
 
 BOARD_BYTES = 4096
 MAX_SHARDS = 64
-_BEAT, _CONNECTIONS, _SEGMENTS_BYTES, _OLDEST_TIMESTAMP = 0, 8, 9, 10  # in words of 8 bytes
+_BEAT, _CONNECTIONS, _SEGMENTS_BYTES, _OLDEST_TIMESTAMP, _SYNC_FAULTS = 0, 8, 9, 10, 11  # in words of 8 bytes
 _HANDED, _RECEIVED = 64, 128
 
 
@@ -55,6 +55,15 @@ class Board:
     @oldest_timestamp.setter
     def oldest_timestamp(self, moment_us: int) -> None:
         self._words[_OLDEST_TIMESTAMP] = moment_us
+
+    @property
+    def sync_faults(self) -> int:
+        """Synced writes of the owner that have failed."""
+        return self._words[_SYNC_FAULTS]
+
+    @sync_faults.setter
+    def sync_faults(self, count: int) -> None:
+        self._words[_SYNC_FAULTS] = count
 
     def release(self) -> None:
         """Let go of the memory, so that its map can be closed."""

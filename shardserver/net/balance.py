@@ -20,6 +20,7 @@ class Balance:
     def __init__(self, number: int, own: Board, accepting: Container[int] = range(MAX_SHARDS)) -> None:
         self.number, self.own, self._accepting = number, own, accepting
         self.boards: dict[int, Board] = {number: own}
+        self._faults_of_the_dead = 0
 
     def attach(self, number: int, board: Board) -> None:
         """A new process of a peer: what was handed to or received from the former one counts no more."""
@@ -27,7 +28,14 @@ class Balance:
         self.boards[number] = board
 
     def detach(self, number: int) -> None:
-        self.boards.pop(number, None)
+        gone = self.boards.pop(number, None)
+        if gone is not None:
+            self._faults_of_the_dead += gone.sync_faults
+
+    def sync_faults_of_others(self) -> int:
+        """Never falls: what a dead process met counts on."""
+        others = sum(board.sync_faults for number, board in self.boards.items() if number != self.number)
+        return self._faults_of_the_dead + others
 
     def count(self, shard: int) -> int:
         """Connections of a shard, and those on their way to it."""

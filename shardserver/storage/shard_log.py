@@ -8,6 +8,7 @@ Acknowledgements follow its completion. Nothing waits for a timer but `memory` r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -43,6 +44,7 @@ BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
 SMALL_LASTS_S = 0.1
 # So much of the cache goes at a time when the arena is full, or the next append would have to look again.
 LEAST_DROP_BYTES = 1 << 20
+DRAIN_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,7 +518,10 @@ class ShardLog:
 
         async def flush(partition: PartitionLog) -> None:
             async with gate:
-                await partition.flush()
+                try:
+                    await partition.flush()
+                finally:
+                    self._progress.set()
                 self._flushes += 1
                 self._after_run(partition)
 
@@ -649,7 +654,8 @@ class ShardLog:
             if busy is None and all(one.is_drained for one in partitions) and not self.offsets.awaits(partitions):
                 return
             self._progress.clear()
-            await self._progress.wait()
+            with contextlib.suppress(TimeoutError):  # who fences a partition from outside tells nobody
+                await asyncio.wait_for(self._progress.wait(), DRAIN_LOOK_S)
 
     async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
         """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""

@@ -1,8 +1,8 @@
-"""A write that counts only if no sync of the shard failed meanwhile (storage rule 20).
+"""A write that counts only if no sync of the server failed meanwhile (storage rule 20).
 
-A failed sync of any file may have dropped what other files had not synced yet, and their own later syncs succeed all
-the same. So each write remembers the number of failures at its start, and is made again, the same bytes at the same
-position, when that number has changed: nothing of it was acknowledged before.
+A failed sync of any file may have dropped what other files had not synced yet, those of other shards on the same disk
+included, and their own later syncs succeed all the same. So each write remembers the number of failures at its start,
+and is made again, the same bytes at the same position, when that number has changed: nothing of it was acknowledged.
 """
 
 from __future__ import annotations
@@ -14,11 +14,29 @@ from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk, File
 
 
+def _none() -> int:
+    return 0
+
+
+def _ignore(count: int) -> None:
+    """There is nobody to tell."""
+
+
 @dataclass(slots=True)
 class SyncFaults:
-    """How many synced writes of a shard have failed, in any of its files."""
+    """How many synced writes have failed, in any file. others: those of other shards; on_fault is told of ours."""
 
-    number: int = 0
+    own: int = 0
+    others: Callable[[], int] = _none
+    on_fault: Callable[[int], None] = _ignore
+
+    @property
+    def number(self) -> int:
+        return self.own + self.others()
+
+    def note(self) -> None:
+        self.own += 1
+        self.on_fault(self.own)
 
 
 async def write_synced(
@@ -35,7 +53,7 @@ async def write_synced(
         try:
             await disk.write(file, position, [buffer], sync=True, on_written=on_written)
         except StorageError:
-            faults.number += 1
+            faults.note()
             raise
         if faults.number == before:
             return

@@ -119,3 +119,18 @@ def test_a_dead_shards_board_is_not_looked_at_by_the_others() -> None:
     shards.hand(1, 2)  # it dies with the message unread, or read: nobody will know
     shards.end(1)
     assert shards.balances[0].count(2) == 0
+
+
+def test_failed_syncs_of_others_are_counted_and_never_forgotten() -> None:
+    shards = Shards(3)
+    balance = shards.balances[0]
+    shards.boards[0].sync_faults = 9  # our own
+    assert balance.sync_faults_of_others() == 0
+    shards.boards[1].sync_faults = 2
+    shards.boards[2].sync_faults = 1
+    assert balance.sync_faults_of_others() == 3
+    shards.end(1)
+    assert balance.sync_faults_of_others() == 3
+    shards.start(1)
+    shards.boards[1].sync_faults = 1
+    assert balance.sync_faults_of_others() == 4

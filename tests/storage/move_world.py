@@ -16,6 +16,7 @@ from shardserver.storage.handover import ReleasedPartition
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.synced_write import SyncFaults
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk, FaultFile, Node
 from tests.storage.log_world import SETTINGS, abandon, read_numbers, ticking_clock
@@ -84,15 +85,17 @@ class World:
     def identity(self, uid: int, term: int) -> PartitionIdentity:
         return PartitionIdentity(uid, term, uid - 1, segment_bytes=48 * 1024, durability=self.durability)
 
-    async def open(self, shard: int) -> ShardLog:
+    async def open(self, shard: int, faults: SyncFaults | None = None) -> ShardLog:
         mine = [self.identity(uid, owner.term) for uid, owner in self.owners.items() if owner.shard == shard]
-        source = RecoveryInput(shard, max(self.uids) + 1, mine)
+        source = RecoveryInput(shard, max(self.uids) + 1, mine, faults=faults or SyncFaults())
         return await recover_shard(
             self.disk, self.directory, self.settings, source, ticking_clock(), lambda error: None
         )
 
     async def start(self, shards: Sequence[int] = (0, 1)) -> Shards:
-        return Shards(self, {shard: await self.open(shard) for shard in shards})
+        """Both know of each other's failed syncs, as logs of one process do: here one drops blocks of all files."""
+        faults = SyncFaults()
+        return Shards(self, {shard: await self.open(shard, faults) for shard in shards})
 
     def crash(self, seed: int, *, power_loss: bool) -> None:
         left = self.disk.after_power_loss(seed) if power_loss else self.disk.after_kill(seed)

@@ -299,6 +299,44 @@ def test_a_fenced_partition_is_not_released_and_the_others_of_its_batch_serve_on
     in_world(life)
 
 
+def test_a_release_ends_when_a_flush_that_it_waits_for_fails() -> None:
+    async def life(shards: Shards) -> None:
+        logs, disk = shards.logs[A], shards.world.disk
+        await append(logs, 1, 3)
+        disk.is_broken = True
+        flushing = asyncio.ensure_future(logs.flush_partitions([logs.partition(1)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert logs.partition(1).is_running
+        releasing = asyncio.ensure_future(logs.release_partition(1))
+        with pytest.raises(StorageError):
+            await flushing
+        disk.is_broken = False
+        begun = asyncio.get_running_loop().time()
+        await releasing
+        assert asyncio.get_running_loop().time() - begun < 0.5
+        await logs.resume_partition(1)
+        assert await append(logs, 1) == 3
+
+    in_world(life)
+
+
+def test_a_release_ends_when_its_partition_is_fenced_meanwhile() -> None:
+    async def life(shards: Shards) -> None:
+        logs = shards.logs[A]
+        waiting = asyncio.ensure_future(append(logs, 1))
+        await asyncio.sleep(0)
+        releasing = asyncio.ensure_future(logs.release_partition(1))
+        await asyncio.sleep(0)
+        logs.partition(1).fence(StorageError("half changed"))
+        with pytest.raises(StorageError, match="half changed"):
+            await waiting
+        with pytest.raises(StorageError, match="half changed"):
+            await releasing
+
+    in_world(life)
+
+
 def test_a_release_on_a_full_disk_fails_and_the_partition_goes_on() -> None:
     async def life(shards: Shards) -> None:
         logs, disk = shards.logs[A], shards.world.disk
