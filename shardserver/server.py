@@ -166,7 +166,7 @@ class Shard:
             lambda: self._role.metadata,
             self._role.report_removed,
         )
-        self._role.on_applied = self._owned.reconcile
+        self._role.on_applied = self._on_applied
         self._service.control |= self._role.control_handlers() | self._shards.control_handlers()
         self._service.control |= self._owned.control_handlers()
         self._service.control[Operation.LOADS] = lambda asked: encode_loads(self._shards)
@@ -178,10 +178,15 @@ class Shard:
             Board(memory),
             socket.socket(fileno=own.inbox),
             choose_accepting(config.net.accept_shards, self._arguments.shards),
+            arena=self._arena,
         )
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
         self._own.set()
+
+    def _on_applied(self, events: list[md.Event] | None) -> None:
+        self._owned.reconcile(events)
+        self._listener.plane.revision += 1
 
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
@@ -241,7 +246,7 @@ class Shard:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
         self._local.logs.before_submit = self._peers.publish
-        self._owned.reconcile()
+        self._on_applied(None)
         self._peers.say_serving()
         if self._writer_side is not None:
             await self._writer_side.begin(
@@ -377,6 +382,7 @@ class Shard:
         if self._writer_side is not None:
             await self._writer_side.close()
         self._listener.dispatcher.close()
+        self._listener.close()
         await self._disk.shut_down()
         log.info("stopped", extra={"fields": {"shard": self._number}})
 
@@ -391,6 +397,7 @@ class Shard:
         return handler(arguments)
 
     def _statistics(self) -> dict[str, Any]:
+        self._listener.routes.count_loads()
         logs, load = self._logs, self._local.load
         partitions = []
         for one in logs.partitions:

@@ -97,7 +97,7 @@ class Dispatcher:
     """Answers requests of one shard."""
 
     def __init__(self, context: ShardContext) -> None:
-        self._context = context
+        self._context = self.context = context
 
     def close(self) -> None:
         self._context.verifier.close()

@@ -188,8 +188,6 @@ def send_messages(
     Raises RejectedError; ArenaFullError: no memory for it now.
     """
     stream, topic = context.metadata.find_topic(request.stream, request.topic)
-    if not topic.partitions:
-        raise RejectedError(Code.NO_PARTITIONS)
     partition = _choose_partition(context, stream, topic, request)
     code = verify_batch(request.batch, request.count)
     if code:
@@ -205,11 +203,21 @@ def send_messages(
     context.shards.send(connection, partition, call, request.batch, appended)
 
 
-def _choose_partition(context: ShardContext, stream: Stream, topic: Topic, request: SendRequest) -> Partition:
+def choose_fixed_partition(topic: Topic, request: SendRequest) -> Partition | None:
+    """Where all sends with this partitioning go; None: each one is placed anew. Raises RejectedError."""
+    if not topic.partitions:
+        raise RejectedError(Code.NO_PARTITIONS)
     if request.kind == KIND_PARTITION:
         return _partition_of(topic, int.from_bytes(request.value, "little"))
     if request.kind == KIND_KEY:
         return topic.partitions[xxhash.xxh32_intdigest(request.value) % len(topic.partitions)]
+    return None
+
+
+def _choose_partition(context: ShardContext, stream: Stream, topic: Topic, request: SendRequest) -> Partition:
+    fixed = choose_fixed_partition(topic, request)
+    if fixed is not None:
+        return fixed
     key = (stream.id, topic.id)
     number = context.cursors.get(key, 0)
     context.cursors[key] = number + 1

@@ -41,6 +41,11 @@ class LoadMeter:
         load.requests += 1
         load.bytes += size
 
+    def add(self, uid: int, requests: int, size: int) -> None:
+        """Several at once."""
+        self.count(uid, size)
+        self._loads[uid].requests += requests - 1
+
     def count_bytes(self, uid: int, size: int) -> None:
         """Bytes that a request counted before has taken away."""
         load = self._loads.get(uid)

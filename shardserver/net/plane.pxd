@@ -81,12 +81,12 @@ cdef class PlaneConnection:
     cdef readonly bint is_closed
     cdef readonly bint is_broken
     cdef readonly bint is_closing
-    cdef public bint is_bound
     cdef public bint stopped
     cdef public bint wants_owner
     cdef readonly uint64_t in_flight_bytes
     cdef readonly uint64_t frames
     cdef bint blocked
+    cdef bint _is_local
     cdef size_t _max_frame_bytes
     cdef size_t _in_flight_limit
     cdef Output _output

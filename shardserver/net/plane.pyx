@@ -280,8 +280,9 @@ cdef class Output:
 cdef class PlaneConnection:
     """One connection without its life: bytes in, requests started in the right order, replies out in order of arrival.
 
-    owner: told `start(frame, reply)`, `find_route(key)` -> Route | None, `on_change()` when it may have to act: it
-    has ended, or is idle. Consecutive sends overlap; any other request starts when all earlier ones have completed.
+    owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None; told `note_local()`, once in a row of sends by
+    routes, and `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
+    Consecutive sends overlap; any other request starts when all earlier ones have completed.
     """
 
     def __cinit__(self, Plane plane, owner, size_t max_frame_bytes, size_t in_flight_limit):
@@ -526,6 +527,7 @@ cdef class PlaneConnection:
         cdef FrameReply reply = FrameReply.__new__(FrameReply)
         view = memoryview(raw)
         reply._connection, reply._number = self, number
+        self._is_local = False
         self.owner.start(Frame(RequestHeader.decode(view), view[HEADER:]), reply)
         return 0
 
@@ -536,7 +538,7 @@ cdef class PlaneConnection:
         cdef uint32_t length, count
         cdef size_t body = size - HEADER
         cdef Route route = None
-        if self.is_bound and body >= 8:
+        if body >= 8:
             length = read_u32(raw + HEADER)
             if 4 <= length <= body - 4:
                 route = self.find_route(raw + HEADER + 4, length - 4)
@@ -589,7 +591,9 @@ cdef class PlaneConnection:
         done._connection, done._number, done._route = self, number, route
         route._requests += 1
         route._bytes += length
-        self.owner.note_local()
+        if not self._is_local:
+            self._is_local = True
+            self.owner.note_local()
         try:
             route.append(block, count, done)
         except ShardServerError as error:

@@ -1,0 +1,147 @@
+"""The life of one client's socket: time to the first frame, closing with a reason, moving to another shard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from shardserver.core.dispatch import Reply
+from shardserver.core.sessions import Connection
+from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
+from shardserver.net.plane import PlaneConnection, Route
+from shardserver.protocol.frame import Frame
+from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
+
+if TYPE_CHECKING:
+    from shardserver.net.listener import Listener
+
+log = logging.getLogger(__name__)
+
+
+class Client:
+    """Owns its socket. Replies are addressed to `wire`, so a late one never reaches another connection."""
+
+    def __init__(self, listener: Listener, connected: socket.socket, state: SessionState | None) -> None:
+        self._listener, self._socket = listener, connected
+        limits = listener.limits
+        self.wire = PlaneConnection(listener.plane, self, limits.max_frame_bytes, limits.in_flight_bytes_per_connection)
+        self._handing_over = False
+        self._first_frame: asyncio.TimerHandle | None = None
+        if state is None:
+            self.connection = self._meet()
+            loop = asyncio.get_running_loop()
+            self._first_frame = loop.call_later(limits.first_frame_timeout_s, self._no_first_frame)
+        else:
+            self.connection = self._go_on(state)
+        listener.clients.add(self)
+        listener.count_connections()
+        listener.plane.add(self.wire, connected.fileno())
+        if state is not None and state.unread:
+            self.wire.feed(state.unread)
+
+    def _meet(self) -> Connection:
+        host, port = self._socket.getpeername()[:2]
+        return self._listener.sessions.connect(f"{host}:{port}", self._socket.getsockname()[0])
+
+    def _go_on(self, state: SessionState) -> Connection:
+        """A connection that another shard has handed over."""
+        connection = Connection(
+            state.client_id, state.address, state.local_host, state.session, state.user_id, state.client
+        )
+        self._listener.sessions.adopt(connection)
+        return connection
+
+    def _no_first_frame(self) -> None:
+        self._first_frame = None
+        if self.wire.frames == 0:
+            self.end("no frame in time")
+
+    # What the plane asks
+
+    def start(self, frame: Frame, reply: Reply) -> None:
+        operation = frame.header.operation
+        if operation in (OP_REGISTER, OP_LOGOUT):
+            self._listener.dispatcher.start(self.connection, frame, self._rebinding(reply))
+            return
+        self._listener.dispatcher.start(self.connection, frame, reply)
+        if not self.wire.wants_owner and self._wants_handover():
+            self.wire.wants_owner = True
+
+    def _rebinding(self, reply: Reply) -> Reply:
+        """Whoever is bound now, the routes were another one's."""
+
+        def answer(buffers: list[bytes | bytearray | memoryview], closes: bool) -> None:
+            self.wire.forget_routes()
+            reply(buffers, closes)
+
+        return answer
+
+    def find_route(self, key: bytes) -> Route | None:
+        return self._listener.routes.find(self.connection, key)
+
+    def note_local(self) -> None:
+        self.connection.note_route(self._listener.balance.number)
+
+    def on_change(self) -> None:
+        wire = self.wire
+        if wire.is_broken or (wire.close_reason and wire.is_idle):
+            self.end(wire.close_reason)
+        elif self._handing_over or self._wants_handover():
+            self._try_hand_over()
+        else:
+            wire.wants_owner = False
+
+    # To another shard
+
+    def _wants_handover(self) -> bool:
+        connection, listener = self.connection, self._listener
+        limit = listener.limits.handover_requests
+        return (
+            0 < limit <= connection.in_a_row
+            and connection.routed_to != listener.balance.number
+            and not connection.unanswered
+            and not self.wire.stopped
+            and not self.wire.close_reason
+            and self.wire.unread_bytes <= MAX_UNREAD_BYTES
+            and listener.has_room(connection.routed_to)
+        )
+
+    def _try_hand_over(self) -> None:
+        """Read no more, answer what was read; then the connection goes on where its partition is."""
+        self._handing_over = self.wire.stopped = True
+        if not self.wire.is_idle:
+            return
+        one, unread = self.connection, self.wire.take_unread()
+        state = SessionState(one.client_id, one.address, one.local_host, one.session, one.user_id, one.client, unread)
+        self._handing_over = self.wire.wants_owner = False
+        if self._listener.handover.try_hand(one.routed_to, self._socket.fileno(), state):
+            self._close("handed over")
+            return
+        one.in_a_row = 0
+        self.wire.stopped = False
+        self.wire.feed(unread)
+        self.wire.update()
+
+    # The end
+
+    def stop_reading(self) -> None:
+        self.wire.stopped = True
+        self.wire.update()
+
+    def end(self, reason: str) -> None:
+        """Close the connection; the reason is logged once."""
+        if self.wire.fd >= 0:
+            log.info("connection_closed", extra={"fields": {"peer": self.connection.address, "reason": reason}})
+            self._close(reason)
+
+    def _close(self, reason: str) -> None:
+        self._listener.plane.remove(self.wire)
+        self.wire.close(reason)
+        self._socket.close()
+        if self._first_frame is not None:
+            self._first_frame.cancel()
+        self._listener.sessions.disconnect(self.connection)
+        self._listener.clients.discard(self)
+        self._listener.count_connections()

@@ -1,0 +1,60 @@
+"""Routes of sends: from the bytes that name a partition in a request to the log that takes its batches.
+
+One is found once for a connection and revision of the metadata: name, permission and owner are looked at here, and hold
+until a change is applied. What is not answered by a route goes the long way, through the dispatcher.
+"""
+
+from __future__ import annotations
+
+from shardserver.core.context import ShardContext
+from shardserver.core.handlers import choose_fixed_partition
+from shardserver.core.permissions import check_right
+from shardserver.core.sessions import Connection
+from shardserver.errors import ShardServerError
+from shardserver.net.plane import Route
+from shardserver.protocol.messages import SendRequest
+from shardserver.protocol.primitives import u32
+from shardserver.protocol.table import TABLE, Command
+
+SEND_ROW = TABLE[Command.SEND_MESSAGES]
+
+
+class Routes:
+    """Of one shard; connections share them."""
+
+    def __init__(self, context: ShardContext) -> None:
+        self._context = context
+        self._revision = -1
+        self._routes: dict[int, Route] = {}
+
+    def find(self, connection: Connection, key: bytes) -> Route | None:
+        """key: identifiers and partitioning of a send. None: not bound, refused, elsewhere, or placed anew each time."""
+        if not connection.is_bound:
+            return None
+        metadata = self._context.metadata
+        try:
+            request = SendRequest.decode(memoryview(u32(len(key) + 4) + key + bytes(4)))
+            check_right(metadata, connection.user_id, SEND_ROW, request)
+            stream, topic = metadata.find_topic(request.stream, request.topic)
+            partition = choose_fixed_partition(topic, request)
+            if partition is None or partition.shard != self._context.shards.number:
+                return None
+            log = self._context.shards.local.log_of(partition.uid)
+        except ShardServerError:  # the long way says why
+            return None
+        self._begin_revision(metadata.revision)
+        if partition.uid not in self._routes:
+            self._routes[partition.uid] = Route(log.append, partition.uid, stream.id, topic.id, partition.id)
+        return self._routes[partition.uid]
+
+    def _begin_revision(self, revision: int) -> None:
+        if revision != self._revision:
+            self.count_loads()
+            self._revision, self._routes = revision, {}
+
+    def count_loads(self) -> None:
+        """Tell the meter what was taken by routes since it was last told."""
+        for route in self._routes.values():
+            requests, size = route.take_load()
+            if requests:
+                self._context.shards.local.load.add(route.uid, requests, size)
