@@ -80,7 +80,6 @@ cdef class PlaneConnection:
     cdef public str close_reason
     cdef readonly bint is_closed
     cdef readonly bint is_broken
-    cdef readonly bint is_closing
     cdef public bint stopped
     cdef public bint wants_owner
     cdef readonly uint64_t in_flight_bytes

@@ -24,7 +24,6 @@ class PlaneConnection:
     close_reason: str
     is_closed: bool
     is_broken: bool
-    is_closing: bool
     stopped: bool
     wants_owner: bool
     in_flight_bytes: int

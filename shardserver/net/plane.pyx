@@ -345,18 +345,11 @@ cdef class PlaneConnection:
     def close(self, reason):
         """Answer nothing more; late completions are ignored."""
         self.close_reason = self.close_reason or reason
-        self.is_closed = True
-        self.plane.in_flight_bytes -= self.in_flight_bytes
-        self.in_flight_bytes = 0
-        while self._head != self._tail:
-            self.free_slot(self.slot(self._head))
-            self._head += 1
-        self._next = self._tail
-        self._others = 0
+        self.drop_slots()
         self._output.clear()
         self._frame = None
-        self._routes = {}
-        self._last_route = None
+        self.forget_routes()
+        self.owner = None  # no cycle may keep what was held
 
     def forget_routes(self):
         self._routes = {}
@@ -663,11 +656,13 @@ cdef class PlaneConnection:
         return True
 
     cdef int drop_slots(self) except -1:
+        self.is_closed = True
+        self.plane.in_flight_bytes -= self.in_flight_bytes
+        self.in_flight_bytes = 0
         while self._head != self._tail:
             self.free_slot(self.slot(self._head))
             self._head += 1
         self._next, self._others = self._tail, 0
-        self.is_closing = True
         return 0
 
     cdef int write_reply(self, Slot* slot) except -1:
@@ -842,7 +837,7 @@ cdef class Plane:
             try:
                 connection.on_ready(events[index].events)
             except Exception as error:  # a bug must not end the shard: this connection closes, the others go on
-                log.error("connection_failed", exc_info=error)
+                log.exception("connection_failed")
                 connection.fail("a request failed inside the server")
         self._draining = False
         self.flush()
@@ -863,7 +858,7 @@ cdef class Plane:
             try:
                 connection.flush()
             except Exception as error:  # as in drain
-                log.error("connection_failed", exc_info=error)
+                log.exception("connection_failed")
                 connection.fail("a request failed inside the server")
         if self._starved and self.in_flight_bytes < self.in_flight_limit:
             starved, self._starved = self._starved, []

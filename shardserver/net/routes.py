@@ -28,7 +28,7 @@ class Routes:
         self._routes: dict[int, Route] = {}
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
-        """key: identifiers and partitioning of a send. None: not bound, refused, elsewhere, or placed anew each time."""
+        """key: identifiers and partitioning of a send. None: not bound, refused, elsewhere, or placed anew by each."""
         if not connection.is_bound:
             return None
         metadata = self._context.metadata

@@ -13,14 +13,17 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import uvloop
 
+from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.memory.board import BOARD_BYTES, Board
+from shardserver.memory.heap import heap_arena
 from shardserver.net import handover as handover_module
 from shardserver.net.balance import Balance
 from shardserver.net.handover import MAX_DATAGRAM_BYTES, MAX_HOPS, MAX_UNREAD_BYTES, Handed, Handover, SessionState
@@ -307,6 +310,7 @@ class EchoDispatcher:
 
     def __init__(self, number: int) -> None:
         self.number, self.owner = number, number
+        self.context = SimpleNamespace(metadata=Metadata())  # has no topic, so no route is found
         self.held: list[Callable[[], None]] | None = None  # replies that wait, when they are to wait
         self.served = 0
 
@@ -345,6 +349,7 @@ class Server:
                 number,
                 boards[number],
                 inboxes[number][0],
+                arena=heap_arena(1 << 20),
             )
             for number in (0, 1)
         }
@@ -355,12 +360,13 @@ class Server:
         self.listeners[0].start_accepting(listening)
 
     def connections(self) -> list[int]:
-        return [len(self.listeners[number].protocols) for number in (0, 1)]
+        return [len(self.listeners[number].clients) for number in (0, 1)]
 
     async def close(self) -> None:
         for listener in self.listeners.values():
             await listener.drain(0)
             listener.handover.close()
+            listener.close()
 
 
 class Client:
@@ -494,8 +500,8 @@ def test_more_than_fits_into_a_message_keeps_the_connection(run: Callable[[Work]
             first, half = client.frame(), client.frame(100_000)
             server.dispatchers[0].held = []
             client.writer.write(first + half[: MAX_UNREAD_BYTES + 1000])
-            (protocol,) = server.listeners[0].protocols
-            await until_soon(lambda: protocol.machine.unread_bytes > MAX_UNREAD_BYTES)
+            (served_here,) = server.listeners[0].clients
+            await until_soon(lambda: served_here.wire.unread_bytes > MAX_UNREAD_BYTES)
             (connection,) = server.sessions[0].connections.values()
             server.dispatchers[0].owner = connection.routed_to = 1
             connection.in_a_row = 10
@@ -626,7 +632,7 @@ def test_a_connection_that_has_ended_leaves_no_cycle_behind(handed: bool, run: C
     async def work() -> None:
         async with served() as (server, client):
             server.dispatchers[0].owner = int(handed)
-            watched = [weakref.ref(one) for one in server.listeners[0].protocols]
+            watched = [weakref.ref(one) for one in server.listeners[0].clients]
             gc.collect()
             gc.disable()
             try:
