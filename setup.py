@@ -19,11 +19,13 @@ EXTENSIONS = [
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
     Extension(
-        "shardserver.net.plane",
-        ["shardserver/net/plane.pyx"],
+        "shardserver.net.wire",
+        ["shardserver/net/wire.pyx"],
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),
+    Extension("shardserver.net.output", ["shardserver/net/output.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.net.plane", ["shardserver/net/plane.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.bench.load", ["shardserver/bench/load.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.bench.echo", ["shardserver/bench/echo.pyx"], extra_compile_args=["-O3"]),
 ]

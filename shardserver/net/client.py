@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from shardserver.core.dispatch import Reply
 from shardserver.core.sessions import Connection
 from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
-from shardserver.net.plane import PlaneConnection, Route
+from shardserver.net.plane import PlaneConnection
+from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
 

@@ -11,7 +11,7 @@ from shardserver.core.handlers import choose_fixed_partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
-from shardserver.net.plane import Route
+from shardserver.net.wire import Route
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.primitives import u32
 from shardserver.protocol.table import TABLE, Command

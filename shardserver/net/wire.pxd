@@ -1,0 +1,119 @@
+"""The wire for cimport. Docstrings in wire.pyx."""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from shardserver.memory.arena cimport Arena
+from shardserver.net.output cimport Output
+
+cdef enum:
+    ECHO = 49  # bytes of a request header that its reply gives back: client, checksum, timestamp, request, operation
+
+
+cdef enum Kind:
+    CONFIRMED
+    STATUS
+    BUFFERS
+
+
+cdef struct Slot:  # a request and, once it has completed, its reply
+    uint8_t state
+    uint8_t is_send
+    uint8_t closes
+    uint8_t kind
+    uint8_t echo[ECHO]
+    uint8_t place[12]
+    uint64_t bytes
+    uint64_t base  # base offset, or status
+    PyObject* held  # owned: the frame while it waits, then the reply's buffers
+
+
+cdef class Route:
+    cdef readonly object append
+    cdef readonly uint64_t uid
+    cdef uint32_t _place[3]
+    cdef uint64_t _requests
+    cdef uint64_t _bytes
+
+
+cdef class SendReply:
+    cdef Wire _connection
+    cdef uint64_t _number
+    cdef Route _route
+
+
+cdef class FrameReply:
+    cdef Wire _connection
+    cdef uint64_t _number
+
+
+cdef class WireContext:
+    cdef readonly Arena arena
+    cdef readonly object code_of
+    cdef public uint64_t revision
+    cdef public uint64_t in_flight_bytes
+    cdef readonly uint64_t in_flight_limit
+
+    cdef int flush_later(self, Wire wire) except -1
+
+
+cdef class Wire:
+    cdef WireContext context
+    cdef readonly object owner
+    cdef public str close_reason
+    cdef readonly bint is_closed
+    cdef readonly uint64_t in_flight_bytes
+    cdef readonly uint64_t frames
+    cdef bint _is_local
+    cdef size_t _max_frame_bytes
+    cdef size_t _in_flight_limit
+    cdef Output _output
+    cdef bint _is_due
+    cdef bint _advancing
+    # Bytes of the frame under way: its header, or all of it.
+    cdef uint8_t _header[256]
+    cdef size_t _head_used
+    cdef object _frame
+    cdef size_t _size
+    cdef size_t _filled
+    # Slots: [_head, _next) are started, [_next, _tail) wait. _others: started requests that are no sends, until released.
+    cdef Slot* _slots
+    cdef uint64_t _slot_room
+    cdef uint64_t _head
+    cdef uint64_t _next
+    cdef uint64_t _tail
+    cdef uint64_t _others
+    # Routes of this revision, the last one with its key at hand.
+    cdef dict _routes
+    cdef uint64_t _revision
+    cdef Route _last_route
+    cdef uint8_t _key[600]
+    cdef size_t _key_length
+
+    cdef int take_bytes(self, const uint8_t* data, size_t length) except -1
+    cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0
+    cdef int look_at_header(self) except -1
+    cdef size_t check_header(self, const uint8_t* raw) except? 0
+    cdef int refuse(self, reason) except -1
+    cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1
+    cdef int frame_grew(self, size_t part) except -1
+    cdef Slot* slot(self, uint64_t number) noexcept nogil
+    cdef int grow_slots(self) except -1
+    cdef int free_slot(self, Slot* slot) except -1
+    cdef int take_frame(self, const uint8_t* raw, size_t size) except -1
+    cdef int advance(self) except -1
+    cdef bint start_next(self) except -1
+    cdef int start_frame(self, uint64_t number, raw) except -1
+    cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1
+    cdef Route find_route(self, const uint8_t* key, size_t length)
+    cdef int send_by_route(
+        self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
+    ) except -1
+    cdef Slot* started(self, uint64_t number) noexcept
+    cdef int answer_send(self, uint64_t number, Route route, uint64_t base) except -1
+    cdef int answer_status(self, uint64_t number, uint32_t status) except -1
+    cdef int done(self, Slot* slot) except -1
+    cdef bint release_first(self) except -1
+    cdef int drop_slots(self) except -1
+    cdef int write_reply(self, Slot* slot) except -1
+    cdef int due(self) except -1

@@ -1,0 +1,539 @@
+"""One connection without its socket: bytes in, requests started in order, replies out in order of arrival.
+
+machine.py is its specification, and both pass one suite. A send whose route is known (routes.py) is verified, copied
+into the arena and appended without Python on its way; all else is handed over as a Frame. Every length from a client is
+checked against what is there before it is used.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from shardserver.errors import ArenaFullError, ProtocolError, ShardServerError
+from shardserver.protocol.frame import Frame, RequestHeader, check_request_header, name_foreign_protocol
+
+from shardserver.memory.arena cimport Arena, Block
+from shardserver.net.output cimport Output
+from shardserver.protocol.batch cimport verify
+
+cdef extern from "xxhash.h" nogil:
+    uint64_t XXH3_64bits(const void *data, size_t length)
+
+cdef enum:
+    HEADER = 256
+    OP_SEND = 160
+    ROUTES_KEPT = 64
+    # Of a request header (framing 2) and of a reply header (framing 3).
+    SIZE = 48
+    COMMAND = 60
+    CLIENT = 128
+    CHECKSUM = 144
+    OPERATION = 176
+    REPLY_CHECKSUM = 128
+    REPLY_CLIENT = 160
+    REPLY_TIMESTAMP = 192
+    REPLY_OPERATION = 208
+    REPLY_STATUS = 216
+    COMMAND_REQUEST = 5
+    COMMAND_REPLY = 8
+
+cdef enum SlotState:
+    WAITING
+    STARTED
+    DONE
+
+
+cdef inline uint64_t read_u64(const uint8_t* at) noexcept nogil:
+    cdef uint64_t value
+    memcpy(&value, at, 8)
+    return value
+
+
+cdef inline uint32_t read_u32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t value
+    memcpy(&value, at, 4)
+    return value
+
+
+cdef inline void write_u32(uint8_t* at, uint32_t value) noexcept nogil:
+    memcpy(at, &value, 4)
+
+
+cdef inline void write_u64(uint8_t* at, uint64_t value) noexcept nogil:
+    memcpy(at, &value, 8)
+
+
+cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogil:
+    """The request's checksum of its body, when it carries one (framing 4): XXH3-64 in 16 bytes."""
+    cdef uint64_t low = read_u64(raw + CHECKSUM), high = read_u64(raw + CHECKSUM + 8)
+    return (low == 0 and high == 0) or (high == 0 and low == XXH3_64bits(raw + HEADER, body))
+
+
+cdef class Route:
+    """Where sends with one key (identifiers and partitioning, as their bytes) go, while the metadata has one revision.
+
+    append: PartitionLog.append. requests, bytes: taken since they were last asked for.
+    """
+
+    def __init__(self, append, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id):
+        self.append, self.uid = append, uid
+        self._place[0], self._place[1], self._place[2] = stream_id, topic_id, partition_id
+
+    def take_load(self):
+        """(requests, bytes) since the last call."""
+        taken = (self._requests, self._bytes)
+        self._requests = self._bytes = 0
+        return taken
+
+
+cdef class SendReply:
+    """The `done` of one send: what its partition calls."""
+
+    def __call__(self, outcome):
+        if isinstance(outcome, int):
+            self._connection.answer_send(self._number, self._route, outcome)
+        else:
+            self._connection.answer_error(self._number, outcome)
+
+
+cdef class FrameReply:
+    """The reply callable of one request that Python serves. Called once."""
+
+    def __call__(self, buffers, closes):
+        self._connection.answer_buffers(self._number, buffers, closes)
+
+
+cdef class WireContext:
+    """What the connections of a shard share. code_of: error -> status. arena: where batches of known routes go.
+
+    revision: a route that was found under another one is forgotten. in_flight_bytes: of all of them.
+    """
+
+    def __init__(self, Arena arena, code_of, uint64_t in_flight_limit):
+        self.arena, self.code_of, self.in_flight_limit = arena, code_of, in_flight_limit
+
+    cdef int flush_later(self, Wire wire) except -1:
+        """Replies are due. For those that have sockets."""
+        return 0
+
+
+cdef class Wire:
+    """Consecutive sends overlap; any other request starts when all earlier ones have completed.
+
+    owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None; told `note_local()`, once in a row of sends by
+    routes, and `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
+    """
+
+    def __cinit__(self, WireContext context, owner, size_t max_frame_bytes, size_t in_flight_limit):
+        self.context, self.owner = context, owner
+        self._max_frame_bytes, self._in_flight_limit = max_frame_bytes, in_flight_limit
+        self.close_reason = ""
+        self._output = Output()
+        self._routes = {}
+
+    def __dealloc__(self):
+        while self._head != self._tail:
+            self.free_slot(self.slot(self._head))
+            self._head += 1
+        free(self._slots)
+
+    # What others see of it
+
+    @property
+    def unread_bytes(self):
+        """Bytes of a frame that is not whole yet."""
+        return self._head_used if self._frame is None else self._filled
+
+    def take_unread(self):
+        """Them, for a connection that goes on elsewhere."""
+        if self._frame is None:
+            taken = (<const char*>self._header)[: self._head_used]
+        else:
+            taken = bytes(memoryview(self._frame)[: self._filled])
+        self._head_used, self._frame, self._filled = 0, None, 0
+        return taken
+
+    @property
+    def is_idle(self):
+        return self._head == self._tail and self._output.total == 0
+
+    @property
+    def wants_more(self):
+        """False: read no more from this socket until replies have left."""
+        return not self.close_reason and self.in_flight_bytes < self._in_flight_limit
+
+    @property
+    def unsent_bytes(self):
+        return self._output.total
+
+    def take_output(self):
+        """Reply bytes that are due, in order. For tests, and for transports that are no socket of the plane."""
+        joined = self._output.joined()
+        return [joined] if joined else []
+
+    def feed(self, data):
+        """Take bytes; what can start, starts."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.take_bytes(<const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def close(self, reason):
+        """Answer nothing more; late completions are ignored."""
+        self.close_reason = self.close_reason or reason
+        self.drop_slots()
+        self._output.clear()
+        self._frame = None
+        self.forget_routes()
+        self.owner = None  # no cycle may keep what was held
+
+    def forget_routes(self):
+        self._routes = {}
+        self._last_route = None
+
+    # Bytes to frames
+
+    cdef int take_bytes(self, const uint8_t* data, size_t length) except -1:
+        cdef size_t used
+        while length and not self.close_reason:
+            used = self.take_some(data, length)
+            data += used
+            length -= used
+        self.advance()
+        return 0
+
+    cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0:
+        """Take at least one byte: of the frame under way, or a whole frame, or the beginning of one."""
+        cdef size_t part, size
+        if self._frame is not None:
+            part = min(length, self._size - self._filled)
+            memcpy(<uint8_t*>PyByteArray_AS_STRING(self._frame) + self._filled, data, part)
+            self.frame_grew(part)
+            return part
+        if self._head_used or length < HEADER:
+            part = min(length, HEADER - self._head_used)
+            memcpy(self._header + self._head_used, data, part)
+            self._head_used += part
+            self.look_at_header()
+            return part
+        size = self.check_header(data)
+        if size == 0:
+            return length
+        if length < size:
+            self.begin_frame(data, length, size)
+            return length
+        self.take_frame(data, size)
+        return size
+
+    cdef int look_at_header(self) except -1:
+        cdef size_t size
+        if self._head_used < HEADER:
+            foreign = name_foreign_protocol((<const char*>self._header)[: min(self._head_used, <size_t>16)])
+            if foreign:
+                self.refuse(f"first bytes look like {foreign}")
+            return 0
+        size = self.check_header(self._header)
+        if size == 0:
+            return 0
+        self._head_used = 0
+        if size == HEADER:
+            self.take_frame(self._header, HEADER)
+        else:
+            self.begin_frame(self._header, HEADER, size)
+        return 0
+
+    cdef size_t check_header(self, const uint8_t* raw) except? 0:
+        """The frame's size; 0: it cannot be valid, and the connection closes once all before it is answered."""
+        cdef size_t size = read_u32(raw + SIZE)
+        cdef bint known = raw[COMMAND] == COMMAND_REQUEST and (read_u64(raw + CLIENT) or read_u64(raw + CLIENT + 8))
+        if known and HEADER <= size <= self._max_frame_bytes and read_u64(raw) == 0:
+            return size
+        try:  # the rare way: the specification says why
+            return check_request_header(memoryview((<const char*>raw)[:HEADER]), self._max_frame_bytes)
+        except ProtocolError as error:
+            self.refuse(str(error))
+            return 0
+
+    cdef int refuse(self, reason) except -1:
+        self.close_reason = self.close_reason or reason
+        self.due()
+        return 0
+
+    cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1:
+        self._frame = PyByteArray_FromStringAndSize(NULL, size)
+        self._size, self._filled = size, 0
+        memcpy(PyByteArray_AS_STRING(self._frame), data, length)
+        self._filled = length
+        return 0
+
+    cdef int frame_grew(self, size_t part) except -1:
+        self._filled += part
+        if self._filled == self._size:
+            whole, self._frame = self._frame, None
+            self.take_frame(<const uint8_t*>PyByteArray_AS_STRING(whole), self._size)
+        return 0
+
+    # Frames to slots
+
+    cdef inline Slot* slot(self, uint64_t number) noexcept nogil:
+        return self._slots + (number & (self._slot_room - 1))
+
+    cdef int grow_slots(self) except -1:
+        cdef uint64_t room = max(<uint64_t>16, 2 * self._slot_room), number
+        cdef Slot* grown = <Slot*>malloc(room * sizeof(Slot))
+        if grown == NULL:
+            raise MemoryError
+        number = self._head
+        while number != self._tail:
+            grown[number & (room - 1)] = self.slot(number)[0]
+            number += 1
+        free(self._slots)
+        self._slots, self._slot_room = grown, room
+        return 0
+
+    cdef int free_slot(self, Slot* slot) except -1:
+        if slot.held != NULL:
+            Py_DECREF(<object>slot.held)
+            slot.held = NULL
+        return 0
+
+    cdef int take_frame(self, const uint8_t* raw, size_t size) except -1:
+        cdef Slot* slot
+        if self._tail - self._head == self._slot_room:
+            self.grow_slots()
+        slot = self.slot(self._tail)
+        memset(slot, 0, sizeof(Slot))
+        slot.bytes, slot.is_send = size, raw[OPERATION] == OP_SEND
+        self._tail += 1
+        self.frames += 1
+        self.in_flight_bytes += size
+        self.context.in_flight_bytes += size
+        if slot.is_send and self._next == self._tail - 1 and self._others == 0:
+            self._next += 1
+            slot.state = STARTED
+            self.start_send(self._tail - 1, raw, size)
+        else:
+            frame = PyBytes_FromStringAndSize(<const char*>raw, size)
+            Py_INCREF(frame)
+            slot.held = <PyObject*>frame
+        return 0
+
+    cdef int advance(self) except -1:
+        """Start what may start, release what is due. A request that completes at once comes back into here."""
+        if self._advancing:
+            return 0
+        self._advancing = True
+        try:
+            while self.start_next() or self.release_first():
+                pass
+        finally:
+            self._advancing = False
+        return 0
+
+    cdef bint start_next(self) except -1:
+        cdef Slot* slot
+        cdef uint64_t number = self._next
+        if number == self._tail or self._others:
+            return False
+        slot = self.slot(number)
+        if not slot.is_send and number != self._head:
+            return False
+        self._next += 1
+        slot.state = STARTED
+        self._others += not slot.is_send
+        raw = <bytes>slot.held
+        slot.held = NULL
+        try:
+            if slot.is_send:
+                self.start_send(number, <const uint8_t*>PyBytes_AS_STRING(raw), len(raw))
+            else:
+                self.start_frame(number, raw)
+        finally:
+            Py_DECREF(raw)
+        return True
+
+    cdef int start_frame(self, uint64_t number, raw) except -1:
+        cdef FrameReply reply = FrameReply.__new__(FrameReply)
+        view = memoryview(raw)
+        reply._connection, reply._number = self, number
+        self._is_local = False
+        self.owner.start(Frame(RequestHeader.decode(view), view[HEADER:]), reply)
+        return 0
+
+    # Sends
+
+    cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1:
+        """By a known route without Python; else as any other frame."""
+        cdef uint32_t length, count
+        cdef size_t body = size - HEADER
+        cdef Route route = None
+        if body >= 8:
+            length = read_u32(raw + HEADER)
+            if 4 <= length <= body - 4:
+                route = self.find_route(raw + HEADER + 4, length - 4)
+        if route is None or not checksum_is_good(raw, body):
+            self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
+            return 0
+        count = read_u32(raw + HEADER + length)
+        self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
+        return 0
+
+    cdef Route find_route(self, const uint8_t* key, size_t length):
+        if self._revision != self.context.revision:
+            self.forget_routes()
+            self._revision = self.context.revision
+        if self._last_route is not None and length == self._key_length and memcmp(key, self._key, length) == 0:
+            return self._last_route
+        if length > sizeof(self._key):
+            return None
+        name = PyBytes_FromStringAndSize(<const char*>key, length)
+        found = self._routes.get(name, False)
+        if found is False:
+            found = self.owner.find_route(name)
+            if len(self._routes) >= ROUTES_KEPT:
+                self._routes.clear()
+            self._routes[name] = found
+        if found is not None:
+            memcpy(self._key, key, length)
+            self._key_length, self._last_route = length, found
+        return found
+
+    cdef int send_by_route(
+        self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
+    ) except -1:
+        cdef Slot* slot = self.slot(number)
+        cdef int code
+        cdef Block block
+        cdef SendReply done
+        memcpy(slot.echo, raw + CLIENT, ECHO)
+        with nogil:
+            code = verify(batch, length, count)
+        if code:
+            self.answer_status(number, code)
+            return 0
+        try:
+            block = self.context.arena.copy_bytes(batch, length)
+        except ArenaFullError:  # Python makes room, or refuses
+            self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, batch + length - raw))
+            return 0
+        done = SendReply.__new__(SendReply)
+        done._connection, done._number, done._route = self, number, route
+        route._requests += 1
+        route._bytes += length
+        if not self._is_local:
+            self._is_local = True
+            self.owner.note_local()
+        try:
+            route.append(block, count, done)
+        except ShardServerError as error:
+            self.answer_error(number, error)
+        return 0
+
+    # Replies
+
+    cdef Slot* started(self, uint64_t number) noexcept:
+        """The slot of a request that waits for its reply; NULL: the connection is closed, or it has been answered."""
+        cdef Slot* slot
+        if self.is_closed or number < self._head or number >= self._next:
+            return NULL
+        slot = self.slot(number)
+        return slot if slot.state == STARTED else NULL
+
+    cdef int answer_send(self, uint64_t number, Route route, uint64_t base) except -1:
+        cdef Slot* slot = self.started(number)
+        if slot == NULL:
+            return 0
+        slot.base = base
+        memcpy(slot.place, route._place, 12)
+        slot.kind = CONFIRMED
+        return self.done(slot)
+
+    cdef int answer_status(self, uint64_t number, uint32_t status) except -1:
+        cdef Slot* slot = self.started(number)
+        if slot == NULL:
+            return 0
+        slot.base, slot.kind = status, STATUS
+        return self.done(slot)
+
+    def answer_error(self, uint64_t number, error):
+        self.answer_status(number, self.context.code_of(error))
+
+    def answer_buffers(self, uint64_t number, buffers, closes):
+        cdef Slot* slot = self.started(number)
+        if slot == NULL:
+            return
+        Py_INCREF(buffers)
+        slot.held, slot.kind, slot.closes = <PyObject*>buffers, BUFFERS, closes
+        self.done(slot)
+
+    cdef int done(self, Slot* slot) except -1:
+        slot.state = DONE
+        if not self._advancing:
+            self.advance()
+        return 0
+
+    cdef bint release_first(self) except -1:
+        cdef Slot* slot
+        cdef bint closes
+        if self._head == self._tail or self.slot(self._head).state != DONE:
+            return False
+        slot = self.slot(self._head)
+        self.write_reply(slot)
+        closes = slot.closes
+        self.in_flight_bytes -= slot.bytes
+        self.context.in_flight_bytes -= slot.bytes
+        self._others -= not slot.is_send
+        self.free_slot(slot)
+        self._head += 1
+        self.due()
+        if closes:
+            self.close_reason = self.close_reason or "a request failed inside the server"
+            self.drop_slots()
+        return True
+
+    cdef int drop_slots(self) except -1:
+        self.is_closed = True
+        self.context.in_flight_bytes -= self.in_flight_bytes
+        self.in_flight_bytes = 0
+        while self._head != self._tail:
+            self.free_slot(self.slot(self._head))
+            self._head += 1
+        self._next, self._others = self._tail, 0
+        return 0
+
+    cdef int write_reply(self, Slot* slot) except -1:
+        cdef uint8_t* at
+        cdef size_t size
+        if slot.kind == BUFFERS:
+            for one in <object>slot.held:
+                self._output.add(one)
+            return 0
+        size = HEADER + 24 if slot.kind == CONFIRMED else HEADER
+        at = self._output.claim(size)
+        memset(at, 0, size)
+        write_u32(at + SIZE, size)
+        at[COMMAND] = COMMAND_REPLY
+        memcpy(at + REPLY_CHECKSUM, slot.echo + CHECKSUM - CLIENT, 16)
+        memcpy(at + REPLY_CLIENT, slot.echo, 16)
+        memcpy(at + REPLY_TIMESTAMP, slot.echo + 32, 16)  # and the request's number
+        at[REPLY_OPERATION] = OP_SEND
+        if slot.kind == STATUS:
+            write_u32(at + REPLY_STATUS, slot.base)
+        else:  # one confirmation: stream, topic, partition, base offset (messages 3.3)
+            write_u32(at + HEADER, 1)
+            memcpy(at + HEADER + 4, slot.place, 12)
+            write_u64(at + HEADER + 16, slot.base)
+        return 0
+
+    cdef int due(self) except -1:
+        """Bytes may leave at the end of this drain or turn."""
+        if not self._is_due:
+            self._is_due = True
+            self.context.flush_later(self)
+        return 0
