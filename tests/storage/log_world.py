@@ -40,13 +40,18 @@ def ticking_clock():
 
 
 async def open_logs(
-    disk: FaultDisk, durability: Durability = Durability.FSYNC, *, answers_are_known: bool = True, **more: object
+    disk: FaultDisk,
+    durability: Durability = Durability.FSYNC,
+    *,
+    answers_are_known: bool = True,
+    settings: LogSettings = SETTINGS,
+    **more: object,
 ) -> ShardLog:
     identities = [
         PartitionIdentity(uid, 1, uid - 1, segment_bytes=48 * 1024, durability=durability, **more) for uid in UIDS
     ]
     source = RecoveryInput(0, max(UIDS) + 1, identities, answers_are_known=answers_are_known)
-    return await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+    return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)
 
 
 def made_disk(seed: int) -> FaultDisk:
