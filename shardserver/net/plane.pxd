@@ -17,6 +17,7 @@ cdef class PlaneConnection(Wire):
     cdef int flush(self) except -1
     cdef int fail(self, reason) except -1
     cdef int watch(self) except -1
+    cdef bint may_read(self) except -1
     cdef int on_ready(self, uint32_t events) except -1
     cdef ssize_t receive(self) except -2
 

@@ -79,19 +79,23 @@ cdef class PlaneConnection(Wire):
     cdef int watch(self) except -1:
         """Backpressure: read only while this connection, the shard and the socket's own output have room."""
         cdef uint32_t wanted = 0
-        cdef bint room = self.plane.in_flight_bytes < self.plane.in_flight_limit or self.in_flight_bytes == 0
         if self.fd < 0:
             return 0
-        if self.wants_more and not self.stopped and self._output.total < WRITE_HIGH:
-            if room:
-                wanted = EPOLLIN
-            else:
-                self.plane.starve(self)
+        if self.may_read():
+            wanted = EPOLLIN
         if self.blocked:
             wanted |= EPOLLOUT
         if wanted != self._watched:
             self.plane.control(self, EPOLL_CTL_MOD, wanted)
         return 0
+
+    cdef bint may_read(self) except -1:
+        if not self.wants_more or self.stopped or self._output.total >= WRITE_HIGH:
+            return False
+        if self.plane.in_flight_bytes < self.plane.in_flight_limit or self.in_flight_bytes == 0:
+            return True
+        self.plane.starve(self)
+        return False
 
     def update(self):
         """Call after `stopped` or `wants_owner` has changed."""
@@ -101,7 +105,7 @@ cdef class PlaneConnection(Wire):
         cdef ssize_t got
         if events & EPOLLOUT:
             self.flush()
-        if self.fd >= 0 and events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+        if self.fd >= 0 and (events & (EPOLLERR | EPOLLHUP) or (events & EPOLLIN and self.may_read())):
             got = self.receive()
             if got == 0:
                 self.fail("the peer closed")

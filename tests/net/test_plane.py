@@ -1,0 +1,365 @@
+"""The plane on real sockets: many connections, slow readers, bounds, sends by a route, connections that end anyhow."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from shardserver.errors import BackpressureError, Code
+from shardserver.memory.heap import heap_arena
+from shardserver.net.plane import Plane, PlaneConnection
+from shardserver.net.wire import Route
+from shardserver.protocol.frame import HEADER_BYTES, Frame, ReplyHeader, encode_reply_header, encode_request
+from shardserver.protocol.messages import SendReply, SendRequest
+from tests.batches import make_batch
+
+CLIENT = b"\x05" + bytes(15)
+OP_READ, OP_SEND = 2, 160
+MAX_FRAME = 1 << 20
+
+
+def send_frame(number: int, payload: bytes = b"hello", partition: int = 2, spoil: int | None = None) -> bytes:
+    batch = bytearray(make_batch([payload]))
+    if spoil is not None:
+        batch[spoil] ^= 0xFF
+    body = SendRequest(1, "t", 2, partition.to_bytes(4, "little"), 1, bytes(batch)).encode()
+    return encode_request(OP_SEND, 0, body, client=CLIENT, request=number, session=1, checked=bool(number % 2))
+
+
+class Server:
+    """Connections of one plane; requests that are no routed sends are answered with their body, `repeated` times."""
+
+    def __init__(self, in_flight_limit: int = 1 << 20, connection_limit: int = 1 << 20) -> None:
+        self.arena = heap_arena(1 << 22)
+        self.plane = Plane(self.arena, self.code_of, in_flight_limit)
+        loop = asyncio.get_running_loop()
+        self.plane.set_schedule(loop.call_soon)
+        loop.add_reader(self.plane.fileno(), self.plane.drain)
+        self._limit = connection_limit
+        self.owners: list[Owner] = []
+        self.appended: list[bytes] = []
+        self.refusal: Exception | None = None
+        self.held: list[Callable[[], None]] | None = None
+
+    @staticmethod
+    def code_of(error: Exception) -> int:
+        return int(Code.TRANSIENT_NOT_ACCEPTED if isinstance(error, BackpressureError) else Code.IO_ERROR)
+
+    def connect(self) -> tuple[socket.socket, Owner]:
+        ours, theirs = socket.socketpair()
+        for one in (ours, theirs):
+            one.setblocking(False)
+        owner = Owner(self, ours, self._limit)
+        self.owners.append(owner)
+        return theirs, owner
+
+    def append(self, batch: Any, count: int, done: Callable[[Any], None]) -> None:
+        if self.refusal is not None:
+            done(self.refusal)
+            return
+        self.appended.append(bytes(batch))
+        offset = len(self.appended) - 1
+        if self.held is None:
+            done(offset)
+        else:
+            self.held.append(lambda: done(offset))
+
+    def close(self) -> None:
+        for owner in self.owners:
+            owner.end()
+        asyncio.get_running_loop().remove_reader(self.plane.fileno())
+        self.plane.close()
+
+
+class Owner:
+    def __init__(self, server: Server, connected: socket.socket, limit: int) -> None:
+        self.server, self.socket = server, connected
+        self.wire = PlaneConnection(server.plane, self, MAX_FRAME, limit)
+        self.repeated, self.asked, self.lookups, self.local = 1, 0, 0, 0
+        self.reason = ""
+        server.plane.add(self.wire, connected.fileno())
+
+    def start(self, frame: Frame, reply: Callable[[list, bool], None]) -> None:
+        self.asked += 1
+        if frame.header.operation == OP_SEND:
+            reply([encode_reply_header(frame.header, 0, status=3)], False)
+            return
+        body = [frame.body] * self.repeated
+        reply([encode_reply_header(frame.header, sum(map(len, body))), *body], False)
+
+    def find_route(self, key: bytes) -> Route | None:
+        self.lookups += 1
+        known = SendRequest(1, "t", 2, (2).to_bytes(4, "little"), 1, b"").encode()[4:-4]
+        return Route(self.server.append, 77, 1, 4, 2) if key == known else None
+
+    def note_local(self) -> None:
+        self.local += 1
+
+    def on_change(self) -> None:
+        if self.wire.is_broken or (self.wire.close_reason and self.wire.is_idle):
+            self.end()
+
+    def end(self) -> None:
+        if self.wire.fd >= 0:
+            self.reason = self.wire.close_reason
+            self.server.plane.remove(self.wire)
+            self.wire.close("ended")
+            self.socket.close()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(60):
+            await work()
+
+    asyncio.run(whole())
+
+
+async def take(client: socket.socket, size: int) -> bytes:
+    loop, taken = asyncio.get_running_loop(), b""
+    while len(taken) < size:
+        piece = await loop.sock_recv(client, size - len(taken))
+        assert piece, f"the connection ended after {len(taken)} of {size} bytes"
+        taken += piece
+    return taken
+
+
+async def take_reply(client: socket.socket) -> tuple[ReplyHeader, bytes]:
+    header = ReplyHeader.decode(await take(client, HEADER_BYTES))
+    return header, await take(client, header.size - HEADER_BYTES)
+
+
+def test_sends_by_a_route_are_stored_and_confirmed_in_order() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        await asyncio.get_running_loop().sock_sendall(client, b"".join(send_frame(n, b"m%d" % n) for n in range(100)))
+        for number in range(100):
+            header, body = await take_reply(client)
+            (confirmed,) = SendReply.decode(memoryview(body)).confirmations
+            assert (header.request, header.status, header.operation, header.client) == (number, 0, OP_SEND, CLIENT)
+            place = (confirmed.stream_id, confirmed.topic_id, confirmed.partition_id, confirmed.base_offset)
+            assert place == (1, 4, 2, number)
+        assert server.appended == [bytes(make_batch([b"m%d" % n])) for n in range(100)]
+        assert (owner.lookups, owner.local, owner.asked) == (1, 1, 0)
+        assert server.plane.in_flight_bytes == 0 and owner.wire.is_idle
+        server.close()
+        client.close()
+        assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [(305, Code.INVALID_MESSAGE_CHECKSUM), (40, Code.INVALID_BATCH_CHECKSUM), (32, Code.INVALID_COMMAND)],
+)
+def test_a_spoiled_batch_is_refused_and_nothing_of_it_is_kept(spoil: int, code: Code) -> None:
+    async def work() -> None:
+        server = Server()
+        client, _ = server.connect()
+        frames = send_frame(0) + send_frame(2, spoil=spoil) + send_frame(4)
+        await asyncio.get_running_loop().sock_sendall(client, frames)
+        assert [(await take_reply(client))[0].status for _ in range(3)] == [0, code, 0]
+        assert len(server.appended) == 2
+        server.close()
+        client.close()
+        assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+def test_a_request_checksum_that_does_not_hold_goes_the_long_way() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        spoiled = bytearray(send_frame(1))
+        spoiled[150] ^= 1
+        await asyncio.get_running_loop().sock_sendall(client, bytes(spoiled))
+        assert (await take_reply(client))[0].status == 3
+        assert owner.asked == 1 and server.appended == []
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_a_new_revision_forgets_all_routes() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        loop = asyncio.get_running_loop()
+        for number in range(3):
+            await loop.sock_sendall(client, send_frame(number))
+            await take_reply(client)
+            server.plane.revision += number  # the second request finds the same one, the third another
+        assert owner.lookups == 2
+        await loop.sock_sendall(client, send_frame(9, partition=5))  # no route: remembered too
+        await loop.sock_sendall(client, send_frame(10, partition=5))
+        await take_reply(client)
+        await take_reply(client)
+        assert (owner.lookups, owner.asked) == (3, 2)
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_refusals_of_the_partition_and_of_the_arena_are_answered() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        loop = asyncio.get_running_loop()
+        server.refusal = BackpressureError("not now")
+        await loop.sock_sendall(client, send_frame(0))
+        assert (await take_reply(client))[0].status == Code.TRANSIENT_NOT_ACCEPTED
+        server.refusal = None
+        blocks = [server.arena.allocate(1 << 20) for _ in range(3)]
+        blocks += [server.arena.allocate(1 << 12) for _ in range(server.arena.statistics().largest_free_bytes >> 12)]
+        while server.arena.statistics().largest_free_bytes:
+            blocks.append(server.arena.allocate(256))
+        await loop.sock_sendall(client, send_frame(2))
+        await take_reply(client)
+        assert owner.asked == 1  # Python makes room or refuses
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_a_client_that_does_not_read_is_read_no_more_and_gets_all_in_the_end() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        owner.repeated = 50
+        body = bytes(range(256)) * 80
+        frame = encode_request(OP_READ, 1, body, client=CLIENT, request=1, session=1)
+        sent = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sent += client.send((frame * 40)[sent % len(frame) :])
+            except BlockingIOError:
+                if owner.wire.unsent_bytes > 1 << 20:
+                    break
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        asked = owner.asked
+        assert owner.wire.unsent_bytes < (1 << 20) + 20 * 50 * len(frame)  # a read's worth above the mark at most
+        reading = [asyncio.ensure_future(take_reply(client)) for _ in range(1)]
+        replies = [await reading[0]]
+        replies += [await take_reply(client) for _ in range(asked - 1)]
+        assert all(reply[1] == body * 50 for reply in replies)
+        await loop.sock_sendall(client, frame[sent % len(frame) :] if sent % len(frame) else b"")
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_with_its_bytes_in_flight_at_the_limit_a_connection_waits_and_others_go_on() -> None:
+    async def work() -> None:
+        frame = len(send_frame(0))
+        server = Server(connection_limit=2 * frame)
+        server.held = []
+        busy, owner = server.connect()
+        other, _ = server.connect()
+        loop = asyncio.get_running_loop()
+        for number in range(4):
+            await loop.sock_sendall(busy, send_frame(number))
+            await asyncio.sleep(0.01)
+        assert len(server.appended) == 2 and not owner.wire.wants_more
+        await loop.sock_sendall(other, encode_request(OP_READ, 1, b"x", client=CLIENT, request=1, session=1))
+        assert (await take_reply(other))[1] == b"x"
+        held, server.held = server.held, None
+        for one in held:
+            one()
+        for number in range(4):
+            assert (await take_reply(busy))[0].request == number
+        server.close()
+        busy.close()
+        other.close()
+
+    run(work)
+
+
+def test_with_the_shards_bytes_in_flight_at_the_limit_all_wait_but_those_with_none() -> None:
+    async def work() -> None:
+        frame = len(send_frame(0))
+        server = Server(in_flight_limit=2 * frame)
+        server.held = []
+        clients = [server.connect()[0] for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            await loop.sock_sendall(client, send_frame(0))
+            await asyncio.sleep(0.01)
+        assert len(server.appended) == 3  # the third had nothing in flight
+        for client in clients:
+            await loop.sock_sendall(client, send_frame(2))
+        await asyncio.sleep(0.02)
+        assert len(server.appended) == 3
+        held, server.held = server.held, None
+        for one in held:
+            one()
+        for client in clients:
+            assert [(await take_reply(client))[0].request for _ in range(2)] == [0, 2]
+        server.close()
+        for client in clients:
+            client.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_frees_all_whatever_it_was_waiting_for(reset: bool) -> None:
+    async def work() -> None:
+        server = Server()
+        server.held = []
+        client, owner = server.connect()
+        loop = asyncio.get_running_loop()
+        half = encode_request(OP_READ, 1, bytes(50_000), client=CLIENT, request=9, session=1)[:30_000]
+        await loop.sock_sendall(client, send_frame(0) + send_frame(2) + half)
+        while len(server.appended) < 2:
+            await asyncio.sleep(0)
+        if reset:
+            client.shutdown(socket.SHUT_RDWR)
+        client.close()
+        while owner.wire.fd >= 0:
+            await asyncio.sleep(0)
+        assert server.plane.in_flight_bytes == 0 and owner.reason == "the peer closed"
+        held, server.held = server.held, None
+        for one in held:
+            one()  # late: nobody hears of it
+        held.clear()
+        server.close()
+        assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+def test_a_bug_in_a_handler_closes_its_connection_only() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        other, _ = server.connect()
+
+        def start(frame: Frame, reply: Callable) -> None:
+            raise ZeroDivisionError
+
+        owner.start = start  # type: ignore[method-assign]
+        loop = asyncio.get_running_loop()
+        request = encode_request(OP_READ, 1, b"x", client=CLIENT, request=1, session=1)
+        await loop.sock_sendall(client, request)
+        assert await loop.sock_recv(client, 1) == b""
+        await loop.sock_sendall(other, request)
+        assert (await take_reply(other))[1] == b"x"
+        server.close()
+        client.close()
+        other.close()
+
+    run(work)
