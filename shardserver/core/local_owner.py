@@ -13,6 +13,7 @@ from typing import Any
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
 from shardserver.core.load import LoadMeter
 from shardserver.errors import NotOwnerError, ShardServerError, StorageError
+from shardserver.memory.buffers import WritableBuffer
 from shardserver.protocol.messages import BY_OFFSET, BY_TIMESTAMP, FIRST, LAST, encode_poll_head
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.read_builder import ReadResult
@@ -54,9 +55,12 @@ class LocalOwner:
         partition = self.log_of(call.uid)
         assert self.logs is not None
         self.load.count(call.uid, len(batch))
-        data = self.logs.copy_batch(batch)
+        self.append(partition, self.logs.copy_batch(batch), call.count, done)
+
+    def append(self, partition: PartitionLog, data: WritableBuffer, count: int, done: SendDone) -> None:
+        """Append a verified batch that lies in this shard's memory already. Raises what it must not: a bug."""
         try:
-            partition.append(data, call.count, done)
+            partition.append(data, count, done)
         except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
             partition.fence(StorageError(f"an append failed inside the server: {error!r}"))
             raise

@@ -6,6 +6,8 @@ until a change is applied. What is not answered by a route goes the long way, th
 
 from __future__ import annotations
 
+from functools import partial
+
 from shardserver.core.context import ShardContext
 from shardserver.core.handlers import choose_fixed_partition
 from shardserver.core.permissions import check_right
@@ -44,7 +46,8 @@ class Routes:
             return None
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
-            self._routes[partition.uid] = Route(log.append, partition.uid, stream.id, topic.id, partition.id)
+            append = partial(self._context.shards.local.append, log)
+            self._routes[partition.uid] = Route(append, partition.uid, stream.id, topic.id, partition.id)
         return self._routes[partition.uid]
 
     def _begin_revision(self, revision: int) -> None:

@@ -76,7 +76,7 @@ cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogi
 cdef class Route:
     """Where sends with one key (identifiers and partitioning, as their bytes) go, while the metadata has one revision.
 
-    append: PartitionLog.append. requests, bytes: taken since they were last asked for.
+    append: takes (block, count, done). requests, bytes: taken since they were last asked for.
     """
 
     def __init__(self, append, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id):
