@@ -21,7 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.crash.crash_test import PARTITIONS, Load, create, judge, read_all
+from tests.crash.judge import judge, read_all
+from tests.crash.load import PARTITIONS, Load, create
 from tests.powercut.image import Image, ImageError
 from tests.server_process import ServerProcess
 
@@ -96,13 +97,16 @@ class PowerCut:
     async def _load_and_kill(self, ready: dict, outcome: Outcome) -> None:
         """Also counts the device's flushes beside the journal's writes while the load runs."""
         before, flushes, start = self._journal_writes(), self._image.flushes(), time.monotonic()
-        tasks = [asyncio.create_task(self._load.produce(ready["tcp"], number)) for number in range(PARTITIONS)]
+        owners = [0] * PARTITIONS  # of no interest: all shards die together
+        producers = await self._load.connect(ready["tcp"], owners, len(ready["shards"]), hands_over=True)
+        never = asyncio.Event()
+        tasks = [asyncio.create_task(one.run(self._load, never)) for one in producers]
         await asyncio.sleep(random.uniform(0.3, 2.0))
         # Writes are read before flushes, so that a sync in between cannot make the flushes fewer than the writes.
         outcome.journal_writes += await asyncio.to_thread(self._journal_writes) - before
         outcome.flushes += self._image.flushes() - flushes
         outcome.seconds += time.monotonic() - start
-        for pid in (ready["supervisor_pid"], ready["shards"][0]["pid"]):
+        for pid in (ready["supervisor_pid"], *(one["pid"] for one in ready["shards"])):
             os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.02)  # acknowledgements that were on their way
         for task in tasks:
@@ -111,18 +115,19 @@ class PowerCut:
 
     def _journal_writes(self) -> int:
         shards = read_statistics(self._image.directory / "data")
-        return int(shards[0]["log"]["journal"]["writes"])
+        return sum(int(shard["log"]["journal"]["writes"]) for shard in shards)
 
     def _check(self, outcome: Outcome) -> dict:
         """Recover and compare; an empty answer: nothing that could be started, or read, was left."""
-        outcome.acknowledged = sum(map(len, self._load.acknowledged))
+        outcome.acknowledged = self._load.acknowledged
         try:
             ready = self._start()
-            found = [asyncio.run(read_all(ready["tcp"], number)) for number in range(PARTITIONS)]
+            found = asyncio.run(read_all(ready["tcp"]))
         except (AssertionError, RuntimeError) as error:
             outcome.lost, outcome.remark = outcome.acknowledged, str(error).strip().splitlines()[-1]
             return {}
-        outcome.lost, outcome.doubled, outcome.disorder = judge(self._load, found)
+        verdict = judge(self._load, found)
+        outcome.lost, outcome.doubled, outcome.disorder = verdict.lost, verdict.doubled, verdict.disordered
         return ready
 
 
