@@ -204,7 +204,6 @@ class Shard:
             placement,
             clock_us,
             self._arguments.partition_limit,
-            self._on_journal_failure,
         )
         writer, read_only = self._writer_side.writer, self._arguments.read_only
         return WriterRole(writer, self._peers, self._root_user, self._on_broken_replica, read_only=read_only)
@@ -233,7 +232,7 @@ class Shard:
             await self._peer_served.wait()
 
     def _on_broken_replica(self, error: Exception) -> None:
-        """What others are told of this shard would be wrong. The next process recovers, or joins with a snapshot."""
+        """This replica is wrong, or its log has failed: the next process recovers, or joins with a snapshot."""
         log.critical("replica_broken", exc_info=error, extra={"fields": {"shard": self._number}})
         os._exit(ShardExit.JOURNAL_FAILED)
 

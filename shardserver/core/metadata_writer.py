@@ -15,7 +15,7 @@ from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
 from shardserver.core.replies import RepliesKept
-from shardserver.errors import CorruptionError, StorageError
+from shardserver.errors import CorruptionError, DiskFullError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class MetadataWriter:
         self.metadata = Metadata()
         # Called after each change with its events.
         self.on_applied: Callable[[list[Event]], None] = lambda events: None
+        # Told when nobody knows whether a change is durable: only a restart shows, so it must not return.
+        self.on_store_failure: Callable[[StorageError], None] = lambda error: None
         # Awaited with the revision after the change and the encoded change, in order; then the client is answered.
         self.replicate: Callable[[int, bytes], Awaitable[None]] | None = None
 
@@ -122,7 +124,13 @@ class MetadataWriter:
 
     async def _take(self, change: Change) -> None:
         raw = md.encode_change(change)
-        await self._store.append(raw)
+        try:
+            await self._store.append(raw)
+        except DiskFullError:
+            raise  # nothing was written
+        except StorageError as error:
+            self.on_store_failure(error)
+            raise
         md.apply_change(self.metadata, change)
         # Durable from here on: whatever fails below, a repeat gets this reply and changes nothing.
         self._replies.keep(change)

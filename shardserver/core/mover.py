@@ -18,7 +18,7 @@ from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.placement import Move
-from shardserver.errors import BackpressureError, DiskFullError, ShardServerError, StorageError
+from shardserver.errors import BackpressureError, ShardServerError
 from shardserver.storage.handover import ReleasedPartition
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,12 @@ class MoveOutcome:
 class Mover:
     """One batch at a time. custodian_of: the shard of that number, or what stands for a shard that is gone.
 
-    on_unknown_fate: the metadata log failed in the middle of a move. Must not return: a restart shows what holds.
+    A failed metadata log ends the process (MetadataWriter.on_store_failure): the event may be durable or not, and were
+    the source to serve on, what it then acknowledges could be lost.
     """
 
-    def __init__(
-        self,
-        writer: MetadataWriter,
-        custodian_of: Callable[[int], Custodian],
-        on_unknown_fate: Callable[[StorageError], None],
-    ) -> None:
-        self._writer, self._custodian_of, self._on_unknown_fate = writer, custodian_of, on_unknown_fate
+    def __init__(self, writer: MetadataWriter, custodian_of: Callable[[int], Custodian]) -> None:
+        self._writer, self._custodian_of = writer, custodian_of
         self._order = asyncio.Lock()
         self.moved = 0
 
@@ -79,7 +75,7 @@ class Mover:
             terms = self._next_terms(batch, states)
             arrivals = [Arrival(uid, term, states[uid]) for uid, term in terms.items()]
             await self._custodian_of(destination).adopt(arrivals)
-            await self._make_so(plan)
+            await self._write_event(plan)
         except ShardServerError as error:
             outcome.errors.update(dict.fromkeys(uids, str(error)))
             fields = {"from_shard": source, "to_shard": destination, "partitions": len(uids), "error": str(error)}
@@ -94,15 +90,8 @@ class Mover:
         fields = {"from_shard": source, "to_shard": destination, "partitions": len(terms)}
         log.info("partitions_moved", extra={"fields": fields})
 
-    async def _make_so(self, plan: Callable[[Metadata, PlanContext], Plan]) -> None:
-        try:
-            await self._writer.change(plan)
-        except DiskFullError:
-            raise  # nothing was written
-        except StorageError as error:
-            # The event may be durable or not. Were the source to serve on, what it then acknowledges could be lost.
-            self._on_unknown_fate(error)
-            raise
+    async def _write_event(self, plan: Callable[[Metadata, PlanContext], Plan]) -> None:
+        await self._writer.change(plan)
 
     async def _release(self, source: int, uids: list[int], outcome: MoveOutcome) -> dict[int, ReleasedPartition]:
         states = {}

@@ -83,6 +83,7 @@ class WriterRole:
         self.changes: Changes = WriterChanges(writer, self.replication)
         self.on_applied: OnApplied = lambda events: None
         writer.on_applied = lambda events: _tell(self.on_applied, events, on_broken)
+        self._on_broken = on_broken
         self._recovered = asyncio.Event()
 
     @property
@@ -94,6 +95,8 @@ class WriterRole:
         if md.ROOT_ID not in metadata.users and not self._read_only:
             await self.writer.change(lambda state, context: Plan([md.UserCreated(self._root())]))
         number = await take_boot_number(self.writer, read_only=self._read_only)
+        if not self._read_only:
+            self.writer.on_store_failure = self._on_broken
         self._recovered.set()
         return number
 

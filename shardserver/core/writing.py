@@ -13,7 +13,6 @@ from shardserver.core.owned_partitions import OwnedPartitions
 from shardserver.core.placement import Placement
 from shardserver.core.rehoming import rehome
 from shardserver.core.shards import Shards
-from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.reserve import Reserve
@@ -26,7 +25,7 @@ SPREAD_BATCH, SPREAD_PAUSE_S = 8, 0.25
 
 
 class WriterSide:
-    """Owned by shard 0's loop. on_unknown_fate: as Mover takes it."""
+    """Owned by shard 0's loop."""
 
     def __init__(
         self,
@@ -37,12 +36,11 @@ class WriterSide:
         placement: Placement,
         clock: Callable[[], int],
         partition_limit: int,
-        on_unknown_fate: Callable[[StorageError], None],
     ) -> None:
         self._disk, self._placement = disk, placement
         self._log = MetadataLog(disk, path, faults, reserve)
         self.writer = MetadataWriter(self._log, clock, placement=placement, partition_limit=partition_limit)
-        self.mover = Mover(self.writer, self._custodian_of, on_unknown_fate)
+        self.mover = Mover(self.writer, self._custodian_of)
         self.commands: Mapping[str, Command] = {}
         self._orphans: Orphans
         self._shards: Shards

@@ -90,7 +90,7 @@ class ShardProcess:
         if self.number:
             return FollowerRole(self.peers, self.shards.remote[0], self.end)
         self.side = WriterSide(
-            self.disk, "data/metadata", self.faults, self.reserve, self.world.placement, clock_us, 1000, self.end
+            self.disk, "data/metadata", self.faults, self.reserve, self.world.placement, clock_us, 1000
         )
         return WriterRole(self.side.writer, self.peers, root_user, self.end, read_only=self.read_only)
 

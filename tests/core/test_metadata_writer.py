@@ -141,8 +141,15 @@ def test_a_store_that_fails_has_applied_replicated_and_kept_nothing() -> None:
         writer = await restart(store)
         sent = collect(writer)
         store.fail = StorageError("broken")
+        ended: list[StorageError] = []
+        writer.on_store_failure = ended.append
         with pytest.raises(StorageError):
             await writer.change(stream("a"), client=CLIENT, request=1)
+        assert ended == [store.fail]  # the process ends: its next one sees what is durable
+        store.fail = DiskFullError("full")
+        with pytest.raises(DiskFullError):
+            await writer.change(stream("a"), client=CLIENT, request=1)
+        assert len(ended) == 1
         store.fail = None
         assert writer.metadata == Metadata() and sent == []
         assert await writer.change(stream("a"), client=CLIENT, request=1)

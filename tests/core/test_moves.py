@@ -208,7 +208,7 @@ class Gate:
 def test_the_event_of_a_move_is_refused_when_a_shard_has_died_since(shard: int, comes_back: bool) -> None:
     async def play() -> None:
         world = await made_world()
-        gate = Gate(world, "_make_so")
+        gate = Gate(world, "_write_event")
         moving = asyncio.ensure_future(move(world, 2))
         await gate.reached.wait()
         world.kill(shard)

@@ -10,6 +10,7 @@ from shardserver.protocol.addresses import CONSUMER_SINGLE, PartitionAddress
 from shardserver.protocol.offsets import ACK_COMMITTED, StoreOffsetRequest
 from shardserver.protocol.table import Command
 from tests.sharded_server import ShardedServer, rule
+from tests.supervisor.servers import wait_until
 from tests.wire_connection import CONSUMER, WireConnection
 
 TOPICS, PARTITIONS = ("a", "b"), 3
@@ -77,5 +78,35 @@ def test_fewer_and_more_cores_and_other_rules_leave_data_and_offsets_as_they_are
                 add(connection, content, life)
                 check(connection, content)
             getattr(server, ending)()
+    finally:
+        server.kill()
+
+
+def test_more_cores_get_their_part_when_the_configuration_spreads_partitions(tmp_path: Path) -> None:
+    """While the server serves, and a client goes on."""
+    server, content = ShardedServer(tmp_path, cores=1), Content()
+    try:
+        with server.serve().connect() as connection:
+            connection.create_stream("s")
+            for topic in TOPICS:
+                connection.create_topic("s", topic, PARTITIONS, {"segment_size": SEGMENT_BYTES})
+            add(connection, content, 0)
+        server.stop()
+        server.cores, server.config = 3, "[placement]\nspread = true\n"
+        with server.serve().connect() as connection:
+
+            def counts() -> list[int]:
+                places = [server.shard_of("s", topic, partition) for topic, partition in PLACES]
+                return [places.count(shard) for shard in range(3)]
+
+            wait_until(lambda: counts() == [2, 2, 2], "each shard has its part")
+            check(connection, content)
+            add(connection, content, 1)
+            check(connection, content)
+        server.stop()
+        server.config = ""
+        with server.serve().connect() as connection:
+            check(connection, content)
+        server.stop()
     finally:
         server.kill()
