@@ -120,6 +120,7 @@ cdef struct Load:
     uint64_t start, measure_from, until, drain
     double interval
     uint64_t scheduled, begun, answered, quiet_since
+    uint64_t sends_due          # of all links together; NEVER: no end, or none that sends
     bint any_paused, coarse
     uint8_t *received
     iovec *vectors
@@ -174,10 +175,17 @@ cdef void build(Load *load, Link *link, uint64_t due) noexcept nogil:
     load.begun += 1
 
 
+cdef inline bint is_over(Load *load, Link *link) noexcept nogil:
+    """The link has made its requests; one that follows ends with the sends."""
+    return link.begun >= link.limit or (link.follow and load.tallies[1].answered == load.sends_due)
+
+
 cdef void begin(Load *load, uint32_t index, uint64_t now) noexcept nogil:
     """Begin what is due on a link and finds a free slot."""
     cdef Link *link = &load.links[index]
     cdef uint64_t due = now
+    if is_over(load, link):
+        return
     while link.begun - link.answered < link.depth and link.begun < link.limit and link.paused_until <= now:
         if load.interval:
             due = due_at(load, link.begun * load.count + index)
@@ -405,7 +413,7 @@ cdef bint has_ended(Load *load, uint64_t now) noexcept nogil:
         return True
     for index in range(load.count):
         link = &load.links[index]
-        if link.begun < link.limit and (
+        if not is_over(load, link) and (
             not load.interval or due_at(load, link.begun * load.count + index) < load.until
         ):
             return False
@@ -572,6 +580,11 @@ cdef void release(Load *load) noexcept:
         close(load.epoll)
 
 
+cdef uint64_t sends_due(connections) except? 0:
+    limits = [one.request_limit for one in connections if one.sends]
+    return sum(limits) if limits and max(limits) < NEVER else NEVER
+
+
 cdef counts_of(const Tally *tally):
     return LoadCounts(
         tally.answered, tally.refused, tally.first_status, tally.messages, tally.empty, tally.unsent,
@@ -601,7 +614,8 @@ def run_load(
         start_ns, measure_from_ns, until_ns: CLOCK_MONOTONIC; until_ns MOST_NS: no end but the request limits.
         drain_ns: an open loop begins what is due no longer than this after until_ns.
         interval_ns: between requests of an open loop; 0: a closed loop.
-        log_messages: polls begin again at offset 0 there; 0: they follow the end, with 1 ms of pause when it is empty.
+        log_messages: polls begin again at offset 0 there; 0: they follow the end, with 1 ms of pause when it is empty,
+            and end with the sends when those have a limit.
 
     Returns: LoadCounts of sends, LoadCounts of polls. window_*: replies that arrived in [measure_from_ns, until_ns).
 
@@ -638,6 +652,7 @@ def run_load(
             first_bytes = max(first_bytes, load.batches[index].head_bytes)
         for index in range(load.count):
             fill_link(&load.links[index], connections[index], first_bytes, log_messages == 0)
+        load.sends_due = sends_due(connections)
         register(&load)
         prctl(PR_SET_TIMERSLACK, 1)
         with nogil:

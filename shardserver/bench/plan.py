@@ -71,7 +71,9 @@ class LoadSpec:
     senders, pollers: connections. switches: each request goes to a partition drawn anew, else connection i stays on
     partition i modulo their number. depth: requests in flight of a connection. rate: requests/s of all connections
     together, on a schedule (open loop); None: closed loop. requests: of all senders, or of all pollers, together; None:
-    until the time is over. log_messages: polls go round below that offset; 0: they follow the end, one in flight.
+    until the time is over; polls that follow end with the sends. log_messages: polls go round below that offset; 0:
+    they follow the end, one in flight.
+    stream: the one whose topic TOPIC is loaded.
     """
 
     shape: Shape
@@ -83,6 +85,7 @@ class LoadSpec:
     rate: float | None = None
     requests: int | None = None
     log_messages: int = 0
+    stream: str = STREAM
 
     @property
     def connections(self) -> int:
@@ -133,7 +136,9 @@ def plan_connections(spec: LoadSpec, first_number: int) -> list[ConnectionPlan]:
 def _connection(spec: LoadSpec, index: int, number: int) -> ConnectionPlan:
     sends = index < spec.senders
     own, beside = (index, spec.senders) if sends else (index - spec.senders, spec.pollers)
-    limit = MOST_NS if spec.requests is None else spec.requests // beside + (own < spec.requests % beside)
+    limit = MOST_NS
+    if spec.requests is not None and (sends or not polls_end_with_sends(spec)):
+        limit = spec.requests // beside + (own < spec.requests % beside)
     return ConnectionPlan(
         number=number,
         sends=sends,
@@ -143,6 +148,10 @@ def _connection(spec: LoadSpec, index: int, number: int) -> ConnectionPlan:
         first_offset=0 if sends else _first_offset(spec, own),
         request_limit=limit,
     )
+
+
+def polls_end_with_sends(spec: LoadSpec) -> bool:
+    return spec.requests is not None and bool(spec.senders and spec.pollers) and not spec.log_messages
 
 
 def _first_offset(spec: LoadSpec, own: int) -> int:
@@ -162,9 +171,15 @@ def plan_processes(
     processes: int,
     first_number: int = 1,
 ) -> list[ProcessPlan]:
-    """Share the connections out evenly, both kinds to every process as far as they go, cores in turn."""
+    """Share the connections of each kind out evenly, cores in turn.
+
+    No process has only polls that end with the sends: it would not see their end.
+    """
     connections = plan_connections(spec, first_number)
-    shares = [tuple(connections[number::processes]) for number in range(min(processes, len(connections)))]
+    sends, polls = connections[: spec.senders], connections[spec.senders :]
+    most = spec.senders if polls_end_with_sends(spec) else max(spec.senders, spec.pollers)
+    count = min(processes, most)
+    shares = [(*sends[number::count], *polls[number::count]) for number in range(count)]
     return [
         ProcessPlan(host, port, password, cores[number % len(cores)], spec, share, first_number + number)
         for number, share in enumerate(shares)

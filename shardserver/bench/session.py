@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardserver.bench.group import Report, run_spec
 from shardserver.bench.outcome import Acknowledged, Outcome
@@ -14,10 +14,12 @@ from shardserver.bench.plan import STREAM, TOPIC, USERNAME, LoadSpec, polls_over
 from shardserver.bench.progress import no_progress
 from shardserver.bench.verify import find_faults
 from shardserver.client.connection import Connection
+from shardserver.protocol.options import OptionValue
 
 DURABILITY_OPTION = {"fsync": "persisted", "write": "write", "memory": "memory"}
 # Under `memory` the journal follows within a second (docs/durability.md); until then a kill takes what was answered.
 MEMORY_SETTLES_S = 3.0
+PARTITIONS_A_REQUEST = 1000
 
 
 @dataclass
@@ -28,18 +30,23 @@ class Session:
     durability: str
     cores: Sequence[int]
     processes: int = 0
+    stream: str = STREAM
     acknowledged: Acknowledged = field(default_factory=lambda: Acknowledged.none(0))
     _numbers: int = 1
 
-    def create(self, partitions: int) -> None:
-        with self._connection() as connection:
-            connection.create_stream(STREAM)
-            connection.create_topic(STREAM, TOPIC, partitions, {"durability": DURABILITY_OPTION[self.durability]})
+    def create(self, partitions: int, **options: OptionValue) -> None:
+        """options: of the topic, beside its durability."""
+        made = {"durability": DURABILITY_OPTION[self.durability], **options}
+        with self.connect() as connection:
+            connection.create_stream(self.stream)
+            connection.create_topic(self.stream, TOPIC, min(partitions, PARTITIONS_A_REQUEST), made)
+            for first in range(PARTITIONS_A_REQUEST, partitions, PARTITIONS_A_REQUEST):
+                connection.create_partitions(self.stream, TOPIC, min(partitions - first, PARTITIONS_A_REQUEST))
         self.acknowledged = Acknowledged.none(partitions)
 
     def delete(self) -> None:
-        with self._connection() as connection:
-            connection.delete_stream(STREAM)
+        with self.connect() as connection:
+            connection.delete_stream(self.stream)
 
     def fill(self, spec: LoadSpec, total_bytes: int) -> LoadSpec:
         """Sends so much to the partitions of `spec`; gives its polls, going round over that."""
@@ -51,7 +58,7 @@ class Session:
         self, spec: LoadSpec, *, warmup_s: float = 0.0, seconds: float = 0.0, report: Report = no_progress
     ) -> Outcome:
         outcome = run_spec(
-            spec,
+            replace(spec, stream=self.stream),
             self.peer,
             self.cores,
             processes=self.processes,
@@ -73,15 +80,16 @@ class Session:
 
     def faults(self, spec: LoadSpec) -> list[str]:
         """Reads everything back; empty when it is all there, in order, once."""
-        with self._connection() as connection:
-            return find_faults(connection, self.acknowledged, spec.shape)
+        with self.connect() as connection:
+            return find_faults(connection, self.acknowledged, spec.shape, self.stream)
 
     def counts(self) -> tuple[int, int]:
         """Messages acknowledged, and what the topic itself reports."""
-        with self._connection() as connection:
-            return self.acknowledged.total, connection.topic_message_count(STREAM, TOPIC)
+        with self.connect() as connection:
+            return self.acknowledged.total, connection.topic_message_count(self.stream, TOPIC)
 
-    def _connection(self) -> Connection:
+    def connect(self) -> Connection:
+        """A connection of the caller's, logged in."""
         connection = Connection(self.peer.host, self.peer.port)
         try:
             assert self.peer.password is not None

@@ -20,22 +20,24 @@ class Reader(Protocol):
     def poll(self, stream: str, topic: str, partition: int, offset: int, count: int) -> PollReply: ...
 
 
-def find_faults(connection: Reader, acknowledged: Acknowledged, shape: Shape) -> list[str]:
+def find_faults(connection: Reader, acknowledged: Acknowledged, shape: Shape, stream: str = STREAM) -> list[str]:
     """A sentence for each partition that is not as it was acknowledged, at most ten. Every partition is read."""
     faults: list[str] = []
     step = shape.messages_per_batch * max(1, READ_BYTES // shape.largest_batch_bytes)
     for partition, (messages, value) in enumerate(zip(acknowledged.messages, acknowledged.hashes, strict=True)):
-        fault = partition_fault(connection, partition, messages, value, step)
+        fault = partition_fault(connection, stream, partition, messages, value, step)
         if fault is not None and len(faults) < MOST_FAULTS:
             faults.append(f"partition {partition}: {fault}")
     return faults
 
 
-def partition_fault(connection: Reader, partition: int, messages: int, value: int, step: int) -> str | None:
+def partition_fault(
+    connection: Reader, stream: str, partition: int, messages: int, value: int, step: int
+) -> str | None:
     """None: it holds exactly these messages. step: messages asked for at a time."""
     readback = Readback()
     while readback.fault is None:
-        reply = connection.poll(STREAM, TOPIC, partition, readback.next_offset, step)
+        reply = connection.poll(stream, TOPIC, partition, readback.next_offset, step)
         if reply.count == 0:
             break
         if readback.take(reply.batches) != reply.count and readback.fault is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from shardserver.bench.latencies import empty_counts
 from shardserver.bench.load import LoadConnection, LoadCounts, run_load
-from shardserver.bench.plan import DRAIN_S, STREAM, TOPIC, USERNAME, ConnectionPlan, ProcessPlan
+from shardserver.bench.plan import DRAIN_S, TOPIC, USERNAME, ConnectionPlan, ProcessPlan
 from shardserver.bench.processes import sleep_until
 from shardserver.client.connection import Connection
 from shardserver.client.requests import POLL_OFFSET_FROM_END
@@ -62,10 +62,10 @@ def _open(stack: ExitStack, plan: ProcessPlan, one: ConnectionPlan) -> LoadConne
     if plan.password is not None:
         connection.login(USERNAME, plan.password)
     if one.sends:
-        frame = connection.send_frame(STREAM, TOPIC, 0, b"", plan.spec.shape.messages_per_batch)
+        frame = connection.send_frame(plan.spec.stream, TOPIC, 0, b"", plan.spec.shape.messages_per_batch)
         partition_at, offset_at = len(frame) - SEND_PARTITION_FROM_BATCH, 0
     else:
-        frame = connection.poll_frame(STREAM, TOPIC, 0, 0, plan.spec.shape.messages_per_batch)
+        frame = connection.poll_frame(plan.spec.stream, TOPIC, 0, 0, plan.spec.shape.messages_per_batch)
         partition_at, offset_at = len(frame) - POLL_PARTITION_FROM_END, len(frame) - POLL_OFFSET_FROM_END
     socket = connection.detach_socket()
     socket.setblocking(False)

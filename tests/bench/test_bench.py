@@ -50,8 +50,10 @@ def test_a_short_run_is_read_back_as_it_was_acknowledged(run: Any, mode: str) ->
         kinds = report[peer]["kinds"]
         assert set(kinds) == ({"send", "poll"} if mode == "both" else {mode})
         for row in kinds.values():
-            assert row["latencies_recorded"] == row["answered_in_all"] == 300
+            assert row["latencies_recorded"] == row["answered_in_all"] > 0
             assert row["latency_us"]["max"] >= row["latency_us"]["p50"] > 0
+    if mode != "poll":
+        assert report["acknowledged"] == 3000
 
 
 def test_sends_of_random_sizes_to_random_partitions_survive_kill_minus_nine(run: Any) -> None:
