@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shardserver.bench import suite
 from shardserver.bench.case_run import CaseResult, Pace
 from shardserver.bench.disk_speed import DiskSpeed
 from shardserver.bench.latencies import Latencies, empty_counts
@@ -207,3 +209,14 @@ def test_a_line_has_the_figures_side_by_side() -> None:
         *("small", "sends", "60000.0", "100000.0", "requests/s", "0.60", "0.60", "0.60", ">=", "0.6"),
         *("16.7", "/", "10.0", "met", "(7", "messages", "read", "back)"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("result, code", [(CaseResult(), 0), (CaseResult(faults=["lost"]), 1)])
+def test_only_wrong_data_fails_the_command(
+    result: CaseResult, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = replace(result, ours=[outcome(1)], echo=[outcome(100_000)], disk=[disk()])
+    monkeypatch.setattr(suite, "Suite", lambda *given: Suite(*given, measure=lambda *arguments: measured))
+    assert suite.main(["--seconds", "2", "--json"]) == code
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {one["name"] for one in rows} == {row.name for row in ROWS if row.is_quick}
