@@ -19,7 +19,7 @@ from typing import Any
 
 from shardserver.bench.peers import PASSWORD_VARIABLE, Peer, PeerError, peer_of
 
-READY_TIMEOUT_S, STOP_TIMEOUT_S, LOOK_S = 60.0, 30.0, 0.02
+READY_TIMEOUT_S, STOP_TIMEOUT_S, LOOK_S = 120.0, 150.0, 0.02
 
 
 @dataclass(frozen=True, slots=True)
