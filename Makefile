@@ -1,8 +1,9 @@
 PYTHON ?= python3
 SECONDS ?= 60
+GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test scale-test fault-test powercut-test bench clean
+.PHONY: help setup serve test lint types crash-test move-test scale-test fault-test powercut-test bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -37,9 +38,13 @@ fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS=60
 	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)
 
-bench: setup ## Sends, then polls, beside the disk and a loopback echo, SECONDS=60
-	@$(BIN)/shardserver-bench --mode send --seconds $(SECONDS)
-	@$(BIN)/shardserver-bench --mode poll --seconds $(SECONDS)
+bench: setup ## Ours beside the ceilings of this machine, at most 15 minutes; SECONDS=2: few rows, tiny
+	@sh scripts/fio
+	@$(BIN)/python -m shardserver.bench.suite --seconds $(SECONDS)
+
+bench-long: setup ## The rows of 10,000 partitions and of GIGABYTES=100; hours
+	@sh scripts/fio
+	@$(BIN)/python -m shardserver.bench.suite --long --seconds $(SECONDS) --gigabytes $(GIGABYTES)
 
 clean: ## Remove the build and .venv, never data
 	rm -rf .venv build *.egg-info

@@ -26,8 +26,24 @@ EXTENSIONS = [
     ),
     Extension("shardserver.net.output", ["shardserver/net/output.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.net.plane", ["shardserver/net/plane.pyx"], extra_compile_args=["-O3"]),
-    Extension("shardserver.bench.load", ["shardserver/bench/load.pyx"], extra_compile_args=["-O3"]),
-    Extension("shardserver.bench.echo", ["shardserver/bench/echo.pyx"], extra_compile_args=["-O3"]),
+    Extension(
+        "shardserver.bench.load",
+        ["shardserver/bench/load.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1"), ("_GNU_SOURCE", "1")],
+        extra_compile_args=["-O3"],
+    ),
+    Extension(
+        "shardserver.bench.readback",
+        ["shardserver/bench/readback.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
+    Extension(
+        "shardserver.bench.echo",
+        ["shardserver/bench/echo.pyx"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        extra_compile_args=["-O3"],
+    ),
 ]
 
 setup(

@@ -1,82 +1,59 @@
 # cython: language_level=3
 """The yardstick: a loopback echo with the frames' sizes and nothing behind it.
 
-It cuts requests by their size field and answers each with a reply frame of a fixed size that carries the request's
-number. All replies that one wake-up makes due leave in one send per connection.
+It cuts requests by their size field and answers each with a reply frame of a fixed size (one for sends, one for other
+requests) that carries the request's number. All replies that one wake-up makes due leave in one send per connection.
+Up to 4 KiB a reply is copied whole; of a longer one only the head is, and the rest is sent from one shared buffer: the
+sender of frames that consumers are measured against.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int fd, void *buffer, size_t length, int flags)
-    ssize_t send(int fd, const void *buffer, size_t length, int flags)
-    int accept4(int fd, void *address, void *length, int flags)
-    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
-    enum: MSG_DONTWAIT
-    enum: MSG_NOSIGNAL
-    enum: SOCK_NONBLOCK
+from shardserver.bench.wire cimport *
 
-cdef extern from "<netinet/in.h>" nogil:
-    enum: IPPROTO_TCP
+DEF SMALL_REPLY = 4096
+DEF EVENTS = 256
 
-cdef extern from "<netinet/tcp.h>" nogil:
-    enum: TCP_NODELAY
-
-cdef extern from "<sys/epoll.h>" nogil:
-    cdef union epoll_data_t:
-        int fd
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int count, int timeout_ms)
-    enum: EPOLLIN
-    enum: EPOLLOUT
-    enum: EPOLL_CTL_ADD
-    enum: EPOLL_CTL_MOD
-
-DEF HEADER = 256
-DEF AT_SIZE = 48
-DEF AT_COMMAND = 60
-DEF AT_REQUEST_SENT = 168
-DEF AT_REQUEST_ECHOED = 200
-DEF REPLY = 8
-DEF AT_POLL_COUNT = 268
-DEF RECEIVE_BYTES = 1 << 20
-DEF MOST_FDS = 4096
-DEF EVENTS = 64
+cdef struct Layout:
+    uint8_t *reply              # a whole reply
+    size_t head_bytes, rest_bytes
 
 cdef struct Peer:
     uint8_t head[HEADER]
     size_t have, skip
-    uint8_t *out
-    size_t start, end
+    # Replies due and not sent whole, in a ring of `depth` heads.
+    uint8_t *heads
+    uint64_t due, sent
+    size_t sent_part
+    Layout *layout
     bint waits_writable
 
 cdef struct Echo:
     int epoll
+    uint64_t depth
     uint8_t *received
-    uint8_t *reply
-    size_t reply_bytes, out_bytes
-    Peer *peers[MOST_FDS]
+    iovec *vectors
+    Layout sends, others
+    Peer **peers
+    size_t peer_room
 
 
 cdef bint answer(Echo *echo, Peer *peer) noexcept nogil:
-    """Append one reply. False: more unanswered requests than were promised."""
-    if peer.end + echo.reply_bytes > echo.out_bytes:
-        memmove(peer.out, peer.out + peer.start, peer.end - peer.start)
-        peer.end -= peer.start
-        peer.start = 0
-        if peer.end + echo.reply_bytes > echo.out_bytes:
-            return False
-    memcpy(peer.out + peer.end, echo.reply, echo.reply_bytes)
-    memcpy(peer.out + peer.end + AT_REQUEST_ECHOED, peer.head + AT_REQUEST_SENT, 8)
-    peer.end += echo.reply_bytes
+    """Make one reply due. False: more unanswered requests than were promised, or a connection of two kinds."""
+    cdef Layout *layout = &echo.sends if peer.head[AT_OPERATION_SENT] == OPERATION_SEND else &echo.others
+    cdef uint8_t *head
+    if peer.heads == NULL:
+        peer.layout, peer.heads = layout, <uint8_t *>malloc(echo.depth * layout.head_bytes)
+    if peer.heads == NULL or peer.layout != layout or peer.due - peer.sent == echo.depth:
+        return False
+    head = peer.heads + (peer.due % echo.depth) * layout.head_bytes
+    memcpy(head, layout.reply, layout.head_bytes)
+    memcpy(head + AT_REQUEST_ECHOED, peer.head + AT_REQUEST_SENT, 8)
+    peer.due += 1
     return True
 
 
@@ -92,7 +69,7 @@ cdef bint take(Echo *echo, Peer *peer, const uint8_t *data, size_t length) noexc
             memcpy(peer.head + peer.have, data, part)
             peer.have += part
             if peer.have == HEADER:
-                memcpy(&size, peer.head + AT_SIZE, 4)
+                size = read_u32(peer.head + AT_SIZE)
                 if size < HEADER:
                     return False
                 peer.skip = size - HEADER
@@ -105,18 +82,49 @@ cdef bint take(Echo *echo, Peer *peer, const uint8_t *data, size_t length) noexc
     return True
 
 
+cdef size_t gather(Echo *echo, Peer *peer) noexcept nogil:
+    """Point vectors at what is due; heads that lie side by side with nothing between them become one."""
+    cdef size_t head_bytes = peer.layout.head_bytes, rest_bytes = peer.layout.rest_bytes, skip = peer.sent_part, count = 0
+    cdef uint64_t number = peer.sent, upto
+    while number < peer.due and count + 2 <= MOST_VECTORS:
+        upto = number + 1
+        if rest_bytes == 0:
+            upto = min(peer.due, number - number % echo.depth + echo.depth)
+        if skip < head_bytes:
+            echo.vectors[count].iov_base = peer.heads + (number % echo.depth) * head_bytes + skip
+            echo.vectors[count].iov_len = (upto - number) * head_bytes - skip
+            count += 1
+            skip = 0
+        else:
+            skip -= head_bytes
+        if rest_bytes:
+            echo.vectors[count].iov_base = peer.layout.reply + head_bytes + skip
+            echo.vectors[count].iov_len = rest_bytes - skip
+            count += 1
+        skip = 0
+        number = upto
+    return count
+
+
 cdef bint flush(Echo *echo, int fd, Peer *peer) noexcept nogil:
+    """One send of all that is due. False: the connection is broken."""
     cdef epoll_event event
+    cdef msghdr message
     cdef ssize_t done
+    cdef size_t frame_bytes
     cdef bint left
-    if peer.end > peer.start:
-        done = send(fd, peer.out + peer.start, peer.end - peer.start, MSG_NOSIGNAL | MSG_DONTWAIT)
+    if peer.due > peer.sent:
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = echo.vectors
+        message.msg_iovlen = gather(echo, peer)
+        done = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
         if done < 0 and errno != EAGAIN and errno != EINTR:
             return False
-        peer.start += <size_t>max(done, 0)
-        if peer.start == peer.end:
-            peer.start = peer.end = 0
-    left = peer.end > peer.start
+        frame_bytes = peer.layout.head_bytes + peer.layout.rest_bytes
+        peer.sent_part += <size_t>max(done, <ssize_t>0)
+        peer.sent += peer.sent_part // frame_bytes
+        peer.sent_part %= frame_bytes
+    left = peer.due > peer.sent
     if left != peer.waits_writable:
         peer.waits_writable = left
         event.events = EPOLLIN | (EPOLLOUT if left else 0)
@@ -139,7 +147,7 @@ cdef bint serve(Echo *echo, int fd, Peer *peer, uint32_t events) noexcept nogil:
 
 cdef void drop(Echo *echo, int fd) noexcept nogil:
     close(fd)
-    free(echo.peers[fd].out)
+    free(echo.peers[fd].heads)
     free(echo.peers[fd])
     echo.peers[fd] = NULL
 
@@ -151,14 +159,8 @@ cdef void admit(Echo *echo, int listening) noexcept nogil:
     cdef int fd = accept4(listening, NULL, NULL, SOCK_NONBLOCK)
     if fd < 0:
         return
-    if fd >= MOST_FDS:
-        close(fd)
-        return
-    peer = <Peer *>calloc(1, sizeof(Peer))
-    if peer != NULL:
-        peer.out = <uint8_t *>malloc(echo.out_bytes)
-    if peer == NULL or peer.out == NULL:
-        free(peer)
+    peer = <Peer *>calloc(1, sizeof(Peer)) if <size_t>fd < echo.peer_room else NULL
+    if peer == NULL:
         close(fd)
         return
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
@@ -187,35 +189,44 @@ cdef int run(Echo *echo, int listening) noexcept nogil:
                 drop(echo, fd)
 
 
-def serve_echo(int listening, size_t reply_bytes, uint32_t messages, uint32_t depth):
+cdef int fill_layout(Layout *layout, size_t reply_bytes) except -1:
+    if not HEADER <= reply_bytes <= LARGEST_FRAME:
+        raise ValueError(f"replies of {reply_bytes} bytes")
+    layout.reply = <uint8_t *>calloc(1, reply_bytes)
+    if layout.reply == NULL:
+        raise MemoryError()
+    layout.head_bytes = reply_bytes if reply_bytes <= SMALL_REPLY else SEEN
+    layout.rest_bytes = reply_bytes - layout.head_bytes
+    write_u32(layout.reply + AT_SIZE, <uint32_t>reply_bytes)
+    layout.reply[AT_COMMAND] = REPLY
+    return 0
+
+
+def serve_echo(int listening, size_t send_reply_bytes, size_t poll_reply_bytes, uint32_t messages, uint32_t depth):
     """Serve until a signal ends the process.
 
     Args:
         listening: descriptor of a listening TCP socket.
-        reply_bytes: of each reply frame, at least 256.
-        messages: the count that a poll's reply names (reply_bytes 272 or more), else ignored.
+        send_reply_bytes, poll_reply_bytes: of each reply frame, 256 to 64 MiB; polls are all that is no send.
+        messages: the count that a poll's reply names (poll_reply_bytes 272 or more), else ignored.
         depth: requests that a connection has in flight at most; one with more is closed.
 
     Raises:
-        ValueError: reply_bytes below 256. OSError: epoll failed.
+        ValueError: a reply size. OSError: epoll failed.
     """
-    cdef Echo *echo
-    cdef uint32_t size = <uint32_t>reply_bytes
-    if reply_bytes < HEADER:
-        raise ValueError(f"replies of {reply_bytes} bytes")
-    echo = <Echo *>calloc(1, sizeof(Echo))
-    if echo == NULL:
-        raise MemoryError()
-    echo.reply_bytes, echo.out_bytes = reply_bytes, reply_bytes * depth
-    echo.received, echo.reply = <uint8_t *>malloc(RECEIVE_BYTES), <uint8_t *>calloc(1, reply_bytes)
-    if echo.received == NULL or echo.reply == NULL:
-        raise MemoryError()
-    memcpy(echo.reply + AT_SIZE, &size, 4)
-    echo.reply[AT_COMMAND] = REPLY
-    if reply_bytes >= AT_POLL_COUNT + 4:
-        memcpy(echo.reply + AT_POLL_COUNT, &messages, 4)
-    echo.epoll = epoll_create1(0)
+    cdef Echo echo
     cdef int number
+    memset(&echo, 0, sizeof(echo))
+    echo.depth, echo.peer_room = depth, 65536
+    fill_layout(&echo.sends, send_reply_bytes)
+    fill_layout(&echo.others, poll_reply_bytes)
+    if poll_reply_bytes >= POLL_HEAD:
+        write_u32(echo.others.reply + AT_POLL_COUNT, messages)
+    echo.received, echo.vectors = <uint8_t *>malloc(RECEIVE_BYTES), <iovec *>calloc(MOST_VECTORS, sizeof(iovec))
+    echo.peers = <Peer **>calloc(echo.peer_room, sizeof(Peer *))
+    if echo.received == NULL or echo.vectors == NULL or echo.peers == NULL:
+        raise MemoryError()
+    echo.epoll = epoll_create1(0)
     with nogil:
-        number = run(echo, listening)
+        number = run(&echo, listening)
     raise OSError(number, "the echo's epoll failed")

@@ -32,3 +32,10 @@ def cores_beside(taken: Iterable[int]) -> list[int]:
     """Cores that this process may use and that are not taken; all of them when none is left."""
     usable = os.sched_getaffinity(0)
     return sorted(usable - set(taken) or usable)
+
+
+def private_memory_bytes(pid: int) -> int:
+    """Resident memory without what is shared by memfd, such as arenas: RssAnon + RssFile of proc_pid_status(5)."""
+    with open(f"/proc/{pid}/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile"))

@@ -1,142 +1,111 @@
-"""The load's processes: one a connection, started together, measured over one window."""
+"""A load process: logs its connections in, says it is ready, runs the loop over one schedule, gives what it found."""
 
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import os
-import time
-from collections.abc import Sequence
+from array import array
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
-from multiprocessing.process import BaseProcess
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from shardserver.bench.load import LoadResult, run_load
-from shardserver.bench.plan import STREAM, TOPIC, USERNAME, LoadPlan, Measurement, Outcome, Schedule, Shape
-from shardserver.bench.processes import cpu_seconds, sleep_until
-from shardserver.client.batch import encode_batch
+from shardserver.bench.latencies import empty_counts
+from shardserver.bench.load import LoadConnection, LoadCounts, run_load
+from shardserver.bench.plan import DRAIN_S, TOPIC, USERNAME, ConnectionPlan, ProcessPlan
+from shardserver.bench.processes import sleep_until
 from shardserver.client.connection import Connection
 from shardserver.client.requests import POLL_OFFSET_FROM_END
 from shardserver.errors import ShardServerError
 
-START_DELAY_NS = 50_000_000
+# Bytes from the place of the partition (u32) to a poll's end, and to a send's batch.
+POLL_PARTITION_FROM_END, SEND_PARTITION_FROM_BATCH = POLL_OFFSET_FROM_END + 5, 8
+# Of progress, per process, so that no two share a cache line.
+PROGRESS_BYTES = 64
 
 
-class LoadFailedError(ShardServerError):
-    """A load process could not do its work; the text says why."""
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """CLOCK_MONOTONIC, ns: begin, count from, stop beginning requests (MOST_NS: when all have been made)."""
+
+    start_ns: int
+    measure_from_ns: int
+    until_ns: int
 
 
-def make_batch(shape: Shape) -> bytes:
-    """Random payloads, the same for every message."""
-    return encode_batch([os.urandom(shape.message_bytes)] * shape.messages_per_batch)
+class WorkerResult(NamedTuple):
+    sends: LoadCounts
+    polls: LoadCounts
+    send_latencies: array[int]
+    poll_latencies: array[int]
+    acked_messages: array[int]
+    acked_hashes: array[int]
 
 
-def run_worker(plan: LoadPlan, pipe: Pipe) -> None:
-    """A load process, whole: says it is ready, gets a Schedule, gives (LoadResult, None) and latencies, or an error."""
+def run_worker(plan: ProcessPlan, pipe: Pipe, progress: Any, index: int) -> None:
+    """The process, whole. progress: DupFd of PROGRESS_BYTES a process. Through the pipe go (content, error) pairs."""
     try:
-        os.sched_setaffinity(0, plan.cores)
-        with Connection(plan.host, plan.port) as connection:
-            if plan.password is not None:
-                connection.login(USERNAME, plan.password)
-            frame = _frame(plan, connection)
+        os.sched_setaffinity(0, {plan.core})
+        batches = plan.spec.shape.make_batches(plan.seed) if plan.spec.senders else []
+        with ExitStack() as stack, mmap.mmap(progress.detach(), 0) as shared:
+            connections = [_open(stack, plan, one) for one in plan.connections]
             pipe.send((None, None))
-            schedule = pipe.recv()
-            # Anonymous memory: only the pages that latencies reach are ever committed.
-            latencies = memoryview(mmap.mmap(-1, 8 * schedule.capacity)).cast("Q")
-            result = _run(plan, connection, frame, latencies, schedule)
-        pipe.send((tuple(result), None))
-        pipe.send_bytes(latencies[: result.recorded].tobytes())
+            with memoryview(shared)[PROGRESS_BYTES * index :][:PROGRESS_BYTES].cast("Q") as figures:
+                result = _run(plan, connections, batches, pipe.recv(), figures)
+        pipe.send((result, None))
     except (OSError, ShardServerError) as error:
         pipe.send((None, f"{type(error).__name__}: {error}"))
 
 
-def _frame(plan: LoadPlan, connection: Connection) -> bytes:
-    shape = plan.shape
-    if plan.kind == "send":
-        return connection.send_frame(STREAM, TOPIC, plan.partition, make_batch(shape), shape.messages_per_batch)
-    return connection.poll_frame(STREAM, TOPIC, plan.partition, 0, shape.messages_per_batch)
-
-
-def _run(plan: LoadPlan, connection: Connection, frame: bytes, latencies: memoryview, schedule: Schedule) -> LoadResult:
-    sends, follows = plan.kind == "send", plan.kind == "poll" and plan.log_messages == 0
+def _open(stack: ExitStack, plan: ProcessPlan, one: ConnectionPlan) -> LoadConnection:
+    connection = stack.enter_context(Connection(plan.host, plan.port))
+    if plan.password is not None:
+        connection.login(USERNAME, plan.password)
+    if one.sends:
+        frame = connection.send_frame(plan.spec.stream, TOPIC, 0, b"", plan.spec.shape.messages_per_batch)
+        partition_at, offset_at = len(frame) - SEND_PARTITION_FROM_BATCH, 0
+    else:
+        frame = connection.poll_frame(plan.spec.stream, TOPIC, 0, 0, plan.spec.shape.messages_per_batch)
+        partition_at, offset_at = len(frame) - POLL_PARTITION_FROM_END, len(frame) - POLL_OFFSET_FROM_END
     socket = connection.detach_socket()
     socket.setblocking(False)
-    sleep_until(schedule.start_ns)
-    return run_load(
-        socket.fileno(),
-        frame,
-        latencies,
-        depth=1 if follows else plan.shape.depth,
-        measure_from_ns=schedule.measure_from_ns,
-        until_ns=schedule.until_ns,
-        messages_per_request=plan.shape.messages_per_batch if sends else 0,
-        offset_at=0 if sends else len(frame) - POLL_OFFSET_FROM_END,
-        offset_step=plan.shape.messages_per_batch,
-        offset_end=plan.log_messages,
-        follow=follows,
+    return LoadConnection(
+        socket=socket.fileno(),
+        sends=one.sends,
+        number=one.number,
+        frame=frame,
+        depth=one.depth,
+        partition_at=partition_at,
+        offset_at=offset_at,
+        first_partition=one.first_partition,
+        partitions=one.partitions,
+        first_offset=one.first_offset,
+        request_limit=one.request_limit,
     )
 
 
-class LoadGroup:
-    """The load processes of one run. Leaving the context ends them."""
-
-    def __init__(self, plans: Sequence[LoadPlan]) -> None:
-        self._plans = plans
-        self._pipes: list[Pipe] = []
-        self._processes: list[BaseProcess] = []
-
-    def __enter__(self) -> LoadGroup:
-        spawn = multiprocessing.get_context("spawn")
-        for plan in self._plans:
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=run_worker, args=(plan, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for process in self._processes:
-            if error is not None:
-                process.terminate()
-            process.join()
-
-    def run(self, peer_pids: Sequence[int], *, warmup_s: float, seconds: float) -> Outcome:
-        """Start all at once; CPU times are read at both ends of the window. Raises LoadFailedError."""
-        for pipe in self._pipes:
-            _receive(pipe)
-        start = time.monotonic_ns() + START_DELAY_NS
-        measure_from = start + int(warmup_s * 1e9)
-        schedule = Schedule(start, measure_from, measure_from + int(seconds * 1e9))
-        for pipe in self._pipes:
-            pipe.send(schedule)
-        peer_s, load_s = self._cpu_in_window(schedule, peer_pids)
-        kinds: dict[str, Measurement] = {}
-        for plan, pipe in zip(self._plans, self._pipes, strict=True):
-            result = LoadResult(*_receive(pipe))
-            kinds.setdefault(plan.kind, Measurement(schedule.window_s)).add(result, pipe.recv_bytes())
-        return Outcome(schedule.window_s, kinds, peer_s if peer_pids else None, len(peer_pids), load_s)
-
-    def _cpu_in_window(self, schedule: Schedule, peer_pids: Sequence[int]) -> tuple[float, float]:
-        load_pids = [process.pid for process in self._processes if process.pid is not None]
-        sleep_until(schedule.measure_from_ns)
-        try:
-            before = cpu_seconds(peer_pids), cpu_seconds(load_pids)
-            sleep_until(schedule.until_ns)
-            return cpu_seconds(peer_pids) - before[0], cpu_seconds(load_pids) - before[1]
-        except (FileNotFoundError, ProcessLookupError) as error:
-            raise LoadFailedError("a process ended while it was measured") from error
-
-
-def _receive(pipe: Pipe) -> Any:
-    try:
-        content, error = pipe.recv()
-    except EOFError as ended:
-        raise LoadFailedError("a load process ended without a word") from ended
-    if error is not None:
-        raise LoadFailedError(error)
-    return content
+def _run(
+    plan: ProcessPlan, connections: list[LoadConnection], batches: list[bytes], schedule: Schedule, progress: memoryview
+) -> WorkerResult:
+    spec = plan.spec
+    send_latencies, poll_latencies = empty_counts(), empty_counts()
+    acked_messages, acked_hashes = (array("Q", bytes(8 * spec.partitions)) for _ in range(2))
+    sleep_until(schedule.start_ns)
+    sends, polls = run_load(
+        connections,
+        batches,
+        send_latencies=memoryview(send_latencies),
+        poll_latencies=memoryview(poll_latencies),
+        acked_messages=memoryview(acked_messages),
+        acked_hash=memoryview(acked_hashes),
+        progress=progress,
+        start_ns=schedule.start_ns,
+        measure_from_ns=schedule.measure_from_ns,
+        until_ns=schedule.until_ns,
+        drain_ns=int(DRAIN_S * 1e9),
+        interval_ns=plan.interval_ns,
+        messages_per_batch=spec.shape.messages_per_batch,
+        log_messages=spec.log_messages,
+        seed=plan.seed,
+    )
+    return WorkerResult(sends, polls, send_latencies, poll_latencies, acked_messages, acked_hashes)

@@ -24,7 +24,7 @@ from shardserver.protocol.options import OptionValue
 from shardserver.protocol.primitives import Identifier, Reader
 
 OP_LOGIN, OP_READ, OP_SEND = 1, 2, 160
-OP_CREATE_STREAM, OP_DELETE_STREAM, OP_CREATE_TOPIC = 128, 130, 132
+OP_CREATE_STREAM, OP_DELETE_STREAM, OP_CREATE_TOPIC, OP_CREATE_PARTITIONS = 128, 130, 132, 136
 CODE_POLL, CODE_TOPIC = 100, 300
 # Operations with a number of their own, whose reply starts with a result section (README 6.1, framing.md 5).
 METADATA_OPERATIONS = range(128, 150)
@@ -96,6 +96,10 @@ class Connection:
         return Reader(
             self._ask(OP_CREATE_TOPIC, requests.encode_create_topic(stream, name, partitions, options or {}))
         ).u32()
+
+    def create_partitions(self, stream: Identifier, topic: Identifier, count: int) -> None:
+        """Add so many, at most 1000 a request."""
+        self._ask(OP_CREATE_PARTITIONS, wire.identifier(stream) + wire.identifier(topic) + wire.u32(count))
 
     def topic_message_count(self, stream: Identifier, topic: Identifier) -> int:
         """Messages in all partitions. Raises RequestRefusedError(2010) when there is no such topic."""

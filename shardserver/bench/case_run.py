@@ -1,0 +1,95 @@
+"""Measures a case: ours and its ceilings in alternation, then kill -9, restart and a full read-back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardserver.bench.disk_speed import DiskSpeed, measure_disk
+from shardserver.bench.group import run_spec
+from shardserver.bench.outcome import Outcome
+from shardserver.bench.own_server import OwnServer
+from shardserver.bench.peers import Peer, echo
+from shardserver.bench.plan import LoadSpec
+from shardserver.bench.processes import cores_beside
+from shardserver.bench.rows import Case
+from shardserver.bench.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """repeats: windows of `seconds` each, ours and the ceiling in turn."""
+
+    repeats: int
+    seconds: float
+
+    @property
+    def warmup_s(self) -> float:
+        return min(0.5, self.seconds / 4)
+
+
+@dataclass(slots=True)
+class CaseResult:
+    """One entry a repeat in each list that the case has. verified: what was read back, in words."""
+
+    ours: list[Outcome] = field(default_factory=list)
+    echo: list[Outcome] = field(default_factory=list)
+    disk: list[DiskSpeed] = field(default_factory=list)
+    journal_writes: int = 0
+    answered: int = 0
+    faults: list[str] = field(default_factory=list)
+    verified: str = ""
+
+    @property
+    def refused(self) -> int:
+        return sum(one.refused for one in self.ours)
+
+
+def run_case(case: Case, directory: Path, pace: Pace) -> CaseResult:
+    """Raises ShardServerError and OSError of servers, loads and disks that fail."""
+    result = CaseResult()
+    with OwnServer(directory, case.server) as server:
+        session = Session(server.peer, case.server.durability, cores_beside(server.peer.cores))
+        session.create(case.spec.partitions)
+        spec = session.fill(case.spec, case.fill_bytes) if case.fill_bytes else case.spec
+        _measure(case, spec, server, session, directory, pace, result)
+        if spec.senders:
+            session.kill_and_restart(server)
+        result.faults = session.faults(spec)
+        if result.refused:
+            result.faults.append(f"{result.refused} requests were refused")
+        killed = " after kill -9" if spec.senders else ""
+        result.verified = f"{session.acknowledged.total} messages read back{killed}"
+    return result
+
+
+def _measure(
+    case: Case, spec: LoadSpec, server: OwnServer, session: Session, directory: Path, pace: Pace, result: CaseResult
+) -> None:
+    before = _journal_writes(server)
+    with _echo_of(case, spec, server.peer) as beside:
+        for _ in range(pace.repeats):
+            ours = session.run(spec, warmup_s=pace.warmup_s, seconds=pace.seconds)
+            result.ours.append(ours)
+            result.answered += sum(one.answered for one in ours.kinds.values())
+            if beside is not None:
+                echoed = run_spec(spec, beside, session.cores, warmup_s=pace.warmup_s, seconds=pace.seconds)
+                result.echo.append(echoed)
+            if case.disk is not None:
+                result.disk.append(measure_disk(directory, case.disk, pace.seconds))
+    result.journal_writes = _journal_writes(server) - before
+
+
+@contextlib.contextmanager
+def _echo_of(case: Case, spec: LoadSpec, peer: Peer) -> Iterator[Peer | None]:
+    if not case.echo:
+        yield None
+        return
+    with echo(peer.cores, spec) as made:
+        yield made
+
+
+def _journal_writes(server: OwnServer) -> int:
+    return sum(shard["log"]["journal"]["writes"] for shard in server.statistics())

@@ -1,0 +1,185 @@
+"""Rows that take more than one load: memory over many gigabytes, and tail latency while the server tidies up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shardserver.bench.case_run import Pace
+from shardserver.bench.outcome import Outcome
+from shardserver.bench.own_server import OwnServer
+from shardserver.bench.plan import STREAM, LoadSpec, Shape
+from shardserver.bench.processes import cores_beside, private_memory_bytes
+from shardserver.bench.progress import Progress, no_progress
+from shardserver.bench.rows import FSYNC, LARGE, SENDS
+from shardserver.bench.session import Session
+from shardserver.bench.verdict import MET, NOT_MET, NOT_RUN, WRONG, Verdict
+from shardserver.errors import ShardServerError
+
+MIB = 1 << 20
+START_LIMIT_MIB, GROWTH_LIMIT_MIB = 60, 16
+P999_LIMIT = 2.0
+KEPT_BYTES, SEGMENT_BYTES = 2 << 30, 64 << 20
+# A fifth of what the long rows write in all, as 20 GB are of 100.
+DELETED_SHARE = 5
+LATENCY_WINDOW_S = 20.0
+# Ten batches are more than a segment of 1 MiB, so that a partition rolls at its next flush.
+ROLL_SEGMENT_BYTES, ROLL_SHAPE, ROLL_BATCHES, ROLL_PARTITIONS = MIB, Shape.fixed(110, 1000), 10, 1000
+# Sends a partition in the window, so that nearly all roll; with fewer rolls the row has measured nothing and says so.
+ROLL_SENDS, ROLLED_SHARE = 40, 0.8
+
+
+def verdicts(directory: Path, pace: Pace, size_bytes: int) -> Iterator[Verdict]:
+    """size_bytes: written by the memory row. A row that fails is a verdict that says so."""
+    window_s = min(LATENCY_WINDOW_S, 10 * pace.seconds)
+    rows: tuple[tuple[str, Callable[[], Verdict]], ...] = (
+        ("memory of a shard at start", lambda: memory_at_start(directory)),
+        (f"growth over {size_bytes / 1e9:g} GB", lambda: memory_growth(directory, size_bytes)),
+        (
+            "p99.9 at half load, deleting : not",
+            lambda: while_deleting(directory, window_s, size_bytes // DELETED_SHARE),
+        ),
+        ("p99.9 at half load, 1000 rolls : not", lambda: while_rolling(directory, window_s)),
+    )
+    for name, row in rows:
+        try:
+            yield replace(row(), name=name)
+        except (ShardServerError, OSError) as error:
+            yield Verdict(name, "", NOT_RUN, note=f"it failed: {error}")
+
+
+def memory_at_start(directory: Path) -> Verdict:
+    """Private memory: without the arenas, which are shared."""
+    with OwnServer(directory, FSYNC) as server:
+        used = max(map(private_memory_bytes, server.peer.pids)) / MIB
+    return Verdict("", "MiB", MET if used < START_LIMIT_MIB else NOT_MET, used, limit=f"< {START_LIMIT_MIB}")
+
+
+@dataclass
+class MemoryWatch:
+    """A report of a load that notes a process's private memory each second."""
+
+    pid: int
+    samples: list[int] = field(default_factory=list)
+
+    def __call__(self, progress: Progress) -> None:
+        self.samples.append(private_memory_bytes(self.pid))
+
+    def growth_bytes(self) -> int | None:
+        """The last fifth's largest over that of the second fifth: what is allocated once is there by then."""
+        fifth = len(self.samples) // 5
+        if not fifth:
+            return None
+        return max(self.samples[-fifth:]) - max(self.samples[fifth : 2 * fifth])
+
+
+def memory_growth(directory: Path, size_bytes: int) -> Verdict:
+    """Produced with retention on, consumed from the tail at the same time."""
+    spec = LoadSpec(LARGE, senders=8, pollers=8, partitions=8, requests=max(1, size_bytes // LARGE.batch_bytes))
+    with OwnServer(directory, FSYNC) as server:
+        session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
+        session.create(8, max_topic_size=KEPT_BYTES, segment_size=SEGMENT_BYTES)
+        watch = MemoryWatch(server.peer.pids[0])
+        outcome = session.run(spec, report=watch)
+    growth = watch.growth_bytes()
+    consumed = f"{outcome.kinds['poll'].messages} of {outcome.kinds['send'].messages} messages consumed"
+    if growth is None or outcome.refused:
+        return Verdict("", "MiB", NOT_RUN, note=f"{consumed}, {outcome.refused} refused, {len(watch.samples)} samples")
+    state = MET if growth <= GROWTH_LIMIT_MIB * MIB else NOT_MET
+    return Verdict("", "MiB", state, growth / MIB, limit=f"<= {GROWTH_LIMIT_MIB}", note=consumed)
+
+
+def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict:
+    """size_bytes of another stream are deleted from the first second of the second window on."""
+    with OwnServer(directory, FSYNC) as server:
+        cores = cores_beside(server.peer.cores)
+        bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
+        bulk.create(8, segment_size=SEGMENT_BYTES)
+        bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
+        session = Session(server.peer, "fsync", cores)
+        session.create(SENDS.partitions)
+        spec, quiet = _half_load(session, SENDS, window_s)
+        deletion = Once(bulk.delete)
+        busy = session.run(spec, warmup_s=1, seconds=window_s, report=deletion)
+        deletion.join()
+        return _p999(quiet, busy, session, server, SENDS, f"{size_bytes / 1e9:.1f} GB")
+
+
+def while_rolling(directory: Path, window_s: float) -> Verdict:
+    """Every partition's segment is full when the second window begins."""
+    sends = replace(SENDS, partitions=ROLL_PARTITIONS, switches=True)
+    with OwnServer(directory, FSYNC) as server:
+        session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
+        session.create(ROLL_PARTITIONS)
+        spec, quiet = _half_load(session, sends, window_s)
+        session.delete()
+        session = Session(server.peer, "fsync", session.cores)
+        session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
+        filling = LoadSpec(ROLL_SHAPE, pollers=1, partitions=ROLL_PARTITIONS)
+        session.fill(filling, ROLL_PARTITIONS * ROLL_BATCHES * ROLL_SHAPE.batch_bytes)
+        before = _segments(server)
+        assert spec.rate is not None
+        busy = session.run(spec, warmup_s=1, seconds=max(window_s, ROLL_SENDS * ROLL_PARTITIONS / spec.rate))
+        rolled = _segments(server) - before
+        found = _p999(quiet, busy, session, server, sends, f"{rolled} rolled")
+        enough = found.state == WRONG or rolled >= ROLL_PARTITIONS * ROLLED_SHARE
+        return found if enough else replace(found, state=NOT_RUN, note=f"only {rolled} segments rolled")
+
+
+class Once:
+    """A report of a load that does something once, in a thread, at the first of its calls."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:  # the boundary of the thread; raised again by join
+            self._error = error
+
+    def join(self) -> None:
+        """Raises what the action raised, or ShardServerError when there was no call."""
+        if self._thread is None:
+            raise ShardServerError("the load was over before its first second")
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _half_load(session: Session, spec: LoadSpec, window_s: float) -> tuple[LoadSpec, Outcome]:
+    """The open loop at half of what a closed one reaches, and its outcome undisturbed."""
+    reached = session.run(spec, warmup_s=1, seconds=window_s / 4, report=no_progress)
+    half = replace(spec, rate=max(1.0, reached.requests_per_s / 2), depth=16)
+    return half, session.run(half, warmup_s=1, seconds=window_s)
+
+
+def _segments(server: OwnServer) -> int:
+    return sum(one["segments"] for shard in server.statistics() for one in shard["partitions"])
+
+
+def _p999(quiet: Outcome, busy: Outcome, session: Session, server: OwnServer, spec: LoadSpec, note: str) -> Verdict:
+    session.kill_and_restart(server)
+    faults = session.faults(spec)
+    values = [one.kinds["send"].latencies.percentile_ns(99.9) for one in (quiet, busy)]
+    if faults:
+        return Verdict("", "µs p99.9", WRONG, note="; ".join(faults))
+    if values[0] is None or values[1] is None:
+        return Verdict("", "µs p99.9", NOT_RUN, note="too few requests for a p99.9")
+    ratio = values[1] / values[0]
+    state = MET if ratio <= P999_LIMIT else NOT_MET
+    unsent = busy.kinds["send"].unsent
+    note += f", {unsent} due and never begun" if unsent else ""
+    return Verdict(
+        "", "µs p99.9", state, values[1] / 1e3, values[0] / 1e3, ratio, ratio, ratio, f"<= {P999_LIMIT:g}",
+        busy.peer_us_per_request, quiet.peer_us_per_request, note,
+    )  # fmt: skip

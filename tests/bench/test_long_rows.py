@@ -1,0 +1,72 @@
+"""Rows of many gigabytes: what they conclude from what they saw."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shardserver.bench import long_rows
+from shardserver.bench.case_run import Pace
+from shardserver.bench.long_rows import MemoryWatch, Once
+from shardserver.bench.processes import private_memory_bytes
+from shardserver.bench.progress import Progress
+from shardserver.bench.verdict import NOT_RUN
+from shardserver.errors import ShardServerError, StorageError
+
+MOMENT = Progress.begin(0)
+
+
+def test_memory_that_settles_is_no_growth_and_a_leak_is() -> None:
+    settled = MemoryWatch(0, [10, 20, 50, 60, 58, 59, 60, 57, 60, 60])
+    assert settled.growth_bytes() == 0
+    leaking = MemoryWatch(0, list(range(10, 110, 10)))
+    assert leaking.growth_bytes() == 60
+    assert MemoryWatch(0, [1, 2, 3, 4]).growth_bytes() is None
+
+
+def test_private_memory_is_that_of_the_process_without_shared_memory() -> None:
+    before = private_memory_bytes(os.getpid())
+    held = bytearray(os.urandom(32 << 20))
+    assert private_memory_bytes(os.getpid()) >= before + len(held) * 0.9
+    shared = os.memfd_create("shared")
+    try:
+        middle = private_memory_bytes(os.getpid())
+        os.write(shared, held)
+        assert private_memory_bytes(os.getpid()) < middle + len(held) * 0.5
+    finally:
+        os.close(shared)
+
+
+def test_an_action_beside_a_load_runs_once_and_its_error_is_raised() -> None:
+    calls: list[int] = []
+    once = Once(lambda: calls.append(1))
+    once(MOMENT)
+    once(MOMENT)
+    once.join()
+    assert calls == [1]
+
+    def fail() -> None:
+        raise StorageError("gone")
+
+    failing = Once(fail)
+    failing(MOMENT)
+    with pytest.raises(StorageError, match="gone"):
+        failing.join()
+
+
+def test_an_action_that_never_began_is_an_error() -> None:
+    with pytest.raises(ShardServerError, match="first second"):
+        Once(lambda: None).join()
+
+
+def test_a_row_that_fails_says_so_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise StorageError("no room")
+
+    for row in ("memory_at_start", "memory_growth", "while_deleting", "while_rolling"):
+        monkeypatch.setattr(long_rows, row, fail)
+    found = list(long_rows.verdicts(Path(), Pace(1, 0.2), 10**9))
+    assert [one.state for one in found] == [NOT_RUN] * 4
+    assert all(one.name and one.note == "it failed: no room" for one in found)
