@@ -580,7 +580,14 @@ class PartitionLog(PartitionState):
         Raises:
             StorageError: as PartitionReader.read.
         """
-        wanted, offset = memoryview(batch), first
+        try:
+            return await self._find_batch(memoryview(batch), count, first, last, taken)
+        finally:  # nobody reads on from here: what was read ahead would lie in the arena for nothing
+            for segment in self.segments:
+                self.resources.walks.forget(segment)
+
+    async def _find_batch(self, wanted: memoryview, count: int, first: int, last: int, taken: set[int]) -> int | None:
+        offset = first
         while offset < last:
             result = await self.reader.read(offset, MAX_COUNT, self._settings.read_ahead_bytes)
             for stored in result.buffers:

@@ -229,7 +229,7 @@ class ParkedWalks:
         return True
 
     def forget(self, segment: seg.Segment) -> None:
-        """The segment is deleted."""
+        """It is deleted, or nobody reads on in it."""
         for key in [key for key in self._parked if key[0] is segment]:
             del self._parked[key]
 
