@@ -1,0 +1,76 @@
+"""Which sends have a route, and when it is looked for anew."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from shardserver.core import metadata as md
+from shardserver.core.load import LoadMeter
+from shardserver.core.sessions import Connection, Sessions
+from shardserver.errors import NotOwnerError
+from shardserver.net.routes import Routes
+from shardserver.protocol.messages import KIND_BALANCED, KIND_KEY, KIND_PARTITION, SendRequest
+
+
+class World:
+    """Shard 1 of 2; topic `t` of stream `s` has partition 0 on shard 0, and 1 and 2 here."""
+
+    def __init__(self) -> None:
+        self.metadata = md.Metadata()
+        md.apply(self.metadata, md.StreamCreated(0, "s", 1))
+        md.apply(self.metadata, md.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13], [0, 1, 1]))
+        self.gone: set[int] = set()
+        self.load = LoadMeter(lambda: 0.0)
+        local = SimpleNamespace(log_of=self.log_of, append=self.append, load=self.load)
+        self.appended: list[tuple[Any, ...]] = []
+        context: Any = SimpleNamespace(metadata=self.metadata, shards=SimpleNamespace(number=1, local=local))
+        self.routes = Routes(context)
+        sessions = Sessions(1)
+        self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
+        sessions.bind(self.connection, md.ROOT_ID, b"c" * 16)
+
+    def log_of(self, uid: int) -> str:
+        if uid in self.gone:
+            raise NotOwnerError("gone")
+        return f"log {uid}"
+
+    def append(self, *arguments: Any) -> None:
+        self.appended.append(arguments)
+
+
+def key(kind: int = KIND_PARTITION, value: bytes = b"\1\0\0\0", topic: str | int = "t") -> bytes:
+    return SendRequest("s", topic, kind, value, 9, b"").encode()[4:-4]
+
+
+def test_a_partition_of_this_shard_has_a_route_by_name_by_id_and_by_key() -> None:
+    world = World()
+    found = [world.routes.find(world.connection, one) for one in (key(), key(topic=3))]
+    assert found[0] is found[1] and found[0] is not None and found[0].uid == 12
+    found[0].append("block", 1, "done")
+    assert world.appended == [("log 12", "block", 1, "done")]
+    keyed = {getattr(world.routes.find(world.connection, key(KIND_KEY, bytes([n]))), "uid", None) for n in range(20)}
+    assert keyed == {None, 12, 13}
+
+
+def test_there_is_none_for_what_is_elsewhere_unknown_placed_anew_or_refused() -> None:
+    world = World()
+    assert world.routes.find(world.connection, key(value=b"\0\0\0\0")) is None
+    assert world.routes.find(world.connection, key(value=b"\7\0\0\0")) is None
+    assert world.routes.find(world.connection, key(topic="other")) is None
+    assert world.routes.find(world.connection, key(KIND_BALANCED, b"")) is None
+    for raw in (b"", b"\1", key()[:-1], key() + b"\0", bytes(40)):
+        assert world.routes.find(world.connection, raw) is None
+    world.gone.add(12)
+    assert world.routes.find(world.connection, key()) is None
+    world.connection.user_id = 7  # has no permission
+    assert world.routes.find(world.connection, key(value=b"\2\0\0\0")) is None
+    world.connection.session = 0
+    assert world.routes.find(world.connection, key(value=b"\2\0\0\0")) is None
+
+
+def test_a_change_of_metadata_makes_new_routes() -> None:
+    world = World()
+    first = world.routes.find(world.connection, key())
+    md.apply(world.metadata, md.StreamCreated(1, "other", 1))
+    assert world.routes.find(world.connection, key()) is not first
