@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 Buffers = list[bytes | bytearray | memoryview]
 SendDone = Callable[[int | ShardServerError], None]
-PARTITION_INFO_FIELDS = 5
 PartitionFigures = tuple[int, int, int, int, int]  # uid, segments, current offset, bytes, messages
 
 

@@ -25,11 +25,9 @@ class PeerService:
         self._owner = owner
         self.control: dict[int, ControlHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.served = 0
 
     def serve(self, request: Request, answer: Answered) -> None:
         """answer is called once, now or later, whatever happens."""
-        self.served += 1
         try:
             self._start(request, answer)
         except Exception as error:  # the boundary: an error of ours travels, a bug is logged and travels as one

@@ -160,6 +160,6 @@ class FollowerRole:
     async def _serve_event(self, asked: Request) -> bytes:
         try:
             return await self.follower.apply(asked)
-        except Exception as error:
+        except Exception as error:  # whatever it is, this replica is not what all others have
             self._on_broken(error)
             raise
