@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
 from shardserver.core import metadata as md
+from shardserver.core.calls import Operation
+from shardserver.core.peer_service import PeerService
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.protocol.table import Command
+from shardserver.router.peer import Request
 from shardserver.storage.metadata_log import MetadataLog
 from tests.core.shard_world import World, turns, until
 from tests.core.simulated_loop import simulate
+
+
+def when_asked(service: PeerService, operation: Operation) -> asyncio.Event:
+    """Is set when the next control request of this kind has come."""
+    asked, serve = asyncio.Event(), service.control[operation]
+
+    def note(request: Request) -> bytes | Awaitable[bytes]:
+        asked.set()
+        return serve(request)
+
+    service.control[operation] = note
+    return asked
 
 
 def test_a_change_is_in_every_replica_when_it_is_answered() -> None:
@@ -140,9 +156,9 @@ def test_the_next_process_of_a_follower_joins_though_the_join_of_the_former_was_
         await until(order.locked)  # its boot number is being written
         async with order:  # and before it gets its snapshot there is a change that takes long
             world.kill(1)
-            served = world[0].service.served
+            joined = when_asked(world[0].service, Operation.JOIN)
             world.begin(1)
-            await until(lambda: world[0].service.served > served)
+            await until(joined.is_set)
         await world.wait_recovered(world[1])
         await world.create_topic("a", 1)
         await world.check()
