@@ -16,6 +16,7 @@ from shardserver.errors import ShardServerError
 from shardserver.net.wire import Route
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.primitives import u32
+from shardserver.protocol.sends import CallbackTarget
 from shardserver.protocol.table import TABLE, Command
 
 SEND_ROW = TABLE[Command.SEND_MESSAGES]
@@ -48,8 +49,8 @@ class Routes:
             return None
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
-            append = partial(self._context.shards.local.append, log)
-            self._routes[partition.uid] = Route(append, partition.uid, stream.id, topic.id, partition.id)
+            target = CallbackTarget(partial(self._context.shards.local.append, log))
+            self._routes[partition.uid] = Route(target, partition.uid, stream.id, topic.id, partition.id)
         return self._routes[partition.uid]
 
     def _begin_revision(self, revision: int) -> None:

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shardserver.memory.arena cimport Arena
 from shardserver.net.output cimport Output
+from shardserver.protocol.sends cimport Target, Waiter
 
 cdef enum:
     ECHO = 49  # bytes of a request header that its reply gives back: client, checksum, timestamp, request, operation
@@ -29,17 +30,11 @@ cdef struct Slot:  # a request and, once it has completed, its reply
 
 
 cdef class Route:
-    cdef readonly object append
+    cdef readonly Target target
     cdef readonly uint64_t uid
     cdef uint32_t _place[3]
     cdef uint64_t _requests
     cdef uint64_t _bytes
-
-
-cdef class SendReply:
-    cdef Wire _connection
-    cdef uint64_t _number
-    cdef Route _route
 
 
 cdef class FrameReply:
@@ -57,7 +52,7 @@ cdef class WireContext:
     cdef int flush_later(self, Wire wire) except -1
 
 
-cdef class Wire:
+cdef class Wire(Waiter):
     cdef WireContext context
     cdef readonly object owner
     cdef public str close_reason
@@ -94,7 +89,7 @@ cdef class Wire:
     cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0
     cdef int look_at_header(self) except -1
     cdef size_t check_header(self, const uint8_t* raw) except? 0
-    cdef int refuse(self, reason) except -1
+    cdef int close_after_replies(self, reason) except -1
     cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1
     cdef int frame_grew(self, size_t part) except -1
     cdef Slot* slot(self, uint64_t number) noexcept nogil
@@ -110,7 +105,6 @@ cdef class Wire:
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
     ) except -1
     cdef Slot* started(self, uint64_t number) noexcept
-    cdef int answer_send(self, uint64_t number, Route route, uint64_t base) except -1
     cdef int answer_status(self, uint64_t number, uint32_t status) except -1
     cdef int done(self, Slot* slot) except -1
     cdef bint release_first(self) except -1

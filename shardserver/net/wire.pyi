@@ -3,6 +3,7 @@ from typing import Any, Protocol
 
 from shardserver.memory.arena import Arena
 from shardserver.protocol.frame import Frame
+from shardserver.protocol.sends import Target
 
 class Owner(Protocol):
     def start(self, frame: Frame, reply: Callable[[list[bytes | bytearray | memoryview], bool], None]) -> None: ...
@@ -12,10 +13,8 @@ class Owner(Protocol):
 
 class Route:
     uid: int
-    append: Callable[..., None]
-    def __init__(
-        self, append: Callable[..., None], uid: int, stream_id: int, topic_id: int, partition_id: int
-    ) -> None: ...
+    target: Target
+    def __init__(self, target: Target, uid: int, stream_id: int, topic_id: int, partition_id: int) -> None: ...
     def take_load(self) -> tuple[int, int]: ...
 
 class WireContext:

@@ -19,6 +19,7 @@ from shardserver.protocol.frame import Frame, RequestHeader, check_request_heade
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
 from shardserver.protocol.batch cimport verify
+from shardserver.protocol.sends cimport Target, Waiter
 
 cdef extern from "xxhash.h" nogil:
     uint64_t XXH3_64bits(const void *data, size_t length)
@@ -76,11 +77,11 @@ cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogi
 cdef class Route:
     """Where sends with one key (identifiers and partitioning, as their bytes) go, while the metadata has one revision.
 
-    append: takes (block, count, done). requests, bytes: taken since they were last asked for.
+    target: takes the batches. requests, bytes: taken since they were last asked for.
     """
 
-    def __init__(self, append, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id):
-        self.append, self.uid = append, uid
+    def __init__(self, Target target, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id):
+        self.target, self.uid = target, uid
         self._place[0], self._place[1], self._place[2] = stream_id, topic_id, partition_id
 
     def take_load(self):
@@ -88,16 +89,6 @@ cdef class Route:
         taken = (self._requests, self._bytes)
         self._requests = self._bytes = 0
         return taken
-
-
-cdef class SendReply:
-    """The `done` of one send: what its partition calls."""
-
-    def __call__(self, outcome):
-        if isinstance(outcome, int):
-            self._connection.answer_send(self._number, self._route, outcome)
-        else:
-            self._connection.answer_error(self._number, outcome)
 
 
 cdef class FrameReply:
@@ -121,7 +112,7 @@ cdef class WireContext:
         return 0
 
 
-cdef class Wire:
+cdef class Wire(Waiter):
     """Consecutive sends overlap; any other request starts when all earlier ones have completed.
 
     owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None; told `note_local()`, once in a row of sends by
@@ -236,7 +227,7 @@ cdef class Wire:
         if self._head_used < HEADER:
             foreign = name_foreign_protocol((<const char*>self._header)[: min(self._head_used, <size_t>16)])
             if foreign:
-                self.refuse(f"first bytes look like {foreign}")
+                self.close_after_replies(f"first bytes look like {foreign}")
             return 0
         size = self.check_header(self._header)
         if size == 0:
@@ -257,10 +248,10 @@ cdef class Wire:
         try:  # the rare way: the specification says why
             return check_request_header(memoryview((<const char*>raw)[:HEADER]), self._max_frame_bytes)
         except ProtocolError as error:
-            self.refuse(str(error))
+            self.close_after_replies(str(error))
             return 0
 
-    cdef int refuse(self, reason) except -1:
+    cdef int close_after_replies(self, reason) except -1:
         self.close_reason = self.close_reason or reason
         self.due()
         return 0
@@ -410,7 +401,6 @@ cdef class Wire:
         cdef Slot* slot = self.slot(number)
         cdef int code
         cdef Block block
-        cdef SendReply done
         memcpy(slot.echo, raw + CLIENT, ECHO)
         with nogil:
             code = verify(batch, length, count)
@@ -422,17 +412,16 @@ cdef class Wire:
         except ArenaFullError:  # Python makes room, or refuses
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, batch + length - raw))
             return 0
-        done = SendReply.__new__(SendReply)
-        done._connection, done._number, done._route = self, number, route
+        memcpy(slot.place, route._place, 12)
         route._requests += 1
         route._bytes += length
         if not self._is_local:
             self._is_local = True
             self.owner.note_local()
         try:
-            route.append(block, count, done)
+            route.target.take(block, count, self, number)
         except ShardServerError as error:
-            self.answer_error(number, error)
+            self.refuse(number, error)
         return 0
 
     # Replies
@@ -445,12 +434,11 @@ cdef class Wire:
         slot = self.slot(number)
         return slot if slot.state == STARTED else NULL
 
-    cdef int answer_send(self, uint64_t number, Route route, uint64_t base) except -1:
+    cdef int confirm(self, uint64_t number, uint64_t base) except -1:
         cdef Slot* slot = self.started(number)
         if slot == NULL:
             return 0
         slot.base = base
-        memcpy(slot.place, route._place, 12)
         slot.kind = CONFIRMED
         return self.done(slot)
 
@@ -461,8 +449,8 @@ cdef class Wire:
         slot.base, slot.kind = status, STATUS
         return self.done(slot)
 
-    def answer_error(self, uint64_t number, error):
-        self.answer_status(number, self.context.code_of(error))
+    cdef int refuse(self, uint64_t number, error) except -1:
+        return self.answer_status(number, self.context.code_of(error))
 
     def answer_buffers(self, uint64_t number, buffers, closes):
         cdef Slot* slot = self.started(number)

@@ -15,6 +15,7 @@ from shardserver.net.plane import Plane, PlaneConnection
 from shardserver.net.wire import Route
 from shardserver.protocol.frame import HEADER_BYTES, Frame, ReplyHeader, encode_reply_header, encode_request
 from shardserver.protocol.messages import SendReply, SendRequest
+from shardserver.protocol.sends import CallbackTarget
 from tests.batches import make_batch
 
 CLIENT = b"\x05" + bytes(15)
@@ -94,7 +95,7 @@ class Owner:
     def find_route(self, key: bytes) -> Route | None:
         self.lookups += 1
         known = SendRequest(1, "t", 2, (2).to_bytes(4, "little"), 1, b"").encode()[4:-4]
-        return Route(self.server.append, 77, 1, 4, 2) if key == known else None
+        return Route(CallbackTarget(self.server.append), 77, 1, 4, 2) if key == known else None
 
     def note_local(self) -> None:
         self.local += 1

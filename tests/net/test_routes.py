@@ -9,6 +9,7 @@ from shardserver.core import metadata as md
 from shardserver.core.load import LoadMeter
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import NotOwnerError
+from shardserver.memory.heap import heap_arena
 from shardserver.net.routes import Routes
 from shardserver.protocol.messages import KIND_BALANCED, KIND_KEY, KIND_PARTITION, SendRequest
 
@@ -47,8 +48,9 @@ def test_a_partition_of_this_shard_has_a_route_by_name_by_id_and_by_key() -> Non
     world = World()
     found = [world.routes.find(world.connection, one) for one in (key(), key(topic=3))]
     assert found[0] is found[1] and found[0] is not None and found[0].uid == 12
-    found[0].append("block", 1, "done")
-    assert world.appended == [("log 12", "block", 1, "done")]
+    block = heap_arena(1 << 16).copy(b"batch")
+    found[0].target.send(block, 1, print)
+    assert [one[:3] for one in world.appended] == [("log 12", block, 1)]
     keyed = {getattr(world.routes.find(world.connection, key(KIND_KEY, bytes([n]))), "uid", None) for n in range(20)}
     assert keyed == {None, 12, 13}
 

@@ -1,0 +1,22 @@
+"""Sends on their way, for cimport. Docstrings in sends.pyx."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from shardserver.memory.arena cimport Block
+
+
+cdef class Waiter:
+    cdef int confirm(self, uint64_t ticket, uint64_t base) except -1
+    cdef int refuse(self, uint64_t ticket, error) except -1
+
+
+cdef class CallbackWaiter(Waiter):
+    cdef object _done
+
+
+cdef class Target:
+    cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1
+
+
+cdef class CallbackTarget(Target):
+    cdef object _append

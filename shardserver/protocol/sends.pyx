@@ -1,0 +1,76 @@
+"""Sends on their way: who takes a verified batch, and who waits for its base offset.
+
+The layers of the data path meet here: a connection is a waiter, a partition's log or the peer that owns it is a target.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from shardserver.memory.arena cimport Block
+
+
+cdef class Waiter:
+    """Whoever waits for the outcomes of sends. ticket: the waiter's own number of one of them; each ends once."""
+
+    cdef int confirm(self, uint64_t ticket, uint64_t base) except -1:
+        """The batch is as durable as its topic says, and its first message has the offset `base`."""
+        raise NotImplementedError
+
+    cdef int refuse(self, uint64_t ticket, error) except -1:
+        """The batch was not stored, or nobody knows. error: a ShardServerError."""
+        raise NotImplementedError
+
+
+cdef class CallbackWaiter(Waiter):
+    """A waiter of one send: done(base offset, or the error)."""
+
+    def __init__(self, done):
+        self._done = done
+
+    cdef int confirm(self, uint64_t ticket, uint64_t base) except -1:
+        self._done(base)
+        return 0
+
+    cdef int refuse(self, uint64_t ticket, error) except -1:
+        self._done(error)
+        return 0
+
+
+cdef class Target:
+    """Where the batches of one partition go."""
+
+    cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
+        """Take a verified batch of count messages in this process's arena; the waiter hears of it, maybe at once.
+
+        Raises ShardServerError: it was not taken, and the waiter will not hear of it.
+        """
+        raise NotImplementedError
+
+    def send(self, Block batch, uint32_t count, done):
+        """As take, for callers in Python: done(base offset, or the error)."""
+        self.take(batch, count, CallbackWaiter(done), 0)
+
+
+cdef class _Ticket:
+    """The `done` of one send whose target is a callable."""
+
+    cdef Waiter _waiter
+    cdef uint64_t _number
+
+    def __call__(self, outcome):
+        if isinstance(outcome, int):
+            self._waiter.confirm(self._number, outcome)
+        else:
+            self._waiter.refuse(self._number, outcome)
+
+
+cdef class CallbackTarget(Target):
+    """A target in Python: append(batch, count, done)."""
+
+    def __init__(self, append):
+        self._append = append
+
+    cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
+        cdef _Ticket done = _Ticket.__new__(_Ticket)
+        done._waiter, done._number = waiter, ticket
+        self._append(batch, count, done)
+        return 0
