@@ -174,7 +174,7 @@ class Journal:
     ) -> None:
         # A failure leaves in_flight set: nothing may be written behind a write whose fate is unknown.
         staged = self._staging[:length]
-        await write_synced(self._disk, self._faults, current.file, position, staged, on_written)
+        await write_synced(self._disk, self._faults, current.file, position, [staged], on_written)
         self._published_oldest_live = max(self._published_oldest_live, oldest_live)
         self.in_flight = False
 

@@ -7,7 +7,7 @@ and is made again, the same bytes at the same position, when that number has cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardserver.errors import StorageError
@@ -44,14 +44,14 @@ async def write_synced(
     faults: SyncFaults,
     file: File,
     position: int,
-    buffer: memoryview,
+    buffers: Sequence[memoryview],
     on_written: Callable[[], None] | None = None,
 ) -> None:
-    """Write and fdatasync, so that it is durable afterwards. Raises StorageError: its fate is unknown."""
+    """Write buffers back to back and fdatasync: durable afterwards. Raises StorageError: their fate is unknown."""
     while True:
         before = faults.number
         try:
-            await disk.write(file, position, [buffer], sync=True, on_written=on_written)
+            await disk.write(file, position, buffers, sync=True, on_written=on_written)
         except StorageError:
             faults.note()
             raise
