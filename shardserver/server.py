@@ -33,7 +33,7 @@ from shardserver.errors import CorruptionError, ShardServerError, StorageError
 from shardserver.io_uring.choose import open_disk
 from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
-from shardserver.memory.shared import advise_huge, map_memory, map_read_only
+from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.router.peers import Peers
 from shardserver.storage.healing import replace_journal
@@ -152,7 +152,6 @@ class Shard:
     def _on_own(self, own: OwnDescriptors) -> None:
         config, memory = self._config, map_memory(own.arena)
         os.close(own.arena)
-        advise_huge(memory)
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
         self._peers.on_serving = lambda number: self._peer_served.set()

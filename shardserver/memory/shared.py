@@ -7,7 +7,6 @@ same user, who can open it again through /proc.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -31,15 +30,6 @@ def make_memory(name: str, size: int) -> int:
 def map_memory(descriptor: int) -> mmap.mmap:
     """All of it, to read and write. The map holds a duplicate of the descriptor; ours may be closed."""
     return mmap.mmap(descriptor, 0)
-
-
-def advise_huge(memory: mmap.mmap) -> None:
-    """Have large parts of it backed by huge pages where the kernel grants them to who asks (shmem_enabled, THP).
-
-    Then 2 MiB cost one fault, and a direct write pins one page of them and not 512.
-    """
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def map_read_only(descriptor: int) -> mmap.mmap:
