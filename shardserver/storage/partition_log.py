@@ -168,7 +168,7 @@ class PartitionLog(PartitionState):
     async def _write_run(self, entries: list[TailEntry], on_written: Callable[[], None] | None) -> None:
         segment = await self._segment_for_run(entries[0].base_offset)
         assert segment.file is not None
-        run = build_run(entries, self.resources.staging)
+        run = build_run(entries, self.resources.staging, self._settings.whole_bytes)
         self.resources.hooks.before_submit()
         try:
             await write_synced(self._disk, self.resources.faults, segment.file, segment.end, run.buffers, on_written)

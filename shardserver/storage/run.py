@@ -15,8 +15,6 @@ from shardserver.memory.arena import padded
 from shardserver.storage.journal_format import BLOCK_BYTES
 from shardserver.storage.tail import TailEntry
 
-# From here on padding costs 3 % of the space on average; below, a copy costs less than a vector of its own.
-WHOLE_BYTES = 64 * 1024
 LEAST_STAGING_BYTES, KEPT_STAGING_BYTES = 64 * 1024, 16 << 20
 
 
@@ -76,11 +74,11 @@ class Run:
             pool.give_back(staging)
 
 
-def build_run(entries: Iterable[TailEntry], pool: StagingPool) -> Run:
-    """The run that holds the entries, in their order."""
+def build_run(entries: Iterable[TailEntry], pool: StagingPool, whole_bytes: int) -> Run:
+    """The run that holds the entries, in their order. whole_bytes: from so many on a batch is not gathered."""
     run, gathered = Run(), list[TailEntry]()
     for entry in entries:
-        whole = padded(entry.data) if len(entry.data) >= WHOLE_BYTES else None
+        whole = padded(entry.data) if len(entry.data) >= whole_bytes else None
         if whole is None:
             gathered.append(entry)
             continue
