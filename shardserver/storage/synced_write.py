@@ -7,6 +7,7 @@ and is made again, the same bytes at the same position, when that number has cha
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,12 +77,15 @@ async def write_synced(
     on_written: Callable[[], None] | None = None,
 ) -> None:
     """Write buffers back to back and fdatasync: durable afterwards. Raises StorageError: their fate is unknown."""
-    while True:
-        before = faults.number
-        try:
-            await disk.write(file, position, buffers, sync=True, on_written=on_written)
-        except StorageError:
-            faults.note()
-            raise
-        if faults.number == before:
+    outcome: Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(error: StorageError | None) -> None:
+        if outcome.cancelled():
             return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    start_synced_write(disk, faults, file, position, buffers, on_written, ended)
+    await outcome
