@@ -17,8 +17,10 @@ import random
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardserver.errors import DiskFullError, StorageError
+from shardserver.storage.disk import GroupWrite
 
 BLOCK_BYTES = 4096
 SECTOR_BYTES = 512
@@ -105,6 +107,25 @@ class Operation:
     work: Callable[[], object]
     what: str
     node: Node | None
+
+
+async def write_group_by_parts(disk: Any, writes: Sequence[GroupWrite]) -> list[StorageError | None]:
+    """All writes, then the syncs of those that were written, each an operation of its own."""
+    outcomes = await errors_of([disk.write(file, position, buffers) for file, position, buffers in writes])
+    written = [number for number, error in enumerate(outcomes) if error is None]
+    synced = await errors_of([disk.sync(writes[number][0]) for number in written])
+    for number, error in zip(written, synced, strict=True):
+        outcomes[number] = error
+    return outcomes
+
+
+async def errors_of(operations: list[Future]) -> list[StorageError | None]:
+    """What each of them failed with. Raises what is no StorageError."""
+    results = await asyncio.gather(*operations, return_exceptions=True)
+    for one in results:
+        if isinstance(one, BaseException) and not isinstance(one, StorageError):
+            raise one
+    return [one if isinstance(one, StorageError) else None for one in results]
 
 
 class FaultDisk:
@@ -312,6 +333,9 @@ class FaultDisk:
     async def _then_sync(self, written: Future, file: FaultFile) -> None:
         await written
         await self.sync(file)
+
+    def write_group(self, writes: Sequence[GroupWrite]) -> Future:
+        return asyncio.ensure_future(write_group_by_parts(self, writes))
 
     def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future:
         def work() -> int:

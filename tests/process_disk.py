@@ -11,7 +11,8 @@ from typing import Any
 from weakref import WeakSet
 
 from shardserver.errors import DiskFullError, StorageError
-from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node
+from shardserver.storage.disk import GroupWrite
+from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, write_group_by_parts
 
 
 class Locks:
@@ -119,6 +120,9 @@ class ProcessDisk:
     async def _then_sync(self, written: Future[Any], file: FaultFile) -> None:
         await written
         await self.sync(file)
+
+    def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+        return asyncio.ensure_future(write_group_by_parts(self, writes))
 
     def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future[int]:
         return self._do(lambda: self.shared.read(file, position, buffer))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardserver.errors import DiskFullError, StorageError
+from shardserver.io_uring.group import write_group
+from shardserver.storage.disk import GroupWrite
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +111,13 @@ class ThreadDisk:
         self._in_flight: dict[OpenFile, int] = {}
         self._closing: dict[OpenFile, Callable[[], None]] = {}
 
-    def _run(self, what: str, work: Callable[[], T], file: OpenFile | None = None) -> Future[T]:
-        """Start work in a thread. file: what it uses, so that a close waits for it even if nobody else does."""
+    def _run(self, what: str, work: Callable[[], T], *files: OpenFile) -> Future[T]:
+        """Start work in a thread. files: what it uses, so that a close waits for it even if nobody else does."""
         loop = asyncio.get_running_loop()
         outcome: Future[T] = loop.create_future()
 
         def finish(result: T | None, error: StorageError | None) -> None:
-            if file is not None:
+            for file in files:
                 self._leave(file)
             if outcome.done():  # cancelled: needs no answer
                 return
@@ -133,7 +135,7 @@ class ThreadDisk:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(finish, result, failure)
 
-        if file is not None:
+        for file in files:
             self._enter(file)
         self._pool.submit(in_thread)
         return outcome
@@ -185,6 +187,15 @@ class ThreadDisk:
 
         return self._run(f"write {file.path}", work, file)
 
+    def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+        group = [(file.descriptor, position, list(buffers)) for file, position, buffers in writes]
+        paths = [file.path for file, _, _ in writes]
+
+        def work() -> list[StorageError | None]:
+            return [_group_error(number, path) for number, path in zip(write_group(group), paths, strict=True)]
+
+        return self._run("write a group", work, *(file for file, _, _ in writes))
+
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
         return self._run(f"read {file.path}", lambda: read_whole(file, position, buffer), file)
 
@@ -223,6 +234,10 @@ class ThreadDisk:
         self._pool.shutdown(wait=True)
         outcome.set_result(None)
         return outcome
+
+
+def _group_error(number: int, path: str) -> StorageError | None:
+    return storage_error(OSError(number, os.strerror(number)), f"write and sync {path}") if number else None
 
 
 def _hand_on(done: Future[None], outcome: Future[None]) -> None:

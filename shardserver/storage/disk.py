@@ -16,6 +16,8 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from shardserver.errors import StorageError
+
 
 class OpenFile(Protocol):
     """An open file. Made by Disk.open only, and given back only to the Disk that made it."""
@@ -31,6 +33,8 @@ class OpenFile(Protocol):
 
 # Each engine takes only its own files, which a Protocol cannot say.
 File: TypeAlias = Any
+# file, position, buffers that are written back to back there
+GroupWrite: TypeAlias = tuple[File, int, Sequence[memoryview]]
 
 
 class Disk(Protocol):
@@ -72,6 +76,14 @@ class Disk(Protocol):
 
         The future completes when all asked for is done. on_written is called (on the loop, before the
         future completes) as soon as the device has taken the whole write, sync or not.
+        """
+        ...
+
+    def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+        """Write into several files, then sync each of them; a file may be in it once.
+
+        Gives an error for each that was not written or not synced, else None. In the background: none of it is as
+        urgent as a write.
         """
         ...
 

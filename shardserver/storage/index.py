@@ -32,6 +32,10 @@ class SparseIndex:
     positions: list[int] = field(default_factory=list)
     timestamps: list[int] = field(default_factory=list)
 
+    def next_mark(self, end: int) -> int:
+        """How many bytes behind position `end` the next entry is due."""
+        return max(0, self.positions[-1] + INDEX_INTERVAL_BYTES - end) if self.positions else 0
+
     def add(self, offset: int, position: int, timestamp: int) -> None:
         if not self.positions or position - self.positions[-1] >= INDEX_INTERVAL_BYTES:
             self.offsets.append(offset)

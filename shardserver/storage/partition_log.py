@@ -25,11 +25,12 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
+from shardserver.storage.flush import FlushWrite, flush_group
+from shardserver.storage.gather import build_run
 from shardserver.storage.index import index_path, write_index
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
-from shardserver.storage.run import build_run
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.synced_write import write_synced
 from shardserver.storage.tail import TailEntry
@@ -71,6 +72,7 @@ class PartitionLog(PartitionState):
         self._turn = turn
         self._idle = asyncio.Event()
         self._idle.set()
+        self._flush_aim = 0
         self._roll_due = False
         self._failed = False
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
@@ -102,8 +104,8 @@ class PartitionLog(PartitionState):
         try:
             self.stamp_waiting(most_bytes)
             end = self.next_offset
-            entries = list(self.tail.from_offset(self.flushed_end))
-            await self._write_run(entries, on_written=lambda: self.note_written(end))
+            if self.flushed_end < end:  # else what waited was refused meanwhile
+                await self._write_run(end, on_written=lambda: self.note_written(end))
             self.journaled_end = max(self.journaled_end, end)
             self.note_durable(end)
         except StorageError as error:
@@ -124,26 +126,46 @@ class PartitionLog(PartitionState):
         Raises:
             StorageError: the run failed; the bytes stay in memory and in the journal.
         """
-        await self.end_run()
+        self.aim_flush()
+        while (error := (await flush_group(self.resources, [self]))[0]) is None and self.has_unflushed:
+            pass
+        if error is not None:
+            raise error
+
+    def aim_flush(self) -> None:
+        """What is acknowledged now is to be flushed; what comes later need not be, or a flush under load would not end."""
+        self._flush_aim = self._flush_limit
+
+    @property
+    def has_unflushed(self) -> bool:
+        """Of what aim_flush meant."""
+        return self.flushed_end < self._flush_aim
+
+    @property
+    def _flush_limit(self) -> int:
+        return self.next_offset if self.is_memory else self.durable_end
+
+    def begin_flush(self) -> None:
+        """No other run is in flight, and none begins before the end of this one. Every begin has its end_flush."""
+        assert not self.running
         self._begin_run(Running.FLUSH)
+
+    async def build_flush(self) -> FlushWrite | None:
+        """What is to be written; None: nothing. Raises StorageError: there is no segment to write it into."""
+        if self.flushed_end >= self._flush_limit:
+            return None
+        return await self._build_write(self._flush_limit, self._settings.flush_run_bytes)
+
+    async def end_flush(self, write: FlushWrite | None, error: StorageError | None) -> None:
+        """error: why it was not built, or not written or synced."""
         try:
-            limit = self.next_offset if self.is_memory else self.durable_end
-            while self.flushed_end < limit:
-                await self._write_run(self._flush_entries(limit), on_written=None)
+            if write is not None:
+                await self._end_write(write, error)
+            if write is not None and error is None:
                 self.journaled_end = max(self.journaled_end, self.flushed_end)
                 self.note_durable(self.flushed_end)
         finally:
             self._end_run()
-
-    def _flush_entries(self, limit: int) -> list[TailEntry]:
-        taken: list[TailEntry] = []
-        total = 0
-        for entry in self.tail.from_offset(self.flushed_end):
-            if entry.end_offset > limit or (taken and total + len(entry.data) > self._settings.flush_run_bytes):
-                break
-            taken.append(entry)
-            total += len(entry.data)
-        return taken
 
     def roll_at_next_run(self) -> None:
         self._roll_due = True
@@ -165,22 +187,38 @@ class PartitionLog(PartitionState):
         else:
             self._turn.mark_dirty(self)
 
-    async def _write_run(self, entries: list[TailEntry], on_written: Callable[[], None] | None) -> None:
-        segment = await self._segment_for_run(entries[0].base_offset)
-        assert segment.file is not None
-        run = build_run(entries, self.resources.staging, self._settings.whole_bytes)
+    async def _build_write(self, limit: int, most_bytes: int) -> FlushWrite:
+        """Of what is in no segment yet: most_bytes of it, below the offset limit."""
+        segment = await self._segment_for_run(self.flushed_end)
+        pool, mark_from = self.resources.staging, segment.index.next_mark(segment.end)
+        whole_bytes = self._settings.whole_bytes
+        return FlushWrite(
+            segment, build_run(self.tail, self.flushed_end, limit, most_bytes, pool, whole_bytes, mark_from)
+        )
+
+    async def _write_run(self, limit: int, on_written: Callable[[], None]) -> None:
+        write = await self._build_write(limit, MAX_COUNT)
+        segment, error = write.segment, None
         self.resources.hooks.before_submit()
         try:
-            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, run.buffers, on_written)
-        except StorageError as error:
-            run.give_back(self.resources.staging)
-            await self._cut_failed_run(segment, error)
-            raise
+            buffers = write.run.buffers
+            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, buffers, on_written)
+        except StorageError as failure:
+            error = failure
+        await self._end_write(write, error)
+        if error is not None:
+            raise error
+
+    async def _end_write(self, write: FlushWrite, error: StorageError | None) -> None:
+        segment, run = write.segment, write.run
         run.give_back(self.resources.staging)
-        for entry, place in zip(entries, run.places, strict=True):
-            segment.index.add(entry.base_offset, segment.end + place, entry.timestamp)
+        if error is not None:
+            await self._cut_failed_run(segment, error)
+            return
+        for base_offset, place, timestamp in run.marks:
+            segment.index.add(base_offset, segment.end + place, timestamp)
         segment.end += run.size_bytes
-        self.flushed_end = entries[-1].end_offset
+        self.flushed_end = run.end_offset
 
     async def _cut_failed_run(self, segment: seg.Segment, error: StorageError) -> None:
         """Cut physically, or a whole leftover of this run could revive (storage rule 4).

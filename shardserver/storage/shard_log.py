@@ -25,6 +25,7 @@ from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.committed_offsets import CommittedOffsets, OffsetRecord
+from shardserver.storage.flush import flush_group, take_group
 from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
 from shardserver.storage.journal import Journal, JournalStatistics
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
@@ -38,7 +39,6 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-FLUSH_CONCURRENCY = 4
 RING_BYTES_PER_PARTITION = 64 * 1024
 # In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
 # beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
@@ -267,11 +267,12 @@ class ShardLog:
             log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
             partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
         self._bulk_bytes -= size
-        self._after_run(partition)
+        self._note_run(partition)
+        self._evict_after_runs()
         if self._turn.dirty:
             self._schedule_turn()
 
-    def _after_run(self, partition: PartitionLog) -> None:
+    def _note_run(self, partition: PartitionLog) -> None:
         self._unpin(partition)
         sequence = partition.oldest_unflushed_sequence()
         if self.serves(partition):
@@ -283,6 +284,8 @@ class ShardLog:
                 saving = self._track(self._save_index(partition, segment))
                 partition.index_saves.add(saving)
                 saving.add_done_callback(partition.index_saves.discard)
+
+    def _evict_after_runs(self) -> None:
         self._may_evict = True
         self._turn.evict_to(self._settings.tail_bytes)
         self._progress.set()
@@ -496,21 +499,33 @@ class ShardLog:
             await self._snapshot_offsets()
 
     async def _flush_partitions(self, partitions: list[PartitionLog]) -> None:
-        gate = asyncio.Semaphore(FLUSH_CONCURRENCY)
+        """Raises the StorageError of one that could not be flushed; the others are."""
+        failed: StorageError | None = None
+        for one in partitions:
+            one.aim_flush()
+        left = deque(partitions)
+        while left:
+            group, nothing = take_group(left)
+            for one in nothing:
+                self._note_run(one)
+            if group:
+                errors = await flush_group(self.resources, group)
+                self._end_group(group, errors, left)
+                failed = failed or next((error for error in errors if error is not None), None)
+            elif left:
+                await left[0].end_run()
+        self._evict_after_runs()
+        if failed is not None:
+            raise failed
 
-        async def flush(partition: PartitionLog) -> None:
-            async with gate:
-                try:
-                    await partition.flush()
-                finally:
-                    self._progress.set()
+    def _end_group(
+        self, group: list[PartitionLog], errors: list[StorageError | None], left: deque[PartitionLog]
+    ) -> None:
+        for one, error in zip(group, errors, strict=True):
+            if error is None:
                 self._flushes += 1
-                self._after_run(partition)
-
-        results = await asyncio.gather(*(flush(one) for one in partitions), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+                left.append(one)  # a group takes a bounded part of it
+        self._progress.set()
 
     async def _snapshot_offsets(self) -> None:
         """Records of files before `covered` are in the snapshot; those of `covered` itself are replayed once more."""
@@ -637,7 +652,8 @@ class ShardLog:
                 return
             self._progress.clear()
             with contextlib.suppress(TimeoutError):  # who fences a partition from outside tells nobody
-                await asyncio.wait_for(self._progress.wait(), DRAIN_LOOK_S)
+                async with asyncio.timeout(DRAIN_LOOK_S):  # wait_for may swallow a cancellation
+                    await self._progress.wait()
 
     async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
         """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""

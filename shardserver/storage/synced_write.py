@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardserver.errors import StorageError
-from shardserver.storage.disk import Disk, File
+from shardserver.storage.disk import Disk, File, GroupWrite
 
 Ended = Callable[[StorageError | None], None]
 
@@ -89,3 +89,18 @@ async def write_synced(
 
     start_synced_write(disk, faults, file, position, buffers, on_written, ended)
     await outcome
+
+
+async def write_group_synced(disk: Disk, faults: SyncFaults, writes: Sequence[GroupWrite]) -> list[StorageError | None]:
+    """Write into several files and sync each, as durable as by write_synced; an error for each that is not."""
+    outcomes: list[StorageError | None] = [None] * len(writes)
+    left = list(range(len(writes)))
+    while left:
+        before = faults.number
+        results = await disk.write_group([writes[number] for number in left])
+        for number, error in zip(left, results, strict=True):
+            outcomes[number] = error
+            if error is not None:
+                faults.note()
+        left = [number for number in left if outcomes[number] is None] if faults.number != before else []
+    return outcomes

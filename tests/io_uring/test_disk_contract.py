@@ -205,3 +205,37 @@ def test_a_lock_is_held_until_close_and_the_next_opener_waits_for_it(kind: str, 
         await disk.shut_down()
 
     asyncio.run(body())
+
+
+def test_a_group_is_written_and_an_error_is_of_its_file_alone(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        files = [await disk.open(f"{directory}/{name}", create=True) for name in "abc"]
+        parts = [[pattern(2, number), pattern(1, number + 3)] for number in range(3)]
+        group = [(file, BLOCK * number, parts[number]) for number, file in enumerate(files)]
+        assert await disk.write_group(group) == [None, None, None]
+        found = aligned_buffer(3 * BLOCK)
+        for number, file in enumerate(files):
+            assert await disk.read(file, BLOCK * number, found) == 3 * BLOCK
+            assert found == b"".join(parts[number])
+        assert await disk.write_group([]) == []
+        for file in files:
+            await disk.close(file)
+
+    check(body)
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_a_group_with_no_room_in_one_file_writes_the_others(kind: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        disk = make_engine(kind)
+        full = await disk.open("/dev/full", direct=False, lock=False)
+        good = await disk.open(str(tmp_path / "good"), create=True)
+        group = [(full, 0, [pattern(1)]), (good, 0, [pattern(1, 5)]), (full, BLOCK, [pattern(1), pattern(1)])]
+        errors = await disk.write_group(group)
+        assert [type(one) for one in errors] == [DiskFullError, type(None), DiskFullError]
+        assert errors[0].errno == errno.ENOSPC and await disk.file_bytes(good) == BLOCK
+        for file in (full, good):
+            await disk.close(file)
+        await disk.shut_down()
+
+    asyncio.run(body())

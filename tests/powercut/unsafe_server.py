@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 
 import shardserver.server
 from shardserver.cli.main import main
-from shardserver.io_uring.threads import OpenFile, ThreadDisk
+from shardserver.errors import StorageError
+from shardserver.io_uring.threads import OpenFile, ThreadDisk, write_whole
+from shardserver.storage.disk import GroupWrite
 
 
 class UnsafeDisk(ThreadDisk):
@@ -33,6 +35,14 @@ class UnsafeDisk(ThreadDisk):
         on_written: Callable[[], None] | None = None,
     ) -> Future[None]:
         return super().write(file, position, buffers, on_written=on_written)
+
+    def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+        def work() -> list[StorageError | None]:
+            for file, position, buffers in writes:
+                write_whole(file, position, buffers)
+            return [None] * len(writes)
+
+        return self._run("write, no sync", work)
 
     def sync(self, file: OpenFile) -> Future[None]:
         return self._run("no sync", lambda: None)

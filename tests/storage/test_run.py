@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserver.memory.heap import heap_arena
+from shardserver.storage import gather, gather_python, tail, tail_python
 from shardserver.storage import run as runs
-from shardserver.storage.run import StagingPool, build_run
-from shardserver.storage.tail import TailEntry
+from shardserver.storage.index import INDEX_INTERVAL_BYTES
+from shardserver.storage.run import StagingPool
+from shardserver.storage.tail_python import TailEntry
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import SETTINGS, abandon, append, open_logs, read_numbers
 
@@ -20,36 +24,62 @@ SIZES = st.one_of(st.integers(1, 9000), st.integers(WHOLE - 1, WHOLE + 9000))
 POOL = StagingPool()  # one for all examples: what an earlier run left in it may show up nowhere
 
 
-def entry(number: int, data: object) -> TailEntry:
-    return TailEntry(number, 1, 0, data)
+def tail_of(module: Any, datas: list[Any]) -> Any:
+    tail = module.Tail(module.TailTotal())
+    for number, data in enumerate(datas):
+        tail.append(TailEntry(number, 1, 1000 + number, data))
+    return tail
 
 
-@given(st.lists(st.tuples(SIZES, st.booleans()), min_size=1, max_size=12))
-def test_a_run_holds_its_batches_in_order_and_zeros_between(drawn: list[tuple[int, bool]]) -> None:
+FORMS = pytest.mark.parametrize(
+    "tails, gather", [(tail, gather), (tail_python, gather_python)], ids=["compiled", "plain"]
+)
+
+
+@FORMS
+@given(
+    drawn=st.lists(st.tuples(SIZES, st.booleans()), min_size=1, max_size=12),
+    start=st.integers(0, 11),
+    limit=st.integers(1, 12),
+    most_bytes=st.integers(0, 200_000),
+    mark_from=st.integers(0, 100_000),
+)
+def test_a_run_holds_its_batches_in_order_and_zeros_between(
+    tails: Any, gather: Any, drawn: list[tuple[int, bool]], start: int, limit: int, most_bytes: int, mark_from: int
+) -> None:
     arena = heap_arena(4 << 20)
     batches = [bytes([number + 1]) * size for number, (size, _) in enumerate(drawn)]
     datas = [
         arena.copy(batch) if in_arena else bytearray(batch) for batch, (_, in_arena) in zip(batches, drawn, strict=True)
     ]
-    run = build_run([entry(number, data) for number, data in enumerate(datas)], POOL, WHOLE)
-    expected, position = bytearray(), 0
-    for batch, data, (_, in_arena), place in zip(batches, datas, drawn, run.places, strict=True):
+    run = gather.build_run(tail_of(tails, datas), start, limit, most_bytes, POOL, WHOLE, mark_from)
+    expected, position, taken, marks, end = bytearray(), 0, 0, [], start
+    for number in range(start, min(limit, len(drawn))):
+        batch, data, in_arena = batches[number], datas[number], drawn[number][1]
+        if taken and taken + len(batch) > most_bytes:
+            break
+        taken, end = taken + len(batch), number + 1
         is_whole = in_arena and len(batch) >= WHOLE
         position = -(-position // BLOCK) * BLOCK if is_whole else position
-        assert place == position and (not is_whole or arena.position_of(data) % BLOCK == 0)
+        assert not is_whole or arena.position_of(data) % BLOCK == 0
+        if position >= mark_from:
+            marks.append((number, position, 1000 + number))
+            mark_from = position + INDEX_INTERVAL_BYTES
         expected += bytes(position - len(expected)) + batch
         position = -(-len(expected) // BLOCK) * BLOCK if is_whole else len(expected)
     expected += bytes(-len(expected) % BLOCK)
-    assert b"".join(run.buffers) == expected and run.size_bytes == len(expected)
+    assert b"".join(run.buffers) == expected and (run.size_bytes, run.end_offset) == (len(expected), end)
+    assert run.marks == marks
     assert all(len(one) % BLOCK == 0 for one in run.buffers)
     run.give_back(POOL)
 
 
-def test_a_large_batch_is_not_copied_and_its_block_lives_as_long_as_the_run() -> None:
+@FORMS
+def test_a_large_batch_is_not_copied_and_its_block_lives_as_long_as_the_run(tails: Any, gather: Any) -> None:
     arena = heap_arena(1 << 20)
     block = arena.copy(b"x" * (WHOLE + 1))
     position = block.position
-    run = build_run([entry(0, block)], POOL, WHOLE)
+    run = gather.build_run(tail_of(tails, [block]), 0, 1, 0, POOL, WHOLE, 0)
     assert arena.position_of(run.buffers[0]) == position
     del block
     assert arena.used_bytes > 0
