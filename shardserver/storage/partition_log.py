@@ -133,7 +133,7 @@ class PartitionLog(PartitionState):
             raise error
 
     def aim_flush(self) -> None:
-        """What is acknowledged now is to be flushed; what comes later need not be, or a flush under load would not end."""
+        """What is acknowledged now is to be flushed. What comes later need not be: a flush under load has to end."""
         self._flush_aim = self._flush_limit
 
     @property
