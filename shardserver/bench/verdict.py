@@ -18,7 +18,7 @@ MET, NOT_MET, LOAD_BOUND, SUSPECT, WRONG, NOT_RUN = (
     "not met",
     "load-bound",
     "echo-suspect",
-    "WRONG DATA",
+    "WRONG",
     "not run",
 )
 
