@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from shardserver.bench.case_run import Pace
 from shardserver.bench.outcome import Outcome
 from shardserver.bench.own_server import OwnServer
 from shardserver.bench.plan import STREAM, LoadSpec, Shape
-from shardserver.bench.processes import cores_beside, private_memory_bytes
+from shardserver.bench.processes import cores_beside, cpu_seconds, private_memory_bytes
 from shardserver.bench.progress import Progress, no_progress
 from shardserver.bench.rows import FSYNC, LARGE, SENDS
 from shardserver.bench.session import Session
@@ -29,6 +30,8 @@ LATENCY_WINDOW_S = 20.0
 ROLL_SEGMENT_BYTES, ROLL_SHAPE, ROLL_BATCHES, ROLL_PARTITIONS = MIB, Shape.fixed(110, 1000), 10, 1000
 # Sends a partition in the window, so that nearly all roll; with fewer rolls the row has measured nothing and says so.
 ROLL_SENDS, ROLLED_SHARE = 40, 0.8
+# A server that used less of its core than this in a second has nothing left to do.
+IDLE_SHARE, SETTLE_LIMIT_S = 0.05, 60
 
 
 def verdicts(directory: Path, pace: Pace, size_bytes: int) -> Iterator[Verdict]:
@@ -98,6 +101,7 @@ def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict
         bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
         bulk.create(8, segment_size=SEGMENT_BYTES)
         bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
+        settle(server.peer.pids)
         session = Session(server.peer, "fsync", cores)
         session.create(SENDS.partitions)
         spec, quiet = _half_load(session, SENDS, window_s)
@@ -119,6 +123,7 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
         session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
         filling = LoadSpec(ROLL_SHAPE, pollers=1, partitions=ROLL_PARTITIONS)
         session.fill(filling, ROLL_PARTITIONS * ROLL_BATCHES * ROLL_SHAPE.batch_bytes)
+        settle(server.peer.pids)
         before = _segments(server)
         assert spec.rate is not None
         busy = session.run(spec, warmup_s=1, seconds=max(window_s, ROLL_SENDS * ROLL_PARTITIONS / spec.rate))
@@ -126,6 +131,21 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
         found = _p999(quiet, busy, session, server, sends, f"{rolled} rolled")
         enough = found.state == WRONG or rolled >= ROLL_PARTITIONS * ROLLED_SHARE
         return found if enough else replace(found, state=NOT_RUN, note=f"only {rolled} segments rolled")
+
+
+def settle(pids: Sequence[int], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Until these processes have been idle for a second: what a window finds is then not of what was before it.
+
+    Raises ShardServerError after SETTLE_LIMIT_S.
+    """
+    before = cpu_seconds(pids)
+    for _ in range(SETTLE_LIMIT_S):
+        sleep(1)
+        now = cpu_seconds(pids)
+        if now - before < IDLE_SHARE * len(pids):
+            return
+        before = now
+    raise ShardServerError(f"the server was still busy {SETTLE_LIMIT_S} s after the load")
 
 
 class Once:

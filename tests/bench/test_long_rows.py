@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -37,6 +38,20 @@ def test_private_memory_is_that_of_the_process_without_shared_memory() -> None:
         assert private_memory_bytes(os.getpid()) < middle + len(held) * 0.5
     finally:
         os.close(shared)
+
+
+def test_a_window_begins_once_the_server_has_nothing_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, slept = iter([10.0, 10.9, 11.0, 11.01]), list[float]()
+    monkeypatch.setattr(long_rows, "cpu_seconds", lambda pids: next(used))
+    long_rows.settle([7], slept.append)
+    assert slept == [1, 1, 1]
+
+
+def test_a_server_that_never_rests_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = itertools.count()
+    monkeypatch.setattr(long_rows, "cpu_seconds", lambda pids: next(busy))
+    with pytest.raises(ShardServerError, match="still busy"):
+        long_rows.settle([7], lambda seconds: None)
 
 
 def test_an_action_beside_a_load_runs_once_and_its_error_is_raised() -> None:
