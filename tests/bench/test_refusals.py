@@ -25,9 +25,10 @@ from shardserver.errors import Code
 from shardserver.protocol.batch import verify_batch
 from shardserver.protocol.options import OptionValue
 from shardserver.protocol.permissions import Permissions
-from tests.bench import server_with_users
 from tests.server_process import PASSWORD, ServerProcess
 
+# Named, not imported: in this process it would change what other tests see.
+SERVER_WITH_USERS, STALE_ROUTES = "tests.bench.server_with_users", "STALE_ROUTES"
 SHAPE = Shape.fixed(3, 10)
 
 
@@ -196,8 +197,8 @@ def test_a_row_of_a_server_that_skips_a_check_is_wrong(tmp_path: Path, monkeypat
 
 
 def probed_with_users(directory: Path, *flags: str, stale_routes: bool = False) -> Refusals:
-    server = ServerProcess(directory / "data", *flags, module=server_with_users.__name__)
-    os.environ[server_with_users.STALE_ROUTES] = str(int(stale_routes))
+    server = ServerProcess(directory / "data", *flags, module=SERVER_WITH_USERS)
+    os.environ[STALE_ROUTES] = str(int(stale_routes))
     try:
         server.start()
         host, port = str(server.wait_ready()["tcp"]).rsplit(":", 1)
@@ -206,7 +207,7 @@ def probed_with_users(directory: Path, *flags: str, stale_routes: bool = False) 
         assert server.stop() == 0
         return found
     finally:
-        del os.environ[server_with_users.STALE_ROUTES]
+        del os.environ[STALE_ROUTES]
         server.kill()
 
 
