@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test scale-test fault-test powercut-test bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -22,6 +22,9 @@ lint: setup ## Style
 
 types: setup ## Strict types
 	@$(BIN)/mypy
+
+sanitize: setup ## Tests of the compiled parts with checks, AddressSanitizer and UBSan, about 15 minutes
+	@sh scripts/sanitize
 
 crash-test: setup ## kill -9 of shards and of the whole under load, SECONDS=60
 	@$(BIN)/python -m tests.crash.crash_test --seconds $(SECONDS)

@@ -13,7 +13,7 @@ at another offset changes it.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from shardserver.bench.wire cimport read_u64, write_u64
+from shardserver.protocol.little_endian cimport read_u64, write_u64
 
 cdef extern from "xxhash.h" nogil:
     ctypedef struct XXH3_state_t:

@@ -1,9 +1,12 @@
-"""Measures a case: ours and its ceilings in alternation, then kill -9, restart and a full read-back."""
+"""Measures a case: ours and its ceilings in alternation, then what a server must refuse, kill -9, restart and a full
+read-back.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +17,12 @@ from shardserver.bench.own_server import OwnServer
 from shardserver.bench.peers import Peer, echo
 from shardserver.bench.plan import LoadSpec
 from shardserver.bench.processes import cores_beside
+from shardserver.bench.refusals import probe_refusals
 from shardserver.bench.rows import Case
 from shardserver.bench.session import Session
+
+# The probes of refusals.py take less; under it they meet a server that is busy.
+REFUSALS_LOAD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +62,28 @@ def run_case(case: Case, directory: Path, pace: Pace) -> CaseResult:
         session.create(case.spec.partitions)
         spec = session.fill(case.spec, case.fill_bytes) if case.fill_bytes else case.spec
         _measure(case, spec, server, session, directory, pace, result)
+        notes: list[str] = []
         if spec.senders:
+            notes = _probe_refusals(spec, session, result)
             session.kill_and_restart(server)
-        result.faults = session.faults(spec)
+        result.faults += session.faults(spec)
         if result.refused:
             result.faults.append(f"{result.refused} requests were refused")
         killed = " after kill -9" if spec.senders else ""
-        result.verified = f"{session.acknowledged.total} messages read back{killed}"
+        result.verified = "; ".join([f"{session.acknowledged.total} messages read back{killed}", *notes])
     return result
+
+
+def _probe_refusals(spec: LoadSpec, session: Session, result: CaseResult) -> list[str]:
+    """Beside the row's load, which is not measured but read back. Gives what could not be asked for."""
+    with ThreadPoolExecutor(1) as pool:
+        probing = pool.submit(probe_refusals, session.connect, spec.shape, session.durability_option)
+        beside = session.run(spec, seconds=REFUSALS_LOAD_S)
+        found = probing.result()
+    result.faults += found.faults
+    if beside.refused:
+        result.faults.append(f"{beside.refused} requests were refused beside the probes")
+    return found.notes
 
 
 def _measure(

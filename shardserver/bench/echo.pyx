@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 from shardserver.bench.wire cimport *
+from shardserver.protocol.little_endian cimport read_u32, write_u32
 
 DEF SMALL_REPLY = 4096
 DEF EVENTS = 256

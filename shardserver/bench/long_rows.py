@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from xxhash import xxh3_64_intdigest
+
 from shardserver.bench.case_run import Pace
-from shardserver.bench.outcome import Outcome
+from shardserver.bench.outcome import Acknowledged, Outcome
 from shardserver.bench.own_server import OwnServer
-from shardserver.bench.plan import STREAM, LoadSpec, Shape
-from shardserver.bench.processes import cores_beside, private_memory_bytes
+from shardserver.bench.plan import BATCH_HEADER_BYTES, MESSAGE_HEADER_BYTES, STREAM, TOPIC, LoadSpec, Shape
+from shardserver.bench.processes import cores_beside, cpu_seconds, private_memory_bytes
 from shardserver.bench.progress import Progress, no_progress
 from shardserver.bench.rows import FSYNC, LARGE, SENDS
 from shardserver.bench.session import Session
 from shardserver.bench.verdict import MET, NOT_MET, NOT_RUN, WRONG, Verdict
+from shardserver.client.batch import encode_batch
 from shardserver.errors import ShardServerError
 
 MIB = 1 << 20
@@ -25,10 +30,13 @@ KEPT_BYTES, SEGMENT_BYTES = 2 << 30, 64 << 20
 # A fifth of what the long rows write in all, as 20 GB are of 100.
 DELETED_SHARE = 5
 LATENCY_WINDOW_S = 20.0
-# Ten batches are more than a segment of 1 MiB, so that a partition rolls at its next flush.
+# Ten batches are more than a segment of 1 MiB, so that a partition rolls when it is written to again. A batch of
+# ROLL_DIRECT_BYTES or more is written at once, not through the journal: one to each partition makes all of them roll.
 ROLL_SEGMENT_BYTES, ROLL_SHAPE, ROLL_BATCHES, ROLL_PARTITIONS = MIB, Shape.fixed(110, 1000), 10, 1000
-# Sends a partition in the window, so that nearly all roll; with fewer rolls the row has measured nothing and says so.
-ROLL_SENDS, ROLLED_SHARE = 40, 0.8
+ROLL_DIRECT_BYTES, ROLL_MESSAGES, ROLL_MESSAGE_BYTES = 16 << 10, 16, 1000
+ROLLING = replace(FSYNC, environment=(("SHARDSERVER_JOURNAL_DIRECT_BYTES", str(ROLL_DIRECT_BYTES)),))
+# A server that used less of its core than this in a second has nothing left to do.
+IDLE_SHARE, SETTLE_LIMIT_S = 0.05, 60
 
 
 def verdicts(directory: Path, pace: Pace, size_bytes: int) -> Iterator[Verdict]:
@@ -98,6 +106,7 @@ def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict
         bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
         bulk.create(8, segment_size=SEGMENT_BYTES)
         bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
+        settle(server.peer.pids)
         session = Session(server.peer, "fsync", cores)
         session.create(SENDS.partitions)
         spec, quiet = _half_load(session, SENDS, window_s)
@@ -108,9 +117,9 @@ def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict
 
 
 def while_rolling(directory: Path, window_s: float) -> Verdict:
-    """Every partition's segment is full when the second window begins."""
+    """Every partition's segment is full when the second window begins; in it one batch more goes to each."""
     sends = replace(SENDS, partitions=ROLL_PARTITIONS, switches=True)
-    with OwnServer(directory, FSYNC) as server:
+    with OwnServer(directory, ROLLING) as server:
         session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
         session.create(ROLL_PARTITIONS)
         spec, quiet = _half_load(session, sends, window_s)
@@ -119,13 +128,52 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
         session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
         filling = LoadSpec(ROLL_SHAPE, pollers=1, partitions=ROLL_PARTITIONS)
         session.fill(filling, ROLL_PARTITIONS * ROLL_BATCHES * ROLL_SHAPE.batch_bytes)
+        settle(server.peer.pids)
         before = _segments(server)
-        assert spec.rate is not None
-        busy = session.run(spec, warmup_s=1, seconds=max(window_s, ROLL_SENDS * ROLL_PARTITIONS / spec.rate))
+        sent = Acknowledged.none(ROLL_PARTITIONS)
+        rolling = Once(lambda: send_to_each(session, sent))
+        busy = session.run(spec, warmup_s=1, seconds=window_s, report=rolling)
+        is_over = rolling.is_over
+        rolling.join()
+        session.acknowledged.merge(sent)
         rolled = _segments(server) - before
         found = _p999(quiet, busy, session, server, sends, f"{rolled} rolled")
-        enough = found.state == WRONG or rolled >= ROLL_PARTITIONS * ROLLED_SHARE
-        return found if enough else replace(found, state=NOT_RUN, note=f"only {rolled} segments rolled")
+        if found.state != WRONG and (rolled < ROLL_PARTITIONS or not is_over):
+            return replace(found, state=NOT_RUN, note=f"{rolled} segments rolled, not all of them in the window")
+        return found
+
+
+def send_to_each(session: Session, sent: Acknowledged) -> None:
+    """A batch that is written at once to every partition, in turn; what was acknowledged goes into `sent`."""
+    batch = encode_batch([os.urandom(ROLL_MESSAGE_BYTES) for _ in range(ROLL_MESSAGES)])
+    assert len(batch) >= ROLL_DIRECT_BYTES
+    with session.connect() as connection:
+        for partition in range(len(sent.messages)):
+            base = connection.send(session.stream, TOPIC, partition, batch, ROLL_MESSAGES)
+            sent.messages[partition], sent.hashes[partition] = ROLL_MESSAGES, batch_hash(batch, base)
+
+
+def batch_hash(batch: bytes, base_offset: int) -> int:
+    """As batches.pxd defines it, of ROLL_MESSAGES messages of ROLL_MESSAGE_BYTES."""
+    size = MESSAGE_HEADER_BYTES + ROLL_MESSAGE_BYTES
+    starts = (BATCH_HEADER_BYTES + index * size for index in range(ROLL_MESSAGES))
+    found = (xxh3_64_intdigest(batch[at : at + 8], base_offset + index) for index, at in enumerate(starts))
+    return sum(found) % 2**64
+
+
+def settle(pids: Sequence[int], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Until these processes have been idle for a second: what a window finds is then not of what was before it.
+
+    Raises ShardServerError after SETTLE_LIMIT_S.
+    """
+    before = cpu_seconds(pids)
+    for _ in range(SETTLE_LIMIT_S):
+        sleep(1)
+        now = cpu_seconds(pids)
+        if now - before < IDLE_SHARE * len(pids):
+            return
+        before = now
+    raise ShardServerError(f"the server was still busy {SETTLE_LIMIT_S} s after the load")
 
 
 class Once:
@@ -146,6 +194,10 @@ class Once:
             self._action()
         except Exception as error:  # the boundary of the thread; raised again by join
             self._error = error
+
+    @property
+    def is_over(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive()
 
     def join(self) -> None:
         """Raises what the action raised, or ShardServerError when there was no call."""

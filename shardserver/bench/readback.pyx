@@ -7,7 +7,7 @@ from shardserver.bench.batches cimport (
     BATCH_HEADER, MESSAGE_HEADER, XXH3_64bits, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update,
     XXH3_INITSTATE, XXH3_state_t, message_hash,
 )
-from shardserver.bench.wire cimport read_u32, read_u64
+from shardserver.protocol.little_endian cimport read_u32, read_u64
 
 
 cdef class Readback:

@@ -34,9 +34,13 @@ class Session:
     acknowledged: Acknowledged = field(default_factory=lambda: Acknowledged.none(0))
     _numbers: int = 1
 
+    @property
+    def durability_option(self) -> dict[str, OptionValue]:
+        return {"durability": DURABILITY_OPTION[self.durability]}
+
     def create(self, partitions: int, **options: OptionValue) -> None:
         """options: of the topic, beside its durability."""
-        made = {"durability": DURABILITY_OPTION[self.durability], **options}
+        made = self.durability_option | options
         with self.connect() as connection:
             connection.create_stream(self.stream)
             connection.create_topic(self.stream, TOPIC, min(partitions, PARTITIONS_A_REQUEST), made)
@@ -88,12 +92,13 @@ class Session:
         with self.connect() as connection:
             return self.acknowledged.total, connection.topic_message_count(self.stream, TOPIC)
 
-    def connect(self) -> Connection:
-        """A connection of the caller's, logged in."""
+    def connect(self, username: str | None = None, password: str | None = None) -> Connection:
+        """A connection of the caller's, logged in; without a name as root."""
         connection = Connection(self.peer.host, self.peer.port)
+        secret = self.peer.password if password is None else password
         try:
-            assert self.peer.password is not None
-            connection.login(USERNAME, self.peer.password)
+            assert secret is not None
+            connection.login(username or USERNAME, secret)
         except BaseException:
             connection.close()
             raise

@@ -85,7 +85,7 @@ def chosen_rows(*, is_long: bool, seconds: float) -> tuple[Row, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1: data was wrong, or a row failed. A row that is not met is printed and is no failure of the bench."""
+    """Exit code 1: a row is wrong or failed. A row that is not met is printed and is no failure of the bench."""
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(given)
     place = environment.environment(arguments.data)

@@ -1,8 +1,7 @@
 # cython: language_level=3
 """Places in frames (framing.md 3, messages.md) and the system calls that the load and the echo share."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -68,23 +67,3 @@ cdef inline uint64_t clock_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
-
-
-cdef inline uint32_t read_u32(const uint8_t *at) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, at, 4)
-    return value
-
-
-cdef inline uint64_t read_u64(const uint8_t *at) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, at, 8)
-    return value
-
-
-cdef inline void write_u32(uint8_t *at, uint32_t value) noexcept nogil:
-    memcpy(at, &value, 4)
-
-
-cdef inline void write_u64(uint8_t *at, uint64_t value) noexcept nogil:
-    memcpy(at, &value, 8)

@@ -13,6 +13,7 @@ from shardserver.client import requests
 from shardserver.client.requests import PollReply
 from shardserver.errors import ProtocolError, ShardServerError
 from shardserver.protocol import primitives as wire
+from shardserver.protocol.addresses import TopicAddress, UserAddress
 from shardserver.protocol.frame import (
     COMMAND_EVICTION,
     COMMAND_REPLY,
@@ -21,10 +22,14 @@ from shardserver.protocol.frame import (
     encode_request,
 )
 from shardserver.protocol.options import OptionValue
+from shardserver.protocol.permissions import Permissions
 from shardserver.protocol.primitives import Identifier, Reader
+from shardserver.protocol.users import STATUS_ACTIVE, CreateUserRequest, UpdatePermissionsRequest
 
-OP_LOGIN, OP_READ, OP_SEND = 1, 2, 160
+OP_LOGIN, OP_READ, OP_LOGOUT, OP_SEND = 1, 2, 3, 160
 OP_CREATE_STREAM, OP_DELETE_STREAM, OP_CREATE_TOPIC, OP_CREATE_PARTITIONS = 128, 130, 132, 136
+OP_DELETE_TOPIC, OP_PURGE_TOPIC = 134, 135
+OP_CREATE_USER, OP_DELETE_USER, OP_UPDATE_PERMISSIONS = 141, 143, 145
 CODE_POLL, CODE_TOPIC = 100, 300
 # Operations with a number of their own, whose reply starts with a result section (README 6.1, framing.md 5).
 METADATA_OPERATIONS = range(128, 150)
@@ -82,6 +87,20 @@ class Connection:
         self._session = reader.u64()
         return self._session
 
+    def log_out(self) -> None:
+        """The connection stays open, without a user."""
+        self._ask(OP_LOGOUT, b"")
+
+    def create_user(self, username: str, password: str, permissions: Permissions | None) -> None:
+        self._ask(OP_CREATE_USER, CreateUserRequest(username, password, STATUS_ACTIVE, permissions, {}).encode())
+
+    def delete_user(self, user: Identifier) -> None:
+        self._ask(OP_DELETE_USER, UserAddress(user).encode())
+
+    def set_permissions(self, user: Identifier, permissions: Permissions | None) -> None:
+        """None: takes them all."""
+        self._ask(OP_UPDATE_PERMISSIONS, UpdatePermissionsRequest(user, permissions).encode())
+
     def create_stream(self, name: str) -> int:
         """Gives the stream's id."""
         return Reader(self._ask(OP_CREATE_STREAM, wire.name(name))).u32()
@@ -96,6 +115,13 @@ class Connection:
         return Reader(
             self._ask(OP_CREATE_TOPIC, requests.encode_create_topic(stream, name, partitions, options or {}))
         ).u32()
+
+    def delete_topic(self, stream: Identifier, topic: Identifier) -> None:
+        self._ask(OP_DELETE_TOPIC, TopicAddress(stream, topic).encode())
+
+    def purge_topic(self, stream: Identifier, topic: Identifier) -> None:
+        """Delete its messages: offsets start again at 0."""
+        self._ask(OP_PURGE_TOPIC, TopicAddress(stream, topic).encode())
 
     def create_partitions(self, stream: Identifier, topic: Identifier, count: int) -> None:
         """Add so many, at most 1000 a request."""

@@ -21,6 +21,7 @@ from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport POLL_TAIL, PollRoute
 from shardserver.protocol.batch cimport verify
+from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
 from shardserver.protocol.sends cimport Target, Waiter
 
 cdef extern from "xxhash.h" nogil:
@@ -58,26 +59,6 @@ cdef enum SlotState:
     WAITING
     STARTED
     DONE
-
-
-cdef inline uint64_t read_u64(const uint8_t* at) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, at, 8)
-    return value
-
-
-cdef inline uint32_t read_u32(const uint8_t* at) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, at, 4)
-    return value
-
-
-cdef inline void write_u32(uint8_t* at, uint32_t value) noexcept nogil:
-    memcpy(at, &value, 4)
-
-
-cdef inline void write_u64(uint8_t* at, uint64_t value) noexcept nogil:
-    memcpy(at, &value, 8)
 
 
 cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogil:

@@ -9,6 +9,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
+from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
+
 from collections import namedtuple
 
 cdef extern from "xxhash.h" nogil:
@@ -36,22 +38,6 @@ BatchHeader = namedtuple(
 )
 
 cdef const uint8_t[204] ZEROS
-
-
-cdef inline uint32_t read_u32(const uint8_t *at) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, at, 4)
-    return value
-
-
-cdef inline uint64_t read_u64(const uint8_t *at) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, at, 8)
-    return value
-
-
-cdef inline void write_u64(uint8_t *at, uint64_t value) noexcept nogil:
-    memcpy(at, &value, 8)
 
 
 cdef inline size_t frame_end(const uint8_t *data, size_t position, size_t end) noexcept nogil:
@@ -252,6 +238,6 @@ def slice_batch(const uint8_t[::1] batch not None, uint32_t first_delta, uint32_
     memcpy(out, data, HEADER)
     memcpy(out + HEADER, data + start, stop - start)
     write_u64(out + 32, HEADER + (stop - start))
-    memcpy(out + 48, &count, 4)
+    write_u32(out + 48, count)
     write_u64(out + 40, batch_checksum(out, HEADER + (stop - start)))
     return result

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from shardserver.bench import long_rows
 from shardserver.bench.case_run import Pace
@@ -13,7 +15,9 @@ from shardserver.bench.long_rows import MemoryWatch, Once
 from shardserver.bench.processes import private_memory_bytes
 from shardserver.bench.progress import Progress
 from shardserver.bench.verdict import NOT_RUN
+from shardserver.client.batch import encode_batch
 from shardserver.errors import ShardServerError, StorageError
+from shardserver.protocol.batch import stamp_batch
 
 MOMENT = Progress.begin(0)
 
@@ -37,6 +41,20 @@ def test_private_memory_is_that_of_the_process_without_shared_memory() -> None:
         assert private_memory_bytes(os.getpid()) < middle + len(held) * 0.5
     finally:
         os.close(shared)
+
+
+def test_a_window_begins_once_the_server_has_nothing_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, slept = iter([10.0, 10.9, 11.0, 11.01]), list[float]()
+    monkeypatch.setattr(long_rows, "cpu_seconds", lambda pids: next(used))
+    long_rows.settle([7], slept.append)
+    assert slept == [1, 1, 1]
+
+
+def test_a_server_that_never_rests_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = itertools.count()
+    monkeypatch.setattr(long_rows, "cpu_seconds", lambda pids: next(busy))
+    with pytest.raises(ShardServerError, match="still busy"):
+        long_rows.settle([7], lambda seconds: None)
 
 
 def test_an_action_beside_a_load_runs_once_and_its_error_is_raised() -> None:
@@ -70,3 +88,14 @@ def test_a_row_that_fails_says_so_and_the_others_run(monkeypatch: pytest.MonkeyP
     found = list(long_rows.verdicts(Path(), Pace(1, 0.2), 10**9))
     assert [one.state for one in found] == [NOT_RUN] * 4
     assert all(one.name and one.note == "it failed: no room" for one in found)
+
+
+def test_what_makes_partitions_roll_is_part_of_the_read_back() -> None:
+    batch = bytearray(encode_batch([bytes([index]) * 1000 for index in range(16)]))
+    stamp_batch(batch, 0, 5, 1)
+    due = [xxhash.xxh3_64_intdigest(bytes(one[:8]), 5 + index) for index, one in enumerate(messages_of(batch))]
+    assert long_rows.batch_hash(bytes(batch), 5) == sum(due) % 2**64
+
+
+def messages_of(batch: bytearray) -> list[bytearray]:
+    return [batch[at : at + 1048] for at in range(256, len(batch), 1048)]

@@ -77,6 +77,14 @@ def test_an_echo_that_costs_too_much_is_suspect_for_small_frames_only() -> None:
     assert judge(replace(RATE, case=CONSUME_TAIL), slow, None).state == MET
 
 
+def test_an_echo_with_one_request_in_flight_may_cost_its_wake_ups() -> None:
+    slow = CaseResult([outcome(p50_us=100)], [outcome(30_000, p50_us=50)], [disk(p50_us=50)])  # 33 µs a request
+    row = Row("one", ONE_CONNECTION, Figure.P50, most=1.8)
+    assert judge(row, slow, None).state == MET
+    deep = replace(ONE_CONNECTION, spec=replace(ONE_CONNECTION.spec, depth=16))
+    assert judge(replace(row, case=deep), slow, None).state == SUSPECT
+
+
 def test_the_median_of_the_repeats_counts_and_the_spread_is_told() -> None:
     result = CaseResult([outcome(value) for value in (10, 70_000, 65_000)], [outcome(100_000)] * 3)
     found = judge(RATE, result, None)
