@@ -19,6 +19,7 @@ EXTENSIONS = [
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.router.send_lane", ["shardserver/router/send_lane.pyx"], extra_compile_args=["-O3"]),
     Extension(
         "shardserver.net.wire",
         ["shardserver/net/wire.pyx"],

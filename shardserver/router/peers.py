@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from shardserver.errors import CorruptionError
 from shardserver.memory.arena import Arena
+from shardserver.protocol.sends import Target
 from shardserver.router.peer import Answered, Peer, PeerStatistics, Question, Request, Rings, ServeRequest
 from shardserver.router.ring import Consumer, Producer
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 # Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
 RETRY_S = 0.001
+
+FindTarget = Callable[[int], Target | None]
 
 __all__ = ["Answered", "Peer", "PeerStatistics", "Peers", "Question", "Request"]
 
@@ -34,6 +37,7 @@ class Peers:
         self._publish_due = self._turn_due = False
         self._retry: asyncio.TimerHandle | None = None
         self._is_serving = False
+        self._find_target: FindTarget | None = None
         self.on_serving: Callable[[int], None] = lambda number: None
         self.on_corrupt: Callable[[CorruptionError], None] = lambda error: None
         self._loop = asyncio.get_running_loop()
@@ -47,6 +51,7 @@ class Peers:
         if number not in self._peers:
             self._peers[number] = Peer(number, self._arena, self._serve, self.schedule_publish)
             self._peers[number].on_hello = self._on_hello
+            self._peers[number].lane.find_target = self._find_target
         return self._peers[number]
 
     def _on_hello(self, peer: Peer, serving: bool) -> None:
@@ -71,6 +76,16 @@ class Peers:
         self._is_serving = True
         for peer in self._peers.values():
             peer.say_hello(serving=True)
+
+    def serve_sends(self, find_target: FindTarget) -> None:
+        """Sends of peers go to its targets, without `serve`. None: `serve` has to look at this one."""
+        self._find_target = find_target
+        for peer in self._peers.values():
+            peer.lane.find_target = find_target
+
+    def take_loads(self) -> list[tuple[int, int, int]]:
+        """[(uid, requests, bytes)] of sends that were not served by `serve`, since the last call."""
+        return [load for peer in self._peers.values() for load in peer.lane.take_loads()]
 
     def now(self) -> float:
         return self._loop.time()
