@@ -18,6 +18,10 @@ EXTENSIONS = [
     Extension("shardserver.io_uring.queues", ["shardserver/io_uring/queues.pyx"], libraries=["uring"]),
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.tail", ["shardserver/storage/tail.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.staging", ["shardserver/storage/staging.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.send_lane", ["shardserver/router/send_lane.pyx"], extra_compile_args=["-O3"]),
     Extension(

@@ -6,8 +6,6 @@ until a change is applied. What is not answered by a route goes the long way, th
 
 from __future__ import annotations
 
-from functools import partial
-
 from shardserver.core.context import ShardContext
 from shardserver.core.handlers import choose_fixed_partition
 from shardserver.core.permissions import check_right
@@ -16,7 +14,6 @@ from shardserver.errors import ShardServerError
 from shardserver.net.wire import Route
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.primitives import u32
-from shardserver.protocol.sends import CallbackTarget
 from shardserver.protocol.table import TABLE, Command
 
 SEND_ROW = TABLE[Command.SEND_MESSAGES]
@@ -49,8 +46,7 @@ class Routes:
             return None
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
-            target = CallbackTarget(partial(self._context.shards.local.append, log))
-            self._routes[partition.uid] = Route(target, partition.uid, stream.id, topic.id, partition.id)
+            self._routes[partition.uid] = Route(log, partition.uid, stream.id, topic.id, partition.id)
         return self._routes[partition.uid]
 
     def _begin_revision(self, revision: int) -> None:

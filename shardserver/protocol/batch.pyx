@@ -124,19 +124,24 @@ def verify_batch(const uint8_t[::1] batch not None, uint64_t count):
     return code
 
 
+cdef void stamp(
+    uint8_t *data, size_t length, uint64_t partition_id, uint64_t base_offset, uint64_t base_timestamp
+) noexcept nogil:
+    """As stamp_batch; length is at least 256."""
+    write_u64(data, partition_id)
+    write_u64(data + 8, base_offset)
+    write_u64(data + 16, base_timestamp)
+    write_u64(data + 40, batch_checksum(data, length))
+
+
 def stamp_batch(uint8_t[::1] batch not None, uint64_t partition_id, uint64_t base_offset, uint64_t base_timestamp):
     """Put the server's three fields into the header of a verified batch, in place, and its new checksum.
 
     Raises ValueError when there are fewer than 256 bytes.
     """
-    cdef uint8_t *data
     if batch.shape[0] < HEADER:
         raise ValueError(f"a batch header of {HEADER} bytes, got {batch.shape[0]}")
-    data = &batch[0]
-    write_u64(data, partition_id)
-    write_u64(data + 8, base_offset)
-    write_u64(data + 16, base_timestamp)
-    write_u64(data + 40, batch_checksum(data, batch.shape[0]))
+    stamp(&batch[0], batch.shape[0], partition_id, base_offset, base_timestamp)
 
 
 def check_stored_batch(const uint8_t[::1] view not None, uint64_t limit):

@@ -18,10 +18,10 @@ import msgspec
 from shardserver.errors import NotOwnerError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.committed_offsets import MovedOffset
-from shardserver.storage.journal import Journal
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.partition_recovery import open_unchanged
 from shardserver.storage.settings import PartitionIdentity
+from shardserver.storage.staging import Staging
 
 if TYPE_CHECKING:
     from shardserver.storage.shard_log import ShardLog
@@ -60,14 +60,14 @@ class Adoption:
         records += [(fmt.KIND_OFFSET, fmt.encode_offset(*offset)) for offset in state.offsets]
         self._records = deque(records)
 
-    def add_to(self, journal: Journal, shard: int) -> bool:
+    def add_to(self, staging: Staging, shard: int) -> bool:
         """Add what fits; False: the rest needs another write."""
         partition = self.partition
         while self._records:
             kind, payload = self._records[0]
-            if not journal.fits(len(payload)):
+            if not staging.fits(len(payload)):
                 return False
-            journal.add(kind, 0, shard, partition.uid, partition.identity.term, payload)
+            staging.add(kind, 0, shard, partition.uid, partition.identity.term, payload)
             self._records.popleft()
         return True
 

@@ -13,7 +13,6 @@ Format: docs/formats/journal.md. Proof: docs/durability.md. Reading at start: jo
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from dataclasses import dataclass
 
 from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
-from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.settings import LogSettings
-from shardserver.storage.synced_write import SyncFaults, write_synced
+from shardserver.storage.staging import Staging
+from shardserver.storage.synced_write import Ended, SyncFaults, start_synced_write
 
 # Kept at the end of each file for writes without batches, so that a full file can still say that older ones are free.
 RESERVED_BYTES = 64 * 1024
@@ -65,7 +64,7 @@ class Journal:
         self._files = files
         self._journal_id = journal_id
         self._max_write_bytes = min(settings.max_write_bytes, fmt.MAX_WRITE_BYTES)
-        self._staging = aligned_buffer(self._max_write_bytes)
+        self.staging = Staging(aligned_buffer(self._max_write_bytes))
         self._nonce = secrets.randbits(64)
         self._current: JournalFile | None = None
         self._position = 0
@@ -75,8 +74,6 @@ class Journal:
         self._opening = True
         self._writes = 0
         self._written_bytes = 0
-        self._used = 0
-        self._records = 0
         self.in_flight = False
 
     @property
@@ -112,43 +109,27 @@ class Journal:
         """Start building a write. False while one is in flight, or while no file can take batches."""
         if self.in_flight or not self._has_room():
             return False
-        self._used, self._records = fmt.WRITE_HEADER_BYTES, 0
+        self.staging.begin(self._room())
         return True
 
     def begin_reserved(self) -> bool:
         """Start building a write without batches, in the room that is kept for those."""
         if self.in_flight or self._current is None or self._position + self._limit() > self._current.file_bytes:
             return False
-        self._used, self._records = fmt.WRITE_HEADER_BYTES, 0
+        self.staging.begin(self._room())
         return True
 
-    def fits(self, payload_bytes: int) -> bool:
-        return self._used + fmt.RECORD_HEADER_BYTES + payload_bytes <= self._room()
-
-    @property
-    def records(self) -> int:
-        return self._records
-
-    def add(self, kind: int, flags: int, shard: int, uid: int, term: int, payload: Buffer) -> None:
-        """Copy one record into the write being built. The caller has asked `fits`."""
-        start = self._used + fmt.RECORD_HEADER_BYTES
-        header = fmt.encode_record_header(kind, flags, shard, uid, term, len(payload))
-        self._staging[self._used : start] = header
-        self._used = start + len(payload)
-        self._staging[start : self._used] = payload
-        self._records += 1
-
-    def submit(self, oldest_live: int, *, clean: bool, on_written: Callable[[], None]) -> asyncio.Future[None]:
-        """Write what was built and sync it. The future fails with StorageError: then this shard's journal is over."""
+    def submit(self, oldest_live: int, *, clean: bool, on_written: Callable[[], None], on_end: Ended) -> None:
+        """Write what was staged and sync it. on_end gets a StorageError when that failed: this journal is over then."""
         current = self._current
         assert current is not None
-        length = align_up(self._used, fmt.BLOCK_BYTES)
-        self._staging[self._used : length] = bytes(length - self._used)
+        length = align_up(self.staging.used, fmt.BLOCK_BYTES)
+        staged = self.staging.finish(length)
         first = self._position == fmt.BLOCK_BYTES
         flags = (fmt.FLAG_FILE_START if first else 0) | (fmt.FLAG_CLEAN if clean else 0)
         flags |= fmt.FLAG_OPENING if self._opening else 0
         fmt.seal_write(
-            self._staging,
+            staged,
             fmt.WriteHeader(
                 flags=flags,
                 length=length,
@@ -159,24 +140,22 @@ class Journal:
                 previous_sequence=self._previous[0],
                 previous_end=self._previous[1],
                 oldest_live=oldest_live,
-                records=self._records,
-                records_bytes=self._used - fmt.WRITE_HEADER_BYTES,
+                records=self.staging.records,
+                records_bytes=self.staging.used - fmt.WRITE_HEADER_BYTES,
             ),
         )
         self.in_flight, self._opening = True, False
         position, self._position = self._position, self._position + length
         self._writes += 1
         self._written_bytes += length
-        return asyncio.ensure_future(self._complete(current, position, length, oldest_live, on_written))
 
-    async def _complete(
-        self, current: JournalFile, position: int, length: int, oldest_live: int, on_written: Callable[[], None]
-    ) -> None:
-        # A failure leaves in_flight set: nothing may be written behind a write whose fate is unknown.
-        staged = self._staging[:length]
-        await write_synced(self._disk, self._faults, current.file, position, staged, on_written)
-        self._published_oldest_live = max(self._published_oldest_live, oldest_live)
-        self.in_flight = False
+        def ended(error: StorageError | None) -> None:
+            if error is None:  # else in_flight stays: nothing may be written behind a write whose fate is unknown
+                self._published_oldest_live = max(self._published_oldest_live, oldest_live)
+                self.in_flight = False
+            on_end(error)
+
+        start_synced_write(self._disk, self._faults, current.file, position, [staged], on_written, ended)
 
     def _limit(self) -> int:
         return fmt.BLOCK_BYTES * 4

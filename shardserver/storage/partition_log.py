@@ -1,7 +1,5 @@
-"""One partition's log: waiting appends, the tail in memory, segments on disk.
+"""One partition's log: its runs, its segments on disk, and what recovery brings back. Its appends: append_log.pyx.
 
-Offsets and timestamps are given when the write that carries a batch is built, so that a failed run
-leaves no gap; `memory` topics are answered at once and so are stamped at once, and are never rolled back.
 At most one run (flush or direct) of a partition is in flight; while a direct one is, nothing of the
 partition goes to the journal (storage rule 3).
 """
@@ -12,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,34 +18,29 @@ from shardserver.errors import (
     CorruptionError,
     DiskFullError,
     NotOwnerError,
-    ShardServerError,
     StorageError,
 )
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.memory.buffers import WritableBuffer
-from shardserver.protocol.batch import read_batch_header, stamp_batch
+from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
+from shardserver.storage.append_log import Running
 from shardserver.storage.index import index_path, write_index
-from shardserver.storage.journal import Journal
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
-from shardserver.storage.settings import Durability, PartitionIdentity
+from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.synced_write import write_synced
-from shardserver.storage.tail import Tail, TailEntry
+from shardserver.storage.tail import TailEntry
+from shardserver.storage.turn import Turn
 
 log = logging.getLogger(__name__)
 
 # How much an active segment grows between two writings of its index, and from what size on an index is worth a file.
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
-# What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
-MAX_GATHER_BYTES, BACKLOG_LIMIT_BYTES = 8 << 20, 64 << 20
-
 MAX_COUNT = 1 << 62
-
-AppendDone = Callable[[int | ShardServerError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +62,13 @@ def is_same_batch(stored: memoryview, sent: memoryview) -> bool:
 
 
 class PartitionLog(PartitionState):
-    """Owned by one shard. `wake` tells that shard's log that there is something to write."""
+    """Owned by one shard. `turn` is told that there is something to write."""
 
-    def __init__(
-        self,
-        resources: LogResources,
-        directory: str,
-        identity: PartitionIdentity,
-        wake: Callable[[PartitionLog], None],
-    ) -> None:
-        super().__init__(resources, directory, identity)
+    def __init__(self, resources: LogResources, directory: str, identity: PartitionIdentity, turn: Turn) -> None:
+        super().__init__(resources, directory, identity, turn)
         self.reader = PartitionReader(self)
-        self.pinned_sequence = 0
-        self.counted_tail_bytes = 0  # how much of the tail its shard's log has counted
         self._disk, self._settings = resources.disk, resources.settings
-        self._wake = wake
-        self._waiting: deque[tuple[WritableBuffer, int, AppendDone]] = deque()
-        self._waiting_bytes = 0
-        self._backlog_bytes = 0  # stamped, and neither in the journal nor in a segment yet
-        self._acks: deque[tuple[int, int, AppendDone]] = deque()
-        self._running = ""
+        self._turn = turn
         self._idle = asyncio.Event()
         self._idle.set()
         self._roll_due = False
@@ -106,162 +85,29 @@ class PartitionLog(PartitionState):
             self.size_bytes,
             self.segments_count,
             self.tail.bytes,
-            self._waiting_bytes,
+            self.waiting_bytes,
         )
-
-    # Appends
-
-    def append(self, batch: WritableBuffer, count: int, done: AppendDone) -> None:
-        """Queue a checked batch of count messages; the log owns the bytes from here on.
-
-        done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
-        """
-        refusal = self.refusal or self.fenced or self.resources.admission.refusal
-        if refusal is not None:
-            done(refusal)
-            return
-        if self.is_memory:
-            entry = self._stamp(batch, count)
-            self._acks.append((entry.end_offset, entry.base_offset, done))
-            self._release_acks()
-        else:
-            self._waiting.append((batch, count, done))
-            self._waiting_bytes += len(batch)
-        self._wake(self)
-
-    def _stamp(self, batch: WritableBuffer, count: int) -> TailEntry:
-        self.last_timestamp = max(self.last_timestamp, self.resources.clock())
-        stamp_batch(batch, self.identity.partition_id, self.next_offset, self.last_timestamp)
-        entry = TailEntry(self.next_offset, count, self.last_timestamp, batch)
-        self.tail.append(entry)
-        self.next_offset += count
-        self._backlog_bytes += len(batch)
-        return entry
-
-    def _stamp_waiting(self) -> TailEntry:
-        batch, count, done = self._waiting.popleft()
-        self._waiting_bytes -= len(batch)
-        entry = self._stamp(batch, count)
-        self._acks.append((entry.end_offset, entry.base_offset, done))
-        return entry
-
-    @property
-    def has_work(self) -> bool:
-        """Something here has to reach the journal or a segment."""
-        return bool(self._waiting) or self.journaled_end < self.next_offset
-
-    @property
-    def is_memory(self) -> bool:
-        return self.identity.durability is Durability.MEMORY
-
-    @property
-    def unwritten_bytes(self) -> int:
-        return self._waiting_bytes + self._backlog_bytes
-
-    @property
-    def is_due(self) -> bool:
-        """Write now: a client waits, or so much has gathered in a `memory` partition as its topic wants at once."""
-        identity = self.identity
-        if not self.is_memory:
-            return bool(self._waiting) or self._backlog_bytes >= self._settings.max_write_bytes
-        if self._running:
-            return False
-        gathered = self.next_offset - self.journaled_end
-        return self._backlog_bytes >= self._gather_bytes or 0 < identity.save_messages <= gathered
-
-    @property
-    def _gather_bytes(self) -> int:
-        return min(self.identity.save_bytes or MAX_GATHER_BYTES, self._settings.flush_run_bytes)
-
-    def wants_run(self, *, lingered: bool) -> bool:
-        """So much waits that a run of its own is cheaper than the journal. lingered: it has waited its second."""
-        if self._running:
-            return False
-        least = self._settings.direct_bytes
-        return self.unwritten_bytes >= (max(least, self._gather_bytes) if self.is_memory and not lingered else least)
-
-    def _recount_backlog(self) -> None:
-        self._backlog_bytes = sum(len(entry.data) for entry in self.tail.from_offset(self.journaled_end))
-
-    @property
-    def is_running(self) -> bool:
-        return bool(self._running)
-
-    def journal_into(self, journal: Journal, shard: int) -> int:
-        """Stage what may go into the journal write being built; gives the first offset not in it (or -1: nothing)."""
-        if self._running == "direct" or self.fenced is not None or (self.is_memory and self._running):
-            return -1
-        before = self.journaled_end
-        while self.journaled_end < self.next_offset:
-            entry = self.tail.at(self.journaled_end)
-            assert entry is not None
-            if not journal.fits(len(entry.data)):
-                break
-            self._journal_entry(entry, journal, shard)
-        else:
-            while self._waiting and journal.fits(len(self._waiting[0][0])):
-                self._journal_entry(self._stamp_waiting(), journal, shard)
-        return self.journaled_end if self.journaled_end > before else -1
-
-    def _journal_entry(self, entry: TailEntry, journal: Journal, shard: int) -> None:
-        journal.add(fmt.KIND_BATCH, 0, shard, self.uid, self.identity.term, entry.data)
-        entry.sequence = journal.sequence
-        self.journaled_end = entry.end_offset
-        self._backlog_bytes -= len(entry.data)
-
-    def note_written(self, end: int) -> None:
-        self.written_end = max(self.written_end, end)
-        self._release_acks()
-
-    def note_durable(self, end: int) -> None:
-        self.durable_end = max(self.durable_end, end)
-        self.written_end = max(self.written_end, end)
-        self._release_acks()
-
-    def _release_acks(self) -> None:
-        visible = self.high_watermark
-        if self.is_memory and self._backlog_bytes > BACKLOG_LIMIT_BYTES:
-            visible = self.written_end  # the disk is slower than the producers: let them wait for it
-        while self._acks and self._acks[0][0] <= visible:
-            _, base, done = self._acks.popleft()
-            done(base)
-
-    def fail_waiting(self, error: ShardServerError) -> None:
-        """Refuse what has no offset yet."""
-        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        for _, _, done in waiting:
-            done(error)
-
-    def fence(self, error: StorageError) -> None:
-        """Take no more appends: what was acknowledged may be half changed."""
-        self.fenced = error
-        self.fail_waiting(error)
-        acks, self._acks = self._acks, deque()
-        for _, _, done in acks:
-            done(error)
 
     # Runs
 
     async def direct(self, most_bytes: int) -> None:
         """One run of what only the journal holds and about most_bytes of what waits, with its own sync (rule 2)."""
-        if self._running:  # a flush began between the decision and this task; its end wakes us again
+        if self.running:  # a flush began between the decision and this task; its end wakes us again
             return
         if self.is_memory:
             await self._flush_memory()
             return
-        self._begin_run("direct")
+        self._begin_run(Running.DIRECT)
         fallback = self.next_offset
         try:
-            taken = 0
-            while self._waiting and taken < most_bytes:
-                taken += len(self._stamp_waiting().data)
+            self.stamp_waiting(most_bytes)
             end = self.next_offset
             entries = list(self.tail.from_offset(self.flushed_end))
             await self._write_run(entries, on_written=lambda: self.note_written(end))
             self.journaled_end = max(self.journaled_end, end)
             self.note_durable(end)
         except StorageError as error:
-            self._roll_back(max(fallback, self.high_watermark), error)
+            self.roll_back(max(fallback, self.high_watermark), error)
             log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
         finally:
             self._end_run()
@@ -272,15 +118,6 @@ class PartitionLog(PartitionState):
         except StorageError as error:  # what was acknowledged stays in memory; the end of the run tries again
             log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
 
-    def _roll_back(self, offset: int, error: StorageError) -> None:
-        """Nothing from offset on was acknowledged or journaled: give those offsets back, refuse their batches."""
-        self.tail.cut_from(offset)
-        self.next_offset = offset
-        refused = [ack for ack in self._acks if ack[0] > offset]
-        self._acks = deque(ack for ack in self._acks if ack[0] <= offset)
-        for _, _, done in refused:
-            done(error)
-
     async def flush(self) -> None:
         """Move acknowledged bytes that only the journal holds into the segment.
 
@@ -288,7 +125,7 @@ class PartitionLog(PartitionState):
             StorageError: the run failed; the bytes stay in memory and in the journal.
         """
         await self.end_run()
-        self._begin_run("flush")
+        self._begin_run(Running.FLUSH)
         try:
             limit = self.next_offset if self.is_memory else self.durable_end
             while self.flushed_end < limit:
@@ -311,22 +148,22 @@ class PartitionLog(PartitionState):
     def roll_at_next_run(self) -> None:
         self._roll_due = True
 
-    def _begin_run(self, kind: str) -> None:
-        self._running = kind
+    def _begin_run(self, kind: Running) -> None:
+        self.running = kind
         self._idle.clear()
 
     def _end_run(self) -> None:
-        self._running = ""
-        self._recount_backlog()
-        self._release_acks()
+        self.running = Running.IDLE
+        self.recount_backlog()
+        self.release_acks()
         self._idle.set()
         failed, self._failed = self._failed, False
         if not self.has_work:
             return
         if failed:
-            asyncio.get_running_loop().call_later(self._settings.retry_s, self._wake, self)
+            asyncio.get_running_loop().call_later(self._settings.retry_s, self._turn.mark_dirty, self)
         else:
-            self._wake(self)
+            self._turn.mark_dirty(self)
 
     async def _write_run(self, entries: list[TailEntry], on_written: Callable[[], None] | None) -> None:
         segment = await self._segment_for_run(entries[0].base_offset)
@@ -481,7 +318,7 @@ class PartitionLog(PartitionState):
 
     async def end_run(self) -> None:
         """Wait until no run is in flight."""
-        while self._running:
+        while self.running:
             await self._idle.wait()
 
     async def close(self) -> None:
@@ -497,7 +334,7 @@ class PartitionLog(PartitionState):
     @property
     def is_drained(self) -> bool:
         """All that was appended is answered. Under `memory` it always is; the flush takes the rest."""
-        if self._running or self._waiting:
+        if self.running or self.has_waiting:
             return False
         return self.is_memory or self.durable_end == self.next_offset
 
@@ -537,7 +374,8 @@ class PartitionLog(PartitionState):
     def shut(self) -> NotOwnerError:
         """No reads from here on; what is in memory is in segments too. Gives the reason of the refusal."""
         assert self.refusal is not None and self.is_flushed
-        self.closed_hint, self.tail = self.hint(), Tail()
+        self.closed_hint = self.hint()
+        self.replace_tail()
         self.closed = self.refusal
         return self.closed
 
@@ -613,10 +451,7 @@ class PartitionLog(PartitionState):
             raise CorruptionError(
                 self.directory, 0, f"offset {self.next_offset}, the journal goes on with {base_offset}"
             )
-        self.tail.append(TailEntry(base_offset, count, timestamp, self._copied(data), sequence))
-        self.last_timestamp = max(self.last_timestamp, timestamp)
-        end = base_offset + count
-        self.next_offset = self.journaled_end = self.durable_end = self.written_end = end
+        self.take_back(TailEntry(base_offset, count, timestamp, self._copied(data), sequence))
 
     def _copied(self, data: memoryview) -> WritableBuffer:
         """Recovery refuses nothing for want of room: after a start with a smaller arena the rest is on the heap."""

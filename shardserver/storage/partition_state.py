@@ -1,50 +1,31 @@
-"""The state of one partition's log, and what can be asked of it without the disk.
-
-Offsets in rising order, each the first one that is *not yet* what its name says:
-
-    flushed_end <= durable_end <= next_offset      journaled_end: given to a journal write or a run
-    high_watermark: what polls see; it follows durable_end, written_end or next_offset as the topic's
-    durability says (docs/durability.md)
-"""
+"""The state of one partition's log, and what can be asked of it without the disk. Its offsets: append_log.pyx."""
 
 from __future__ import annotations
 
 from shardserver.errors import NotOwnerError, StorageError
 from shardserver.storage import journal_format as fmt
+from shardserver.storage.append_log import AppendLog
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
-from shardserver.storage.settings import Durability, PartitionIdentity
-from shardserver.storage.tail import Tail
+from shardserver.storage.settings import PartitionIdentity
+from shardserver.storage.turn import Turn
 
 
-class PartitionState:
+class PartitionState(AppendLog):
     """Changed by PartitionLog and by recovery, read by PartitionReader."""
 
-    def __init__(self, resources: LogResources, directory: str, identity: PartitionIdentity) -> None:
+    def __init__(self, resources: LogResources, directory: str, identity: PartitionIdentity, turn: Turn) -> None:
+        super().__init__(resources, identity, turn, turn.tails)
         self.resources = resources
-        self.identity = identity
         self.directory = directory
         self.directory_exists = False
-        self.tail = Tail()
         self.segments: list[Segment] = []
-        self.next_offset = 0
-        self.journaled_end = 0
-        self.durable_end = 0
-        self.written_end = 0
-        self.flushed_end = 0
-        self.last_timestamp = 0
         self.is_closed = False
-        self.fenced: StorageError | None = None
         self.set_aside: StorageError | None = None  # recovery could not bring back all: reads at the end say so
-        self.refusal: NotOwnerError | None = None  # it is leaving or arriving: no appends, no changes of offsets
         self.closed: NotOwnerError | None = None  # another shard may have its files: no reads either
         self.closed_hint: fmt.Hint | None = None  # of its active segment, while it is closed
         self.answered_offset = 0  # of the newest hint that recovery found: all below was answered
         self.recovered_end = 0  # next offset at the end of recovery
-
-    @property
-    def uid(self) -> int:
-        return self.identity.uid
 
     @property
     def has_unknown_answers(self) -> bool:
@@ -55,13 +36,6 @@ class PartitionState:
     def first_offset(self) -> int:
         """The oldest kept offset; equals high_watermark when the partition is empty."""
         return self.segments[0].base_offset if self.segments else 0
-
-    @property
-    def high_watermark(self) -> int:
-        durability = self.identity.durability
-        if durability is Durability.FSYNC:
-            return self.durable_end
-        return self.written_end if durability is Durability.WRITE else self.next_offset
 
     @property
     def is_empty(self) -> bool:
@@ -81,7 +55,7 @@ class PartitionState:
 
     @property
     def size_bytes(self) -> int:
-        return self.segments_bytes + sum(len(entry.data) for entry in self.tail.from_offset(self.flushed_end))
+        return self.segments_bytes + self.tail.bytes_from(self.flushed_end)
 
     @property
     def segments_bytes(self) -> int:

@@ -12,9 +12,10 @@ import contextlib
 import errno
 import logging
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, StorageError
@@ -31,6 +32,7 @@ from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
+from shardserver.storage.turn import Staged, Turn
 
 Result = TypeVar("Result")
 
@@ -63,7 +65,7 @@ class ShardLogStatistics:
 class WriteContent:
     """What one journal write carries, to be answered when it completes. adoptions: those that end in it."""
 
-    batches: list[tuple[PartitionLog, int]] = field(default_factory=list)
+    batches: Staged = field(default_factory=Staged)
     offsets: list[OffsetRecord] = field(default_factory=list)
     adoptions: list[Adoption] = field(default_factory=list)
     checkpoint_sequence: int = 0
@@ -91,19 +93,16 @@ class ShardLog:
         self.recovery_bytes = 0
         self._partitions: dict[int, PartitionLog] = {}
         self.offsets = CommittedOffsets(self._on_offset)
-        self._dirty: dict[PartitionLog, None] = {}
+        self._turn = Turn(self._schedule_turn, self._linger_turn)
         self._hints: dict[int, PartitionLog] = {}
         self._checkpoint: deque[PartitionLog] = deque()
         self._checkpoint_started = 0
         self._checkpoint_sequence = 0
         self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
         self._pinned: dict[int, dict[PartitionLog, None]] = {}
-        self._cached: OrderedDict[PartitionLog, None] = OrderedDict()  # whose tail holds something
         self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
-        self._tail_bytes = 0
         self._bulk_bytes = 0  # of direct runs in flight
         self._small_at = 0.0
-        self._turn_due = False
         self._linger: asyncio.TimerHandle | None = None
         self._lingered = False
         self._force_write = False
@@ -151,7 +150,8 @@ class ShardLog:
 
     def _add_partition(self, identity: PartitionIdentity) -> PartitionLog:
         directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
-        created = PartitionLog(self.resources, directory, identity, self._mark_dirty)
+        created = PartitionLog(self.resources, directory, identity, self._turn)
+        created.is_served = True
         self._partitions[identity.uid] = created
         return created
 
@@ -170,10 +170,8 @@ class ShardLog:
         gone.fence(StorageError(f"partition {uid} is not here any more"))
         self._released.pop(gone, None)
         self._unpin(gone)
-        self._dirty.pop(gone, None)
+        self._turn.forget(gone)
         self._hints.pop(uid, None)
-        self._tail_bytes -= gone.counted_tail_bytes
-        self._cached.pop(gone, None)
         self.offsets.forget_partition(uid)
         self._track(self._close_forgotten(gone))
         self._progress.set()
@@ -212,34 +210,31 @@ class ShardLog:
 
     # The turn
 
-    def _mark_dirty(self, partition: PartitionLog) -> None:
-        if not self.serves(partition):
-            return
-        self._dirty[partition] = None
-        self._count_tail(partition)  # a `memory` topic has it there already
-        if partition.is_due:
-            self._schedule_turn()
-        else:
-            self._linger_turn()
-
     def _schedule_turn(self) -> None:
-        if not self._turn_due and self.failed is None:
-            self._turn_due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+        if not self._turn.is_scheduled and self.failed is None:
+            self._turn.is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _linger_turn(self) -> None:
         """What nobody waits for goes with the next write, or after linger_s."""
-        waits = self._dirty or self.offsets.waiting or self._hints
+        waits = self._turn.dirty or self.offsets.waiting or self._hints
         if waits and self._linger is None and self.failed is None:
             loop = asyncio.get_running_loop()
             self._linger = loop.call_later(self._settings.linger_s, self._end_linger)
+            self._turn.is_lingering = True
 
     def _end_linger(self) -> None:
-        self._linger, self._lingered = None, True
+        self._stop_linger()
+        self._lingered = True
         self._schedule_turn()
 
-    def _turn(self) -> None:
-        self._turn_due = False
+    def _stop_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger, self._turn.is_lingering = None, False
+
+    def _take_turn(self) -> None:
+        self._turn.is_scheduled = False
         if self.failed is not None:
             return
         self._start_runs()
@@ -250,18 +245,18 @@ class ShardLog:
 
     def _start_runs(self) -> None:
         """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
-        bulk = [one for one in self._dirty if one.wants_run(lingered=self._lingered)]
+        bulk = self._turn.bulk(lingered=self._lingered)
         if not bulk:
             return
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
-        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or len(bulk) < len(self._dirty)
+        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or len(bulk) < len(self._turn.dirty)
         limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
         for partition in bulk:
             most = min(limit, self._settings.flush_run_bytes)
             size = min(partition.unwritten_bytes, most)
             if self._bulk_bytes and self._bulk_bytes + size > limit:
-                return  # held back, in `_dirty`, until a run has ended
-            self._dirty.pop(partition)
+                return  # held back, dirty, until a run has ended
+            self._turn.take(partition)
             self._bulk_bytes += size
             self._track(self._direct(partition, size, most))
 
@@ -272,9 +267,8 @@ class ShardLog:
             log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
             partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
         self._bulk_bytes -= size
-        self._count_tail(partition)
         self._after_run(partition)
-        if self._dirty:
+        if self._turn.dirty:
             self._schedule_turn()
 
     def _after_run(self, partition: PartitionLog) -> None:
@@ -290,7 +284,7 @@ class ShardLog:
                 partition.index_saves.add(saving)
                 saving.add_done_callback(partition.index_saves.discard)
         self._may_evict = True
-        self._evict_to(self._settings.tail_bytes)
+        self._turn.evict_to(self._settings.tail_bytes)
         self._progress.set()
 
     async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
@@ -300,11 +294,9 @@ class ShardLog:
             log.warning("index_not_saved", extra={"fields": {"path": segment.path, "error": str(error)}})
 
     def _build_write(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        self._stop_linger()
         self._lingered = False
-        if not (self._dirty or self.offsets.waiting or self._hints or self._adoptions or self._force_write):
+        if not (self._turn.dirty or self.offsets.waiting or self._hints or self._adoptions or self._force_write):
             return
         if self.journal.begin():
             content = self._fill()
@@ -312,7 +304,9 @@ class ShardLog:
             content = WriteContent()
         else:
             content = None
-        if content is None or not (content.checkpoint_sequence >= 0 and (self.journal.records or self._force_write)):
+        if content is None or not (
+            content.checkpoint_sequence >= 0 and (self.journal.staging.records or self._force_write)
+        ):
             self._refuse_when_full()
             return
         self._submit(content, clean=False)
@@ -321,7 +315,7 @@ class ShardLog:
         """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
         self._start_flush(self._free_files)
         if self._flush_error is not None:
-            for partition in list(self._dirty):
+            for partition in list(self._turn.dirty):
                 partition.fail_waiting(self._flush_error)
             self.offsets.refuse_waiting(self._flush_error)
             self._refuse_adoptions(self._flush_error)
@@ -354,9 +348,9 @@ class ShardLog:
         if hint is None:
             return True
         raw = hint.encode()
-        if not self.journal.fits(len(raw)):
+        if not self.journal.staging.fits(len(raw)):
             return False
-        self.journal.add(fmt.KIND_HINT, 0, self._shard, partition.uid, partition.identity.term, raw)
+        self.journal.staging.add(fmt.KIND_HINT, 0, self._shard, partition.uid, partition.identity.term, raw)
         return True
 
     def _add_hints(self) -> None:
@@ -371,58 +365,47 @@ class ShardLog:
             partition = record.partition
             raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
             if self.serves(partition):
-                if not self.journal.fits(len(raw)):
+                if not self.journal.staging.fits(len(raw)):
                     return
                 term = partition.identity.term
-                self.journal.add(fmt.KIND_OFFSET, record.flags, self._shard, partition.uid, term, raw)
+                self.journal.staging.add(fmt.KIND_OFFSET, record.flags, self._shard, partition.uid, term, raw)
                 self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
             content.offsets.append(self.offsets.take_first())
 
     def _add_batches(self, content: WriteContent) -> None:
-        for partition in list(self._dirty):
-            if partition.wants_run(lingered=False):
-                continue  # its run is held back; through the journal it would cost the others more
-            end = partition.journal_into(self.journal, self._shard)
-            self._count_tail(partition)
-            if end >= 0:
-                content.batches.append((partition, end))
-                if not partition.pinned_sequence:
-                    self._pin(partition, self.journal.sequence)
-            del self._dirty[partition]
-            if partition.has_work and not partition.is_running:
-                self._dirty[partition] = None  # at the end: the others come first
-                if not self.journal.fits(self._settings.direct_bytes):
-                    return
+        sequence, least_bytes = self.journal.sequence, self._settings.direct_bytes
+        content.batches = self._turn.stage(self.journal.staging, self._shard, sequence, least_bytes)
+        for partition in content.batches.unpinned:
+            self._pin(partition, sequence)
 
-    def _submit(self, content: WriteContent, *, clean: bool) -> asyncio.Task[None]:
+    def _submit(self, content: WriteContent, *, clean: bool) -> None:
         self._force_write = False
         if content.batches or content.offsets:
             self._small_at = asyncio.get_running_loop().time()
-
-        def on_written() -> None:
-            for partition, end in content.batches:
-                partition.note_written(end)
-
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()
         self._in_flight = content
-        future = self.journal.submit(oldest_live, clean=clean, on_written=on_written)
-        return self._track(self._commit(future, content))
+        on_written, on_end = content.batches.note_written, partial(self._end_write, content)
+        self.journal.submit(oldest_live, clean=clean, on_written=on_written, on_end=on_end)
 
-    async def _commit(self, future: asyncio.Future[None], content: WriteContent) -> None:
+    def _end_write(self, content: WriteContent, error: StorageError | None) -> None:
         try:
-            await future
-        except StorageError as error:
+            if error is None:
+                self._commit(content)
+        except Exception as bug:  # some of what the write carried may never be answered
+            log.exception("log_task_failed")
+            error = StorageError(f"a journal write was answered in part: {bug!r}")
+        if error is not None:
             for record in content.offsets:
                 for refused in record.done:
                     refused(error)
             self._refuse_adoptions(error, content.adoptions)
             self._fail(error)
-            return
+
+    def _commit(self, content: WriteContent) -> None:
         self._in_flight = None
         self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
-        for partition, end in content.batches:
-            partition.note_durable(end)
+        content.batches.note_durable()
         for record in content.offsets:
             for done in record.done:
                 done(None)
@@ -430,7 +413,7 @@ class ShardLog:
             adoption.journaled()
         self._published.set()
         self._progress.set()
-        self._evict_to(self._settings.tail_bytes)
+        self._turn.evict_to(self._settings.tail_bytes)
         if self._has_work():
             self._schedule_turn()
         else:
@@ -441,8 +424,7 @@ class ShardLog:
     def _has_work(self) -> bool:
         if self._lingered or self._checkpoint or self._force_write or self._adoptions:
             return True
-        small = (one for one in self._dirty if not one.wants_run(lingered=False))
-        return self.offsets.waited_for > 0 or any(one.is_due for one in small)
+        return self.offsets.waited_for > 0 or self._turn.is_due
 
     def _fail(self, error: StorageError) -> None:
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
@@ -664,9 +646,7 @@ class ShardLog:
     def shut_partition(self, partition: PartitionLog, state: ReleasedPartition) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
         self._released[partition] = state
-        self._tail_bytes -= partition.counted_tail_bytes
-        partition.counted_tail_bytes = 0
-        self._cached.pop(partition, None)
+        self._turn.drop_cached(partition)
         self.offsets.close_partition(partition.uid, partition.shut())
 
     def open_partition(self, partition: PartitionLog) -> None:
@@ -698,7 +678,7 @@ class ShardLog:
             adoption = self._adoptions[0]
             if not self.serves(adoption.partition):
                 adoption.refuse(StorageError(f"partition {adoption.partition.uid} was forgotten while it arrived"))
-            elif adoption.add_to(self.journal, self._shard):
+            elif adoption.add_to(self.journal.staging, self._shard):
                 content.adoptions.append(adoption)
             else:
                 return
@@ -727,45 +707,16 @@ class ShardLog:
 
     def _drop_cached(self, size: int) -> bool:
         """Let go of about size bytes that disk has too; False: there was nothing."""
-        before = self._tail_bytes
+        before = self._turn.tails.bytes
         if self._may_evict:
-            self._evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
-            self._may_evict = self._tail_bytes < before
-        return self._tail_bytes < before or self.resources.walks.drop_oldest()
-
-    def _count_tail(self, partition: PartitionLog) -> None:
-        """After whatever may have changed a tail."""
-        added = partition.tail.bytes - partition.counted_tail_bytes
-        if added and self.serves(partition):
-            partition.counted_tail_bytes += added
-            self._tail_bytes += added
-            self._cached[partition] = None
-
-    def _evict_to(self, limit: int) -> None:
-        """Drop the oldest batches of one partition after the other while all tails have more than limit bytes.
-
-        What is in no segment yet stays.
-        """
-        for _ in range(len(self._cached)):
-            if self._tail_bytes <= limit:
-                return
-            partition = next(iter(self._cached))
-            self._cached.move_to_end(partition)
-            self._evict_from(partition, self._tail_bytes - limit)
-
-    def _evict_from(self, partition: PartitionLog, excess: int) -> None:
-        target, end = partition.tail.bytes - excess, min(partition.flushed_end, partition.high_watermark)
-        while partition.tail.bytes > target and partition.tail.evict_oldest(end):
-            pass
-        self._count_tail(partition)
-        if partition.tail.bytes == 0:
-            del self._cached[partition]
+            self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
+            self._may_evict = self._turn.tails.bytes < before
+        return self._turn.tails.bytes < before or self.resources.walks.drop_oldest()
 
     # What recovery hands over
 
     def adopt_tail(self, partition: PartitionLog) -> None:
-        """Count replayed bytes, and hang the partition to the journal file that holds its oldest ones."""
-        self._count_tail(partition)
+        """Hang the partition to the journal file that holds its oldest replayed bytes."""
         sequence = partition.oldest_unflushed_sequence()
         if sequence and not partition.pinned_sequence:
             self._pin(partition, sequence)
@@ -871,8 +822,7 @@ class ShardLog:
         self._progress.set()
         if self._moves:
             await asyncio.wait(set(self._moves.values()))
-        if self._linger is not None:
-            self._linger.cancel()
+        self._stop_linger()
         await self.wait_idle()
         if self.failed is None:
             await self._write_clean_end()
@@ -916,15 +866,16 @@ class ShardLog:
         Offsets that wait go with them though the snapshot has them: an older record of this file is replayed over it.
         """
         self._checkpoint_started = 0
-        if self._linger is not None:
-            self._linger.cancel()
+        self._stop_linger()
         while self.failed is None and self.journal.begin():
             content = self._fill()
             self._uncovered_offsets = self._uncovered_offsets if not content.checkpoint_sequence else 0
             done = not self._checkpoint and not self.offsets.waiting
             if done:
                 self._checkpoint_sequence = self.journal.sequence
-            await self._submit(content, clean=done)
+            self._published.clear()
+            self._submit(content, clean=done)
+            await self._published.wait()
             if done:
                 return
 
@@ -932,7 +883,7 @@ class ShardLog:
         return ShardLogStatistics(
             self.journal.statistics(),
             len(self._partitions),
-            self._tail_bytes,
+            self._turn.tails.bytes,
             self._flushes,
             len(self.offsets),
             self.recovery_bytes,

@@ -7,11 +7,15 @@ and is made again, the same bytes at the same position, when that number has cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk, File
+
+Ended = Callable[[StorageError | None], None]
 
 
 def _none() -> int:
@@ -39,6 +43,31 @@ class SyncFaults:
         self.on_fault(self.own)
 
 
+def start_synced_write(
+    disk: Disk,
+    faults: SyncFaults,
+    file: File,
+    position: int,
+    buffers: Sequence[memoryview],
+    on_written: Callable[[], None] | None,
+    on_end: Ended,
+) -> None:
+    """Write and fdatasync. on_end: it is durable, or (StorageError) its fate is unknown. Without a task."""
+    before = faults.number
+
+    def ended(written: Future[None]) -> None:
+        error = written.exception()
+        if error is not None:
+            faults.note()
+            error = error if isinstance(error, StorageError) else StorageError(f"a write failed in its disk: {error!r}")
+        elif faults.number != before:
+            start_synced_write(disk, faults, file, position, buffers, on_written, on_end)
+            return
+        on_end(error)
+
+    disk.write(file, position, buffers, sync=True, on_written=on_written).add_done_callback(ended)
+
+
 async def write_synced(
     disk: Disk,
     faults: SyncFaults,
@@ -48,12 +77,15 @@ async def write_synced(
     on_written: Callable[[], None] | None = None,
 ) -> None:
     """Write and fdatasync, so that it is durable afterwards. Raises StorageError: its fate is unknown."""
-    while True:
-        before = faults.number
-        try:
-            await disk.write(file, position, [buffer], sync=True, on_written=on_written)
-        except StorageError:
-            faults.note()
-            raise
-        if faults.number == before:
+    outcome: Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(error: StorageError | None) -> None:
+        if outcome.cancelled():
             return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    start_synced_write(disk, faults, file, position, [buffer], on_written, ended)
+    await outcome

@@ -9,9 +9,9 @@ from shardserver.core import metadata as md
 from shardserver.core.load import LoadMeter
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import NotOwnerError
-from shardserver.memory.heap import heap_arena
 from shardserver.net.routes import Routes
 from shardserver.protocol.messages import KIND_BALANCED, KIND_KEY, KIND_PARTITION, SendRequest
+from shardserver.protocol.sends import Target
 
 
 class World:
@@ -23,21 +23,18 @@ class World:
         md.apply(self.metadata, md.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13], [0, 1, 1]))
         self.gone: set[int] = set()
         self.load = LoadMeter(lambda: 0.0)
-        local = SimpleNamespace(log_of=self.log_of, append=self.append, load=self.load)
-        self.appended: list[tuple[Any, ...]] = []
+        self.logs = {uid: Target() for uid in (12, 13)}
+        local = SimpleNamespace(log_of=self.log_of, load=self.load)
         context: Any = SimpleNamespace(metadata=self.metadata, shards=SimpleNamespace(number=1, local=local))
         self.routes = Routes(context)
         sessions = Sessions(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         sessions.bind(self.connection, md.ROOT_ID, b"c" * 16)
 
-    def log_of(self, uid: int) -> str:
+    def log_of(self, uid: int) -> Target:
         if uid in self.gone:
             raise NotOwnerError("gone")
-        return f"log {uid}"
-
-    def append(self, *arguments: Any) -> None:
-        self.appended.append(arguments)
+        return self.logs[uid]
 
 
 def key(kind: int = KIND_PARTITION, value: bytes = b"\1\0\0\0", topic: str | int = "t") -> bytes:
@@ -48,9 +45,7 @@ def test_a_partition_of_this_shard_has_a_route_by_name_by_id_and_by_key() -> Non
     world = World()
     found = [world.routes.find(world.connection, one) for one in (key(), key(topic=3))]
     assert found[0] is found[1] and found[0] is not None and found[0].uid == 12
-    block = heap_arena(1 << 16).copy(b"batch")
-    found[0].target.send(block, 1, print)
-    assert [one[:3] for one in world.appended] == [("log 12", block, 1)]
+    assert found[0].target is world.logs[12]
     keyed = {getattr(world.routes.find(world.connection, key(KIND_KEY, bytes([n]))), "uid", None) for n in range(20)}
     assert keyed == {None, 12, 13}
 

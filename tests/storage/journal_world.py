@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardserver.errors import StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal import Journal, create_journal
 from shardserver.storage.journal_reader import JournalRecovery, open_journal
@@ -27,6 +28,20 @@ class Written:
     length: int
     sequence: int
     number: int
+
+
+async def submitted(journal: Journal, oldest_live: int = 1, *, clean: bool = False) -> None:
+    """Write what is staged. Raises StorageError."""
+    outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(error: StorageError | None) -> None:
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    journal.submit(oldest_live, clean=clean, on_written=lambda: None, on_end=ended)
+    await outcome
 
 
 class World:
@@ -52,10 +67,10 @@ class World:
         self.number += 1
         record = (b"%d " % self.number).ljust(8) + payload
         full = blocks * BLOCK - fmt.WRITE_HEADER_BYTES - fmt.RECORD_HEADER_BYTES
-        journal.add(KIND, 0, 0, 1, 1, record.ljust(full, b"."))
+        journal.staging.add(KIND, 0, 0, 1, 1, record.ljust(full, b"."))
         current, position = journal._current, journal._position
         assert current is not None
-        await journal.submit(self.oldest_live, clean=clean, on_written=lambda: None)
+        await submitted(journal, self.oldest_live, clean=clean)
         self.writes.append(Written(current.path, position, blocks * BLOCK, current.sequence, self.number))
         return self.writes[-1]
 

@@ -50,8 +50,8 @@ def calls_of_append(messages: int) -> tuple[int, int]:
         assert journal.begin()
 
         def build() -> None:
-            assert partition.journal_into(journal, 0) == messages
-            journal.submit(1, clean=False, on_written=lambda: None)
+            assert partition.journal_into(journal.staging, 0, journal.sequence) == messages
+            journal.submit(1, clean=False, on_written=lambda: None, on_end=lambda error: None)
 
         return appending, calls_of(build)
 

@@ -162,7 +162,7 @@ def test_the_bytes_of_a_write_stay_as_they_are_until_it_has_completed() -> None:
         def meanwhile() -> None:
             tried.append(journal.begin() or journal.begin_reserved())
             if tried[-1]:
-                journal.add(1, 0, 0, 1, 1, bytes(300))
+                journal.staging.add(1, 0, 0, 1, 1, bytes(300))
 
         world.disk.meanwhile = meanwhile
         for _ in range(5):
@@ -172,24 +172,6 @@ def test_the_bytes_of_a_write_stay_as_they_are_until_it_has_completed() -> None:
 
     asyncio.run(run())
     assert not world.disk.changed and world.disk.completed > 5
-
-
-def test_a_cancelled_write_keeps_its_staging_for_good() -> None:
-    world = World().create()
-
-    async def run() -> None:
-        journal = (await world.open()).journal
-        assert journal.begin()
-        journal.add(77, 0, 0, 1, 1, b"1 ")
-        writing = journal.submit(1, clean=False, on_written=lambda: None)
-        await asyncio.sleep(0)
-        writing.cancel()
-        for _ in range(10):
-            await asyncio.sleep(0)
-            assert not journal.begin() and not journal.begin_reserved()
-
-    asyncio.run(run())
-    assert world.recovered() == [1], "the write itself went on"
 
 
 def test_nothing_is_written_behind_a_write_that_failed() -> None:

@@ -240,7 +240,7 @@ def test_the_tails_budget_holds_for_every_durability(durability: Durability) -> 
             await send(logs, numbered(number, 3000))
         await logs._flush_partitions(list(logs.partitions))
         assert 0 < logs.statistics().tail_bytes == logs.partition(1).tail.bytes <= 50_000
-        assert len(logs._cached) == 1
+        assert logs._turn.cached == 1
         await logs.close()
 
     asyncio.run(run())

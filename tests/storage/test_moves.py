@@ -151,7 +151,7 @@ def test_a_memory_topics_offset_that_a_crash_has_cut_moves_as_it_was_cut() -> No
         await append(shards.logs[A], 1, 10)
         await shards.logs[A].flush_partitions([shards.logs[A].partition(1)])
         await append(shards.logs[A], 1, 10)
-        shards.logs[A]._dirty.clear()  # the offset is journaled, the messages are not
+        shards.logs[A]._turn.dirty.clear()  # the offset is journaled, the messages are not
         await stored(shards.logs[A], 7, 19)
         shards.abandon()
 
@@ -307,7 +307,7 @@ def test_a_release_ends_when_a_flush_that_it_waits_for_fails() -> None:
         flushing = asyncio.ensure_future(logs.flush_partitions([logs.partition(1)]))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert logs.partition(1).is_running
+        assert logs.partition(1).running
         releasing = asyncio.ensure_future(logs.release_partition(1))
         with pytest.raises(StorageError):
             await flushing

@@ -1,14 +1,21 @@
 """The tail against a plain list."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardserver.storage.tail import Tail, TailEntry
+from shardserver.storage import tail as compiled
+from shardserver.storage import tail_python as plain
+from shardserver.storage.tail_python import TailEntry
 
 
-@given(st.lists(st.tuples(st.sampled_from(["append", "evict", "cut", "look"]), st.integers(0, 40)), max_size=60))
-def test_it_gives_what_a_list_would_give(steps: list[tuple[str, int]]) -> None:
-    tail, model, end = Tail(), [], 0
+@pytest.mark.parametrize("module", [compiled, plain], ids=["compiled", "plain"])
+@given(steps=st.lists(st.tuples(st.sampled_from(["append", "evict", "cut", "look"]), st.integers(0, 40)), max_size=60))
+def test_it_gives_what_a_list_would_give(module: Any, steps: list[tuple[str, int]]) -> None:
+    total = module.TailTotal()
+    tail, model, end = module.Tail(total), [], 0
     for step, number in steps:
         first = model[0].base_offset if model else end
         if step == "append":
@@ -29,5 +36,12 @@ def test_it_gives_what_a_list_would_give(steps: list[tuple[str, int]]) -> None:
             end = model[-1].end_offset if model else offset
         offset = first + number
         assert list(tail.from_offset(offset)) == [one for one in model if one.end_offset > offset]
+        assert tail.at(offset) == next((one for one in model if one.end_offset > offset), None)
+        assert tail.bytes_from(offset) == sum(len(one.data) for one in model if one.end_offset > offset)
         assert (len(tail), tail.bytes) == (len(model), sum(len(one.data) for one in model))
+        assert total.bytes == tail.bytes
         assert tail.first_offset == (model[0].base_offset if model else None)
+    tail.leave_total()
+    assert total.bytes == 0
+    tail.append(TailEntry(end, 1, 0, bytearray(9)))
+    assert total.bytes == 0

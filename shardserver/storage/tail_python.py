@@ -1,4 +1,7 @@
-"""What a partition keeps in memory: everything that is not in its segments yet, and as much more as the budget lets."""
+"""What a partition keeps in memory: everything that is not in its segments yet, and as much more as the budget lets.
+
+The readable form of tail.pyx.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,22 @@ class TailEntry:
         return self.base_offset + self.count
 
 
-GONE = TailEntry(0, 0, 0, bytearray())
+class TailTotal:
+    """Bytes of all tails of one shard."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class Tail:
     """Contiguous batches in order of their offsets.
 
-    Evicted ones leave a gap at the front of the lists, which is closed when it is half of them: so dropping the oldest
-    of half a million batches moves none of the others.
+    Evicted ones leave a gap at the front, which is closed when it is half of them: so dropping the oldest of half a
+    million batches moves none of the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, total: TailTotal) -> None:
+        self._total: TailTotal | None = total
         self._entries: list[TailEntry] = []
         self._bases: list[int] = []
         self._evicted = 0
@@ -50,7 +58,18 @@ class Tail:
     def append(self, entry: TailEntry) -> None:
         self._entries.append(entry)
         self._bases.append(entry.base_offset)
-        self.bytes += len(entry.data)
+        self._count(len(entry.data))
+
+    def _count(self, added: int) -> None:
+        self.bytes += added
+        if self._total is not None:
+            self._total.bytes += added
+
+    def leave_total(self) -> None:
+        """Count in the shard's total no more."""
+        if self._total is not None:
+            self._total.bytes -= self.bytes
+            self._total = None
 
     def from_offset(self, offset: int) -> Iterator[TailEntry]:
         """Entries from the one that holds `offset` on, or from the first. To be used up before the tail changes."""
@@ -63,10 +82,14 @@ class Tail:
         """The entry that holds `offset`, or the first; None when there is none."""
         return next(self.from_offset(offset), None)
 
+    def bytes_from(self, offset: int) -> int:
+        """Of all entries that from_offset gives."""
+        return sum(len(entry.data) for entry in self.from_offset(offset))
+
     def cut_from(self, offset: int) -> None:
         """Forget entries whose run failed: they were never acknowledged."""
         while len(self) and self._entries[-1].base_offset >= offset:
-            self.bytes -= len(self._entries.pop().data)
+            self._count(-len(self._entries.pop().data))
             self._bases.pop()
 
     def evict_oldest(self, limit_offset: int) -> int:
@@ -74,10 +97,13 @@ class Tail:
         if not len(self) or self._entries[self._evicted].end_offset > limit_offset:
             return 0
         freed = len(self._entries[self._evicted].data)
-        self._entries[self._evicted] = GONE
+        self._entries[self._evicted] = _GONE
         self._evicted += 1
         if self._evicted * 2 > len(self._entries):
             del self._entries[: self._evicted], self._bases[: self._evicted]
             self._evicted = 0
-        self.bytes -= freed
+        self._count(-freed)
         return freed
+
+
+_GONE = TailEntry(0, 0, 0, bytearray())

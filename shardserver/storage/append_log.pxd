@@ -1,0 +1,93 @@
+"""A partition's appends, for cimport. Docstrings in append_log.pyx."""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from shardserver.memory.arena cimport Block
+from shardserver.protocol.sends cimport Target, Waiter
+from shardserver.storage.staging cimport Staging
+from shardserver.storage.tail cimport Entry, Tail, TailTotal
+
+cpdef enum Running:
+    IDLE
+    FLUSH
+    DIRECT
+
+
+cdef struct Append:  # references to `held` and `waiter` are owned; held is NULL once the batch is in the tail
+    uint64_t base
+    uint64_t end
+    uint64_t ticket
+    uint8_t* data
+    size_t size
+    PyObject* held
+    PyObject* waiter
+    uint32_t count
+
+
+cdef class AppendQueue:
+    cdef Append* _slots
+    cdef uint64_t _room
+    cdef uint64_t _head
+    cdef uint64_t _tail
+
+    cdef uint64_t length(self) noexcept nogil
+    cdef Append* first(self) noexcept nogil
+    cdef Append* last(self) noexcept nogil
+    cdef Append* push(self) except NULL
+
+
+cdef class Wakers:
+    cdef int wake(self, AppendLog log) except -1
+    cdef int keep_cached(self, AppendLog log) except -1
+
+
+cdef class AppendLog(Target):
+    cdef object _identity
+    cdef object _clock
+    cdef object _admission
+    cdef Wakers _wakers
+    cdef TailTotal _total
+    cdef AppendQueue _waiting
+    cdef AppendQueue _acks
+    cdef readonly Tail tail
+    cdef readonly uint64_t uid
+    cdef uint64_t _partition_id
+    cdef uint32_t _term
+    cdef uint8_t _visible
+    cdef uint64_t _save_bytes
+    cdef uint64_t _save_messages
+    cdef uint64_t _max_write_bytes
+    cdef uint64_t _flush_run_bytes
+    cdef uint64_t _direct_bytes
+    cdef readonly uint64_t waiting_bytes
+    cdef readonly uint64_t backlog_bytes
+    cdef public uint64_t next_offset
+    cdef public uint64_t journaled_end
+    cdef public uint64_t durable_end
+    cdef public uint64_t written_end
+    cdef public uint64_t flushed_end
+    cdef public uint64_t last_timestamp
+    cdef public uint64_t pinned_sequence
+    cdef public object fenced
+    cdef public object refusal
+    cdef public int running
+    cdef public bint is_served
+    cdef bint _is_dirty
+    cdef bint _is_cached
+
+    cdef int admit(
+        self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1
+    cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL
+    cdef int stamp_first(self, uint64_t now) except -1
+    cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1
+    cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1
+    cdef uint64_t visible_end(self) noexcept nogil
+    cdef bint has_due_work(self) noexcept nogil
+    cdef bint is_bulk(self, bint lingered) noexcept nogil
+    cdef uint64_t gather_bytes(self) noexcept nogil
+    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
+    cpdef int note_written(self, uint64_t end) except -1
+    cpdef int note_durable(self, uint64_t end) except -1
+    cpdef int release_acks(self) except -1

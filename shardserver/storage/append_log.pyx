@@ -1,0 +1,369 @@
+"""What a partition's log does for each batch: take it, give it its offset, stage it for the journal, answer.
+
+Offsets and timestamps are given when the write that carries a batch is built, so that a failed run leaves no gap;
+`memory` topics are answered at once and so are stamped at once, and are never rolled back.
+Specification: append_log_python.py.
+"""
+
+from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from shardserver.errors import StorageError
+from shardserver.storage import journal_format as fmt
+from shardserver.storage.settings import Durability
+
+from shardserver.memory.arena cimport Block
+from shardserver.protocol.batch cimport stamp as stamp_batch
+from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
+
+cdef enum:
+    KIND_BATCH = 1
+    BATCH_HEADER = 256
+    # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
+    MAX_GATHER_BYTES = 8 << 20
+    BACKLOG_LIMIT_BYTES = 64 << 20
+
+assert KIND_BATCH == fmt.KIND_BATCH
+
+
+cdef enum Visible:  # which end polls see
+    DURABLE
+    WRITTEN
+    APPENDED
+
+
+cdef dict VISIBLE = {Durability.FSYNC: DURABLE, Durability.WRITE: WRITTEN, Durability.MEMORY: APPENDED}
+
+
+cdef class AppendQueue:
+    """First in, first out. A pointer is good until the next push."""
+
+    def __dealloc__(self):
+        while self._head != self._tail:
+            one = self.first()
+            self._head += 1
+            if one.held != NULL:
+                Py_DECREF(<object>one.held)
+            Py_DECREF(<object>one.waiter)
+        free(self._slots)
+
+    cdef uint64_t length(self) noexcept nogil:
+        return self._tail - self._head
+
+    cdef Append* first(self) noexcept nogil:
+        return self._slots + (self._head & (self._room - 1))
+
+    cdef Append* last(self) noexcept nogil:
+        return self._slots + ((self._tail - 1) & (self._room - 1))
+
+    cdef Append* push(self) except NULL:
+        """A new last one; the caller fills it."""
+        cdef uint64_t room, number
+        cdef Append* grown
+        if self._tail - self._head == self._room:
+            room = max(2 * self._room, <uint64_t>4)
+            grown = <Append*>malloc(room * sizeof(Append))
+            if grown == NULL:
+                raise MemoryError
+            number = self._head
+            while number != self._tail:
+                grown[number & (room - 1)] = self._slots[number & (self._room - 1)]
+                number += 1
+            free(self._slots)
+            self._slots, self._room = grown, room
+        self._tail += 1
+        return self.last()
+
+
+cdef class Wakers:
+    """What a log tells its shard."""
+
+    cdef int wake(self, AppendLog log) except -1:
+        """There is something to write."""
+        raise NotImplementedError
+
+    cdef int keep_cached(self, AppendLog log) except -1:
+        """Its tail holds something."""
+        raise NotImplementedError
+
+
+cdef class AppendLog(Target):
+    """Owned by one shard. Offsets in rising order, each the first one that is *not yet* what its name says:
+
+        flushed_end <= durable_end <= next_offset      journaled_end: given to a journal write or a run
+
+    refusal: it is leaving or arriving; fenced: a failed write. Either refuses appends. waiting_bytes: of batches without
+    an offset. backlog_bytes: stamped, and neither in the journal nor in a segment yet. running: a run is in flight.
+    pinned_sequence: the journal file that is kept for it; 0: none. is_served: its shard has not forgotten it.
+    """
+
+    def __init__(self, resources, identity, Wakers wakers, TailTotal total):
+        settings = resources.settings
+        self._clock, self._admission = resources.clock, resources.admission
+        self._wakers, self._total = wakers, total
+        self._waiting, self._acks = AppendQueue(), AppendQueue()
+        self.tail = Tail(total)
+        self._max_write_bytes, self._direct_bytes = settings.max_write_bytes, settings.direct_bytes
+        self._flush_run_bytes = settings.flush_run_bytes
+        self.identity = identity
+
+    @property
+    def identity(self):
+        """A PartitionIdentity."""
+        return self._identity
+
+    @identity.setter
+    def identity(self, identity):
+        self._identity = identity
+        self.uid, self._term, self._partition_id = identity.uid, identity.term, identity.partition_id
+        self._save_bytes, self._save_messages = identity.save_bytes, identity.save_messages
+        self._visible = VISIBLE[identity.durability]
+
+    # Appends
+
+    def append(self, batch, uint32_t count, done):
+        """Queue a checked batch of count messages; the log owns the bytes from here on.
+
+        done gets the base offset once the batch is as durable as its topic says, or the error that refused it.
+        """
+        cdef Py_buffer view
+        PyObject_GetBuffer(batch, &view, PyBUF_WRITABLE)
+        data, size = <uint8_t*>view.buf, view.len
+        PyBuffer_Release(&view)  # the bytes stay where they are: a block is in its arena, and nobody resizes the others
+        if size < BATCH_HEADER:
+            raise ValueError(f"a batch of {BATCH_HEADER} bytes or more, got {size}")
+        self.admit(batch, data, size, count, CallbackWaiter(done), 0)
+
+    cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
+        try:
+            return self.admit(batch, batch.data, batch.size, count, waiter, ticket)
+        except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
+            self.fence(StorageError(f"an append failed inside the server: {error!r}"))
+            raise
+
+    cdef int admit(
+        self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1:
+        cdef Append* new
+        refusal = self.refusal or self.fenced or self._admission.refusal
+        if refusal is not None:
+            return waiter.refuse(ticket, refusal)
+        if self._visible == APPENDED:
+            self.acknowledge_later(self.stamp(held, data, size, count, self._clock()), waiter, ticket)
+            self.release_acks()
+        else:
+            new = self._waiting.push()
+            new.data, new.size, new.count, new.ticket = data, size, count, ticket
+            new.held, new.waiter = <PyObject*>held, <PyObject*>waiter
+            Py_INCREF(held)
+            Py_INCREF(waiter)
+            self.waiting_bytes += size
+        return self._wakers.wake(self)
+
+    cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL:
+        cdef Entry* entry
+        self.last_timestamp = max(self.last_timestamp, now)
+        with nogil:
+            stamp_batch(data, size, self._partition_id, self.next_offset, self.last_timestamp)
+        entry = self.tail.add(self.next_offset, count, self.last_timestamp, held, data, size)
+        self.next_offset += count
+        self.backlog_bytes += size
+        if not self._is_cached:
+            self._wakers.keep_cached(self)
+        return entry
+
+    cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1:
+        cdef Append* ack = self._acks.push()
+        ack.base, ack.end, ack.ticket = entry.base, entry.base + entry.count, ticket
+        ack.held, ack.waiter = NULL, <PyObject*>waiter
+        Py_INCREF(waiter)
+        return 0
+
+    cdef int stamp_first(self, uint64_t now) except -1:
+        """Give the first batch that waits its offset; it is the tail's last entry then."""
+        cdef Append one = self._waiting.first()[0]
+        self._waiting._head += 1
+        self.waiting_bytes -= one.size
+        held, waiter = <object>one.held, <Waiter>one.waiter
+        Py_DECREF(held)
+        Py_DECREF(waiter)
+        return self.acknowledge_later(self.stamp(held, one.data, one.size, one.count, now), waiter, one.ticket)
+
+    def stamp_waiting(self, uint64_t least_bytes):
+        """Give offsets to what waits, until least_bytes of it have theirs, or all."""
+        cdef uint64_t stop = self.backlog_bytes + least_bytes
+        while self._waiting.length() and self.backlog_bytes < stop:
+            self.stamp_first(self._clock())
+
+    def take_back(self, entry):
+        """Replay: a TailEntry that goes on where the log ends is in it, and in a journal that was read."""
+        self.tail.append(entry)
+        self.last_timestamp = max(self.last_timestamp, <uint64_t>entry.timestamp)
+        self.next_offset = self.journaled_end = self.durable_end = self.written_end = entry.end_offset
+        if not self._is_cached:
+            self._wakers.keep_cached(self)
+
+    def replace_tail(self):
+        """An empty one; what was in it is in segments too."""
+        self.tail.leave_total()
+        self.tail = Tail(self._total)
+
+    # What waits, and for what
+
+    @property
+    def has_waiting(self):
+        """Batches without an offset."""
+        return self._waiting.length() > 0
+
+    @property
+    def has_work(self):
+        """Something here has to reach the journal or a segment."""
+        return self._waiting.length() > 0 or self.journaled_end < self.next_offset
+
+    @property
+    def is_memory(self):
+        return self._visible == APPENDED
+
+    @property
+    def high_watermark(self):
+        """The first offset that polls do not see; it follows what the topic's durability says (docs/durability.md)."""
+        return self.visible_end()
+
+    cdef uint64_t visible_end(self) noexcept nogil:
+        if self._visible == DURABLE:
+            return self.durable_end
+        return self.written_end if self._visible == WRITTEN else self.next_offset
+
+    @property
+    def unwritten_bytes(self):
+        return self.waiting_bytes + self.backlog_bytes
+
+    @property
+    def is_due(self):
+        """Write now: a client waits, or so much has gathered in a `memory` partition as its topic wants at once."""
+        return self.has_due_work()
+
+    cdef bint has_due_work(self) noexcept nogil:
+        if self._visible != APPENDED:
+            return self._waiting.length() > 0 or self.backlog_bytes >= self._max_write_bytes
+        if self.running:
+            return False
+        if self.backlog_bytes >= self.gather_bytes():
+            return True
+        return 0 < self._save_messages <= self.next_offset - self.journaled_end
+
+    cdef uint64_t gather_bytes(self) noexcept nogil:
+        return min(self._save_bytes if self._save_bytes else <uint64_t>MAX_GATHER_BYTES, self._flush_run_bytes)
+
+    def wants_run(self, *, bint lingered):
+        """So much waits that a run of its own is cheaper than the journal. lingered: it has waited its second."""
+        return self.is_bulk(lingered)
+
+    cdef bint is_bulk(self, bint lingered) noexcept nogil:
+        cdef uint64_t least = self._direct_bytes
+        if self.running:
+            return False
+        if self._visible == APPENDED and not lingered:
+            least = max(least, self.gather_bytes())
+        return self.waiting_bytes + self.backlog_bytes >= least
+
+    def recount_backlog(self):
+        self.backlog_bytes = self.tail.bytes_from(self.journaled_end)
+
+    # Into the journal
+
+    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2:
+        """Stage what may go into the write being built, in the journal file `sequence`.
+
+        Gives the first offset that is not in it; -1: nothing is. While a direct run is in flight, nothing of the
+        partition goes to the journal (storage rule 3).
+        """
+        cdef uint64_t before = self.journaled_end, now
+        cdef size_t place
+        cdef Entry* entry
+        if self.running == DIRECT or self.fenced is not None or (self._visible == APPENDED and self.running):
+            return -1
+        if self.journaled_end < self.next_offset:
+            place = self.tail.place_of(self.journaled_end)
+            while place < self.tail._end and staging.fits(self.tail._entries[place].size):
+                self.journal_entry(self.tail._entries + place, staging, shard, sequence)
+                place += 1
+        if self.journaled_end == self.next_offset and self._waiting.length():
+            now = self._clock()
+            while self._waiting.length() and staging.fits(self._waiting.first().size):
+                self.stamp_first(now)
+                self.journal_entry(self.tail._entries + self.tail._end - 1, staging, shard, sequence)
+        return <int64_t>self.journaled_end if self.journaled_end > before else -1
+
+    cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1:
+        staging.add_bytes(KIND_BATCH, 0, shard, self.uid, self._term, entry.data, entry.size)
+        entry.sequence = sequence
+        self.journaled_end = entry.base + entry.count
+        self.backlog_bytes -= entry.size
+        return 0
+
+    # Answers
+
+    cpdef int note_written(self, uint64_t end) except -1:
+        self.written_end = max(self.written_end, end)
+        return self.release_acks()
+
+    cpdef int note_durable(self, uint64_t end) except -1:
+        self.durable_end = max(self.durable_end, end)
+        self.written_end = max(self.written_end, end)
+        return self.release_acks()
+
+    cpdef int release_acks(self) except -1:
+        """Confirm what is as durable as promised. A waiter may append again from in here."""
+        cdef uint64_t visible = self.visible_end()
+        cdef Append ack
+        if self._visible == APPENDED and self.backlog_bytes > BACKLOG_LIMIT_BYTES:
+            visible = self.written_end  # the disk is slower than the producers: let them wait for it
+        while self._acks.length() and self._acks.first().end <= visible:
+            ack = self._acks.first()[0]
+            self._acks._head += 1
+            waiter = <Waiter>ack.waiter
+            Py_DECREF(waiter)
+            (<Waiter>waiter).confirm(ack.ticket, ack.base)
+        return 0
+
+    def fail_waiting(self, error):
+        """Refuse what has no offset yet."""
+        waiting, self._waiting, self.waiting_bytes = self._waiting, AppendQueue(), 0
+        refuse_all(waiting, error)
+
+    def fence(self, error):
+        """Take no more appends: what was acknowledged may be half changed."""
+        self.fenced = error
+        self.fail_waiting(error)
+        acks, self._acks = self._acks, AppendQueue()
+        refuse_all(acks, error)
+
+    def roll_back(self, uint64_t offset, error):
+        """Nothing from offset on was acknowledged or journaled: give those offsets back, refuse their batches."""
+        cdef AppendQueue refused = AppendQueue()
+        self.tail.cut_from(offset)
+        self.next_offset = offset
+        while self._acks.length() and self._acks.last().end > offset:
+            refused.push()[0] = self._acks.last()[0]
+            self._acks._tail -= 1
+        refuse_all(refused, error, backwards=True)
+
+
+cdef int refuse_all(AppendQueue queue, error, bint backwards=False) except -1:
+    cdef Append one
+    while queue.length():
+        if backwards:
+            one = queue.last()[0]
+            queue._tail -= 1
+        else:
+            one = queue.first()[0]
+            queue._head += 1
+        if one.held != NULL:
+            Py_DECREF(<object>one.held)
+        waiter = <Waiter>one.waiter
+        Py_DECREF(waiter)
+        (<Waiter>waiter).refuse(one.ticket, error)
+    return 0

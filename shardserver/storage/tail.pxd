@@ -1,0 +1,33 @@
+"""The tail for cimport. Docstrings in tail.pyx."""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, whose bytes are at `data`
+    uint64_t base
+    uint64_t timestamp
+    uint64_t sequence
+    uint8_t* data
+    size_t size
+    PyObject* held
+    uint32_t count
+
+
+cdef class TailTotal:
+    cdef readonly uint64_t bytes
+
+
+cdef class Tail:
+    cdef TailTotal _total
+    cdef Entry* _entries
+    cdef size_t _room
+    cdef size_t _first  # entries before it are evicted
+    cdef size_t _end
+    cdef readonly uint64_t bytes
+
+    cdef Entry* add(self, uint64_t base, uint32_t count, uint64_t timestamp, object held, uint8_t* data, size_t size) except NULL
+    cdef int make_room(self) except -1
+    cdef size_t place_of(self, uint64_t offset) noexcept nogil
+    cdef int drop_oldest(self) except -1
+    cpdef uint64_t evict_oldest(self, uint64_t limit_offset) except? 0

@@ -1,0 +1,152 @@
+"""What a partition keeps in memory, as an array of structs. Specification: tail_python.py."""
+
+from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memmove
+
+from shardserver.storage.tail_python import TailEntry
+
+
+cdef inline uint64_t end_of(const Entry* entry) noexcept nogil:
+    return entry.base + entry.count
+
+
+cdef view(const Entry* entry):
+    return TailEntry(entry.base, entry.count, entry.timestamp, <object>entry.held, entry.sequence)
+
+
+cdef class TailTotal:
+    """Bytes of all tails of one shard."""
+
+
+cdef class Tail:
+    """Contiguous batches in order of their offsets."""
+
+    def __init__(self, TailTotal total):
+        self._total = total
+
+    def __dealloc__(self):
+        while self._first < self._end:
+            self._end -= 1
+            Py_DECREF(<object>self._entries[self._end].held)
+        free(self._entries)
+
+    def __len__(self):
+        return self._end - self._first
+
+    @property
+    def first_offset(self):
+        return self._entries[self._first].base if self._first < self._end else None
+
+    def append(self, entry):
+        """A TailEntry."""
+        cdef Py_buffer buffer
+        cdef Entry* added
+        PyObject_GetBuffer(entry.data, &buffer, PyBUF_WRITABLE)
+        data, size = <uint8_t*>buffer.buf, buffer.len
+        PyBuffer_Release(&buffer)  # the bytes stay where they are: a block is in its arena, and nobody resizes the others
+        added = self.add(entry.base_offset, entry.count, entry.timestamp, entry.data, data, size)
+        added.sequence = entry.sequence
+
+    cdef Entry* add(
+        self, uint64_t base, uint32_t count, uint64_t timestamp, object held, uint8_t* data, size_t size
+    ) except NULL:
+        """Good until the next change of the tail. held: keeps the bytes."""
+        cdef Entry* entry
+        if self._end == self._room:
+            self.make_room()
+        entry = self._entries + self._end
+        entry.base, entry.count, entry.timestamp, entry.sequence = base, count, timestamp, 0
+        entry.data, entry.size, entry.held = data, size, <PyObject*>held
+        Py_INCREF(held)
+        self._end += 1
+        self.bytes += size
+        if self._total is not None:
+            self._total.bytes += size
+        return entry
+
+    cdef int make_room(self) except -1:
+        """Close the gap of evicted entries when it is half of them, else grow."""
+        cdef size_t room
+        cdef Entry* grown
+        if self._first * 2 > self._end:
+            memmove(self._entries, self._entries + self._first, (self._end - self._first) * sizeof(Entry))
+            self._end -= self._first
+            self._first = 0
+            return 0
+        room = max(2 * self._room, <size_t>4)
+        grown = <Entry*>realloc(self._entries, room * sizeof(Entry))
+        if grown == NULL:
+            raise MemoryError
+        self._entries, self._room = grown, room
+        return 0
+
+    def leave_total(self):
+        """Count in the shard's total no more."""
+        if self._total is not None:
+            self._total.bytes -= self.bytes
+            self._total = None
+
+    cdef size_t place_of(self, uint64_t offset) noexcept nogil:
+        """Of the entry that holds `offset`, or else of the first one behind it; `_end`: there is none."""
+        cdef size_t low = self._first, high = self._end, middle
+        while low < high:
+            middle = (low + high) // 2
+            if end_of(self._entries + middle) <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def from_offset(self, uint64_t offset):
+        """Entries from the one that holds `offset` on, or from the first. To be used up before the tail changes."""
+        cdef size_t place = self.place_of(offset)
+        while place < self._end:
+            yield view(self._entries + place)
+            place += 1
+
+    def at(self, uint64_t offset):
+        """The entry that holds `offset`, or the first; None when there is none."""
+        cdef size_t place = self.place_of(offset)
+        return view(self._entries + place) if place < self._end else None
+
+    def bytes_from(self, uint64_t offset):
+        """Of all entries that from_offset gives."""
+        cdef uint64_t total = 0
+        cdef size_t place
+        for place in range(self.place_of(offset), self._end):
+            total += self._entries[place].size
+        return total
+
+    def cut_from(self, uint64_t offset):
+        """Forget entries whose run failed: they were never acknowledged."""
+        cdef Entry* last
+        while self._first < self._end and self._entries[self._end - 1].base >= offset:
+            self._end -= 1
+            last = self._entries + self._end
+            self.bytes -= last.size
+            if self._total is not None:
+                self._total.bytes -= last.size
+            Py_DECREF(<object>last.held)
+
+    cdef int drop_oldest(self) except -1:
+        cdef Entry* oldest = self._entries + self._first
+        self._first += 1
+        self.bytes -= oldest.size
+        if self._total is not None:
+            self._total.bytes -= oldest.size
+        Py_DECREF(<object>oldest.held)
+        if self._first == self._end:
+            self._first = self._end = 0
+        return 0
+
+    cpdef uint64_t evict_oldest(self, uint64_t limit_offset) except? 0:
+        """Drop the oldest entry if it ends at or before limit_offset (it is in a segment); gives the bytes freed."""
+        cdef uint64_t freed
+        if self._first == self._end or end_of(self._entries + self._first) > limit_offset:
+            return 0
+        freed = self._entries[self._first].size
+        self.drop_oldest()
+        return freed

@@ -1,0 +1,28 @@
+"""The logs of a shard that have something to write, for cimport. Docstrings in turn.pyx."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from shardserver.storage.append_log cimport AppendLog, Wakers
+from shardserver.storage.staging cimport Staging
+from shardserver.storage.tail cimport TailTotal
+
+
+cdef class Staged:
+    cdef list _logs
+    cdef uint64_t* _ends
+    cdef size_t _room
+    cdef readonly list unpinned
+
+    cdef int add(self, AppendLog log, uint64_t end) except -1
+
+
+cdef class Turn(Wakers):
+    cdef object _schedule
+    cdef object _linger
+    cdef readonly TailTotal tails
+    cdef readonly dict dirty
+    cdef object _cached
+    cdef public bint is_scheduled
+    cdef public bint is_lingering
+
+    cdef int evict_from(self, AppendLog log, uint64_t excess) except -1

@@ -1,0 +1,174 @@
+"""Which logs of a shard have something to write, and which have something in memory: the loops over them.
+
+No twin: what each step does to a log is specified in append_log_python.py, and what a turn is in shard_log.py.
+"""
+
+from collections import deque
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+
+
+cdef class Staged:
+    """The batches of one journal write: logs, and up to where each is in it.
+
+    unpinned: those of them that no journal file was kept for before.
+    """
+
+    def __cinit__(self):
+        self._logs, self.unpinned = [], []
+
+    def __dealloc__(self):
+        free(self._ends)
+
+    def __len__(self):
+        return len(self._logs)
+
+    cdef int add(self, AppendLog log, uint64_t end) except -1:
+        cdef size_t count = len(self._logs), room
+        cdef uint64_t* grown
+        if count == self._room:
+            room = max(2 * self._room, <size_t>16)
+            grown = <uint64_t*>realloc(self._ends, room * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self._ends, self._room = grown, room
+        self._ends[count] = end
+        self._logs.append(log)
+        return 0
+
+    def note_written(self):
+        cdef size_t number = 0
+        cdef AppendLog log
+        for log in self._logs:
+            log.note_written(self._ends[number])
+            number += 1
+
+    def note_durable(self):
+        cdef size_t number = 0
+        cdef AppendLog log
+        for log in self._logs:
+            log.note_durable(self._ends[number])
+            number += 1
+
+
+cdef class Turn(Wakers):
+    """schedule(): have a turn soon. linger(): have one within the time that what nobody waits for may take.
+
+    dirty: logs with something to write, in the order in which they get their turn. tails: bytes in memory.
+    is_scheduled, is_lingering: kept by the caller; while one is set, what it stands for is not asked for again.
+    """
+
+    def __init__(self, schedule, linger):
+        self._schedule, self._linger = schedule, linger
+        self.tails = TailTotal()
+        self.dirty = {}
+        self._cached = deque()
+
+    cdef int wake(self, AppendLog log) except -1:
+        if not log.is_served:
+            return 0
+        if not log._is_dirty:
+            log._is_dirty = True
+            self.dirty[log] = None
+        if log.has_due_work():
+            if not self.is_scheduled:
+                self._schedule()
+        elif not self.is_lingering:
+            self._linger()
+        return 0
+
+    def mark_dirty(self, AppendLog log not None):
+        """As a log does itself when it has taken an append."""
+        self.wake(log)
+
+    def take(self, AppendLog log not None):
+        """It is dirty no more."""
+        if log._is_dirty:
+            log._is_dirty = False
+            del self.dirty[log]
+
+    def forget(self, AppendLog log not None):
+        """It is not this shard's any more."""
+        log.is_served = False
+        self.take(log)
+        self.drop_cached(log)
+        log.tail.leave_total()
+
+    # Writing
+
+    def bulk(self, *, bint lingered):
+        """Dirty logs that want a run of their own."""
+        cdef AppendLog log
+        return [log for log in self.dirty if log.is_bulk(lingered)]
+
+    @property
+    def is_due(self):
+        """Something that does not want a run of its own does not linger either."""
+        cdef AppendLog log
+        for log in self.dirty:
+            if not log.is_bulk(False) and log.has_due_work():
+                return True
+        return False
+
+    def stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes):
+        """Stage what may go into the write being built, until fewer than least_bytes of it are left."""
+        cdef Staged staged = Staged()
+        cdef AppendLog log
+        cdef int64_t end
+        for log in list(self.dirty):
+            if log.is_bulk(False):
+                continue  # its run is held back; through the journal it would cost the others more
+            end = log.journal_into(staging, shard, sequence)
+            if end >= 0:
+                staged.add(log, end)
+                if not log.pinned_sequence:
+                    staged.unpinned.append(log)
+            del self.dirty[log]
+            if log.has_work and not log.running:
+                self.dirty[log] = None  # at the end: the others come first
+                if not staging.fits(least_bytes):
+                    break
+            else:
+                log._is_dirty = False
+        return staged
+
+    # Memory
+
+    cdef int keep_cached(self, AppendLog log) except -1:
+        log._is_cached = True
+        self._cached.append(log)
+        return 0
+
+    def drop_cached(self, AppendLog log not None):
+        if log._is_cached:
+            log._is_cached = False
+            self._cached.remove(log)
+
+    @property
+    def cached(self):
+        """How many tails hold something."""
+        return len(self._cached)
+
+    def evict_to(self, uint64_t limit):
+        """Drop the oldest batches of one log after the other while all tails have more than limit bytes.
+
+        What is in no segment yet stays.
+        """
+        cdef AppendLog log
+        cdef Py_ssize_t left = len(self._cached)
+        while left and self.tails.bytes > limit:
+            left -= 1
+            log = self._cached.popleft()
+            self.evict_from(log, self.tails.bytes - limit)
+            if log.tail.bytes:
+                self._cached.append(log)
+            else:
+                log._is_cached = False
+
+    cdef int evict_from(self, AppendLog log, uint64_t excess) except -1:
+        cdef uint64_t end = min(log.flushed_end, log.visible_end())
+        cdef uint64_t target = log.tail.bytes - min(excess, log.tail.bytes)
+        while log.tail.bytes > target and log.tail.evict_oldest(end):
+            pass
+        return 0
