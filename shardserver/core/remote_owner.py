@@ -148,7 +148,7 @@ class RemoteOwner:
     def _question_of(self, sent: SentRecord) -> Question:
         """A send that the lane has made, from when it is late or its process is dead."""
         partition = sent.partition
-        call = SendCall(partition.uid, sent.count)
+        call = SendCall(partition.uid, sent.messages)
         answered, late = self._attempt(call, sent.done, partition.unanswered)
         question = Question(sent.number, Operation.SEND, call.encode(), None, answered, survives=True)
         question.block, question.was_pushed = sent.batch, True

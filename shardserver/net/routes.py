@@ -1,4 +1,4 @@
-"""Routes of sends: from the bytes that name a partition in a request to the log that takes its batches.
+"""Routes of sends: from the bytes that name a partition in a request to its log, or to the peer that owns it.
 
 One is found once for a connection and revision of the metadata: name, permission and owner are looked at here, and hold
 until a change is applied. What is not answered by a route goes the long way, through the dispatcher.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from shardserver.core.context import ShardContext
 from shardserver.core.handlers import choose_fixed_partition
+from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
@@ -15,6 +16,8 @@ from shardserver.net.wire import Route
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.primitives import u32
 from shardserver.protocol.table import TABLE, Command
+
+Place = tuple[int, int, int]  # ids of stream, topic and partition
 
 SEND_ROW = TABLE[Command.SEND_MESSAGES]
 
@@ -26,9 +29,10 @@ class Routes:
         self._context = context
         self._revision = -1
         self._routes: dict[int, Route] = {}
+        self._taken: list[tuple[int, int, int]] = []  # by routes of former revisions
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
-        """key: identifiers and partitioning of a send. None: not bound, refused, elsewhere, or placed anew by each."""
+        """key: identifiers and partitioning of a send. None: not bound, refused, or placed anew by each."""
         if not connection.is_bound:
             return None
         metadata = self._context.metadata
@@ -39,24 +43,37 @@ class Routes:
             check_right(metadata, connection.user_id, SEND_ROW, request)
             stream, topic = metadata.find_topic(request.stream, request.topic)
             partition = choose_fixed_partition(topic, request)
-            if partition is None or partition.shard != self._context.shards.number:
+            if partition is None:
                 return None
+            place = (stream.id, topic.id, partition.id)
+            if partition.shard != self._context.shards.number:
+                return self._crossing_route(connection, partition, place)
             log = self._context.shards.local.log_of(partition.uid)
         except ShardServerError:  # the long way says why
             return None
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
-            self._routes[partition.uid] = Route(log, partition.uid, stream.id, topic.id, partition.id)
+            self._routes[partition.uid] = Route(log, partition.uid, *place)
         return self._routes[partition.uid]
+
+    def _crossing_route(self, connection: Connection, partition: Partition, place: Place) -> Route | None:
+        """Of one connection: what it sends again after a 57 is compared with what was late. The owner counts its load.
+
+        None: there is no such shard.
+        """
+        owner = self._context.shards.remote.get(partition.shard)
+        if owner is None:
+            return None
+        target = owner.target(partition.uid, connection.unanswered)
+        return Route(target, partition.uid, *place, crosses_to=partition.shard)
 
     def _begin_revision(self, revision: int) -> None:
         if revision != self._revision:
-            self.count_loads()
+            self._taken = self.take_loads()
             self._revision, self._routes = revision, {}
 
-    def count_loads(self) -> None:
-        """Tell the meter what was taken by routes since it was last told."""
-        for route in self._routes.values():
-            requests, size = route.take_load()
-            if requests:
-                self._context.shards.local.load.add(route.uid, requests, size)
+    def take_loads(self) -> list[tuple[int, int, int]]:
+        """[(uid, requests, bytes)] taken by routes of this shard's partitions since the last call."""
+        taken, self._taken = self._taken, []
+        loads = [(route.uid, *route.take_load()) for route in self._routes.values()]
+        return taken + [load for load in loads if load[1]]

@@ -40,7 +40,7 @@ class SentRecord(NamedTuple):
     number: int
     deadline: float
     partition: Any
-    count: int
+    messages: int
     batch: Block
     done: SendDone
 
@@ -182,7 +182,7 @@ class SendLane:
             raise CorruptionError("ring", number, f"a base offset in the answer of a send, found {length} bytes")
         else:
             outcome = int(_BASE.unpack_from(inline)[0])
-            sent.partition.floor.offset = max(sent.partition.floor.offset, outcome + sent.count)
+            sent.partition.floor.offset = max(sent.partition.floor.offset, outcome + sent.messages)
         del self._sent[number]
         try:
             sent.done(outcome)
@@ -206,6 +206,7 @@ class SendLane:
         except ArenaFullError:  # the peer's `serve` makes room, or refuses
             return False
         self._count_load(uid, length)
+        assert self._producer is not None
         done = partial(self._answer, self._producer, number)
         try:
             target.send(batch, count, done)
