@@ -21,7 +21,7 @@ from shardserver.errors import BackpressureError, NotCommittedError, ShardServer
 from shardserver.memory.arena import Block
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Answered, Peer, Question
-from shardserver.router.send_lane import Floor, RemotePartition
+from shardserver.router.send_lane import RemotePartition
 from shardserver.router.send_lane_python import SentRecord
 
 ANSWER_DEADLINE_S = 20.0
@@ -60,7 +60,6 @@ class RemoteOwner:
 
     def __init__(self, peer: Peer, clock: Callable[[], float]) -> None:
         self.peer, self._clock = peer, clock
-        self._floors: dict[int, Floor] = {}
         self._timer: asyncio.TimerHandle | None = None
         peer.prepare_repeat = self._prepare_repeat
         peer.begin_sends, peer.question_of = self._new_deadline, self._question_of
@@ -68,10 +67,7 @@ class RemoteOwner:
     def _prepare_repeat(self, question: Question) -> None:
         if question.operation == Operation.SEND:
             call = SendCall.decode(question.inline)
-            question.inline = SendCall(call.uid, call.count, self._floor(call.uid).offset).encode()
-
-    def _floor(self, uid: int) -> Floor:
-        return self._floors.setdefault(uid, Floor())
+            question.inline = SendCall(call.uid, call.count, self.peer.lane.floor(call.uid).offset).encode()
 
     def _ask(
         self,
@@ -114,7 +110,7 @@ class RemoteOwner:
 
     def target(self, uid: int, unanswered: Unanswered) -> RemotePartition:
         """A partition of this owner for the sends of one connection. unanswered: as in send."""
-        return RemotePartition(self.peer.lane, uid, self._floor(uid), unanswered, self._send_otherwise)
+        return self.peer.lane.partition(uid, unanswered, self._send_otherwise)
 
     def _send_otherwise(self, partition: RemotePartition, batch: Block, count: int, done: SendDone) -> None:
         self.send(SendCall(partition.uid, count), batch, done, partition.unanswered)
@@ -134,7 +130,7 @@ class RemoteOwner:
             if isinstance(outcome, ShardServerError):
                 attempt.end(outcome, self._clock())
                 return
-            base, floor = int(U64.unpack(outcome.inline)[0]), self._floor(call.uid)
+            base, floor = int(U64.unpack(outcome.inline)[0]), self.peer.lane.floor(call.uid)
             floor.offset = max(floor.offset, base + call.count)
             attempt.end(base, self._clock())
 

@@ -64,6 +64,7 @@ cdef class SendLane:
     cdef double _deadline
     cdef Sent* _sent
     cdef uint64_t _room
+    cdef dict _floors
     cdef dict _tallies
 
     cdef Sent* at(self, uint64_t number) noexcept nogil

@@ -108,7 +108,7 @@ cdef class SendLane:
     def __init__(self, Arena arena, peer, set asked, waiting_requests, waiting_answers):
         self._arena, self._peer, self._asked = arena, peer, asked
         self._waiting_requests, self._waiting_answers = waiting_requests, waiting_answers
-        self._tallies = {}
+        self._floors, self._tallies = {}, {}
 
     def __dealloc__(self):
         cdef uint64_t index
@@ -149,6 +149,14 @@ cdef class SendLane:
         self._answers = None
 
     # Sends that go there
+
+    def floor(self, uid):
+        """Of a partition of the peer."""
+        return self._floors.setdefault(uid, Floor())
+
+    def partition(self, uid, list unanswered, send_otherwise):
+        """A target for the sends of one connection; arguments as of RemotePartition."""
+        return RemotePartition(self, uid, self.floor(uid), unanswered, send_otherwise)
 
     cdef inline Sent* at(self, uint64_t number) noexcept nogil:
         return self._sent + (number & (self._room - 1))

@@ -88,6 +88,7 @@ class SendLane:
         self._consumer: Consumer | None = None
         self._shown: Any = b""
         self._deadline: float | None = None
+        self._floors: dict[int, Floor] = {}
         self._loads: dict[int, list[int]] = {}
 
     @property
@@ -106,6 +107,14 @@ class SendLane:
         self.is_serving, self._producer, self._consumer, self._shown = False, None, None, b""
 
     # Sends that go there
+
+    def floor(self, uid: int) -> Floor:
+        """Of a partition of the peer."""
+        return self._floors.setdefault(uid, Floor())
+
+    def partition(self, uid: int, unanswered: list[Any], send_otherwise: SendOtherwise) -> RemotePartition:
+        """A target for the sends of one connection; arguments as of RemotePartition."""
+        return RemotePartition(self, uid, self.floor(uid), unanswered, send_otherwise)
 
     def try_send(self, batch: Block, count: int, to: RemotePartition, done: SendDone) -> bool:
         """False: something is in the way, and nothing was done. Bounds as peer.py: what waits goes first, and no more
