@@ -75,6 +75,7 @@ class Question:
     deadline: float = 0.0
     block: Buffer | None = None
     was_pushed: bool = False
+    waits_for_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,15 @@ class Loan:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Slots that found no room, in order, by what they may wait for."""
+    """Slots that found no room, in order, by what they may wait for.
+
+    for_memory: how many of the requests need room in the arena first.
+    """
 
     answers: deque[Callable[[], bool]] = field(default_factory=deque)
     lent: deque[Callable[[], bool]] = field(default_factory=deque)
     requests: deque[Callable[[], bool]] = field(default_factory=deque)
+    for_memory: int = 0
 
     def __len__(self) -> int:
         return len(self.answers) + len(self.lent) + len(self.requests)
@@ -141,6 +146,7 @@ class _Waiting:
     def clear(self) -> None:
         for waiting in (self.answers, self.lent, self.requests):
             waiting.clear()
+        self.for_memory = 0
 
 
 class Peer:
@@ -236,7 +242,19 @@ class Peer:
         question = Question(self.lane.last_number, operation, inline, given, done, survives)
         self.questions[question.number] = question
         self._send(self._waiting.requests, partial(self._push_question, question, Kind.REQUEST))
+        if not question.was_pushed and question.payload is not None:
+            self._wait_with_payload(question, question.payload)
         return question
+
+    def _wait_with_payload(self, question: Question, payload: Buffer) -> None:
+        """What lies in the arena may wait there, but not behind one that waits for room in it: none of them would go."""
+        is_ours = self._is_ours(payload)
+        if is_ours and not self._waiting.for_memory:
+            question.block, question.payload = payload, None
+            return
+        question.payload = bytes(payload) if is_ours else payload
+        question.waits_for_memory = True
+        self._waiting.for_memory += 1
 
     def give_up(self, question: Question) -> None:
         """Its answer is of no interest any more. What it names in our arena stays until the answer."""
@@ -258,6 +276,8 @@ class Peer:
                 question.block, question.payload = self._own_block(question.payload), None
             except ArenaFullError:
                 return False
+            self._waiting.for_memory -= question.waits_for_memory
+            question.waits_for_memory = False
         block = question.block
         position, length = (self._arena.position_of(block), len(block)) if block is not None else (0, 0)
         pushed = self._push(kind, question.operation, length, question.number, position, question.inline, True)
@@ -268,8 +288,10 @@ class Peer:
 
     def _own_block(self, payload: Buffer) -> Buffer:
         """A block of our arena is given away by who asks; what lies elsewhere is copied into one."""
-        is_ours = isinstance(payload, Block) and self._arena.position_of(payload) >= 0
-        return payload if is_ours else self._arena.copy(payload)
+        return payload if self._is_ours(payload) else self._arena.copy(payload)
+
+    def _is_ours(self, payload: Buffer) -> bool:
+        return isinstance(payload, Block) and self._arena.position_of(payload) >= 0
 
     def take_over(self, until: float) -> None:
         """Sends of the lane whose deadline is `until` or before are questions from now on, in order with the others."""

@@ -161,6 +161,24 @@ class SendLane:
 
     # What comes
 
+    def has_slots(self) -> bool:
+        """Something came. True also when the ring is corrupt: taking meets it."""
+        try:
+            return self._consumer is not None and self._consumer.waiting() > 0
+        except CorruptionError:
+            return True
+
+    def try_park(self) -> bool:
+        """False: something came meanwhile, or the ring is corrupt."""
+        try:
+            return self._consumer is None or self._consumer.try_park()
+        except CorruptionError:
+            return False
+
+    def unpark(self) -> None:
+        if self._consumer is not None:
+            self._consumer.unpark()
+
     def drain(self, limit: int) -> int:
         """Take up to `limit` slots, at most 256, and act on them; gives their number."""
         if self._consumer is None:

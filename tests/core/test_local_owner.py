@@ -397,7 +397,6 @@ def test_an_answer_is_shown_before_the_write_with_the_hint_that_covers_its_batch
         await until(lambda: world.logs.partition(1).has_work)
         # From here on nothing but the hook shows what the owner's shard says, and the asker takes nothing.
         served.here.peers.schedule_publish = lambda: None  # type: ignore[method-assign]
-        served.here.peers.peer(1)._wake = lambda: None
         served.asker.peers._turn = lambda: None  # type: ignore[method-assign]
         await until(lambda: world.logs.partition(1).high_watermark == 1)
         await world.logs.flush_partitions([world.logs.partition(1)])
