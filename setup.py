@@ -30,6 +30,7 @@ EXTENSIONS = [
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),
+    Extension("shardserver.net.poll_route", ["shardserver/net/poll_route.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.net.output", ["shardserver/net/output.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.net.plane", ["shardserver/net/plane.pyx"], extra_compile_args=["-O3"]),
     Extension(

@@ -12,7 +12,7 @@ import xxhash
 
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
 from shardserver.core.context import ShardContext
-from shardserver.core.metadata import Partition, Stream, Topic
+from shardserver.core.metadata import Metadata, Partition, Stream, Topic
 from shardserver.core.sessions import Connection
 from shardserver.core.shards import Figures
 from shardserver.errors import Code, RejectedError, ShardServerError
@@ -229,8 +229,9 @@ def consumer_number(consumer: Identifier) -> int:
     return consumer if isinstance(consumer, int) else xxhash.xxh32_intdigest(consumer.encode())
 
 
-def _resolve(context: ShardContext, address: PartitionAddress) -> Partition:
-    _, topic = context.metadata.find_topic(address.stream, address.topic)
+def resolve_partition(metadata: Metadata, address: PartitionAddress) -> Partition:
+    """Raises RejectedError."""
+    _, topic = metadata.find_topic(address.stream, address.topic)
     partition = _partition_of(topic, address.partition or 0)
     if address.kind == CONSUMER_GROUP:
         raise RejectedError(Code.FEATURE_UNAVAILABLE, "consumer groups")
@@ -238,7 +239,7 @@ def _resolve(context: ShardContext, address: PartitionAddress) -> Partition:
 
 
 def poll_messages(context: ShardContext, connection: Connection, request: PollRequest) -> Buffers | Awaitable[Buffers]:
-    partition = _resolve(context, request.address)
+    partition = resolve_partition(context.metadata, request.address)
     call = PollCall(
         partition.uid,
         request.value,
@@ -258,7 +259,7 @@ def poll_messages(context: ShardContext, connection: Connection, request: PollRe
 def _resolve_write(context: ShardContext, address: PartitionAddress) -> Partition:
     """As _resolve, but what a store or delete cannot find is code 20 (messages 5.1)."""
     try:
-        return _resolve(context, address)
+        return resolve_partition(context.metadata, address)
     except RejectedError as error:
         if error.code is Code.FEATURE_UNAVAILABLE:
             raise
@@ -280,7 +281,7 @@ async def delete_consumer_offset(context: ShardContext, request: DeleteOffsetReq
 
 
 async def get_consumer_offset(context: ShardContext, connection: Connection, request: PartitionAddress) -> Buffers:
-    partition = _resolve(context, request)
+    partition = resolve_partition(context.metadata, request)
     call = OffsetCall(partition.uid, CONSUMER, consumer_number(request.consumer))
     current, stored = await context.shards.get_offset(partition, call)
     return [] if stored is None else [OffsetReply(partition.id, current, stored).encode()]

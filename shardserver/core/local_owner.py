@@ -139,14 +139,12 @@ class LocalOwner:
             return max(partition.first_offset, partition.high_watermark - call.count)
         if call.strategy == FIRST:
             return partition.first_offset
-        assert self.logs is not None
-        stored = self.logs.offsets.get(call.uid, call.kind, call.consumer)
+        stored = self.committed(call.uid, call.kind, call.consumer)
         return partition.first_offset if stored is None else stored + 1
 
     def _poll_body(self, call: PollCall, partition: PartitionLog, result: ReadResult) -> Buffers:
-        assert self.logs is not None
         if call.auto_commit and result.count:
-            self.logs.offsets.commit_at_least(partition, call.kind, call.consumer, result.last_offset)
+            self.auto_commit(partition, call.kind, call.consumer, result.last_offset)
         self.load.count_bytes(call.uid, result.bytes)
         return [
             encode_poll_head(partition.identity.partition_id, partition.current_offset, result.count),
@@ -155,11 +153,20 @@ class LocalOwner:
 
     # Committed offsets
 
+    def committed(self, uid: int, kind: int, consumer: int) -> int | None:
+        """A consumer's committed offset of a partition of ours. Raises NotOwnerError."""
+        assert self.logs is not None
+        return self.logs.offsets.get(uid, kind, consumer)
+
+    def auto_commit(self, partition: PartitionLog, kind: int, consumer: int, offset: int) -> None:
+        """Raises NotOwnerError."""
+        assert self.logs is not None
+        self.logs.offsets.commit_at_least(partition, kind, consumer, offset)
+
     def get_offset(self, call: OffsetCall) -> tuple[int, int | None]:
         """(current offset of the partition, stored offset)."""
         partition = self.log_of(call.uid)
-        assert self.logs is not None
-        return partition.current_offset, self.logs.offsets.get(call.uid, call.kind, call.consumer)
+        return partition.current_offset, self.committed(call.uid, call.kind, call.consumer)
 
     async def store_offset(self, call: OffsetCall) -> None:
         partition = self.log_of(call.uid)

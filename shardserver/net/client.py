@@ -11,6 +11,7 @@ from shardserver.core.dispatch import Reply
 from shardserver.core.sessions import Connection
 from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
 from shardserver.net.plane import PlaneConnection
+from shardserver.net.poll_route import PollRoute
 from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
@@ -86,6 +87,9 @@ class Client:
 
     def find_route(self, key: bytes) -> Route | None:
         return self._listener.routes.find(self.connection, key)
+
+    def find_poll_route(self, key: bytes) -> PollRoute | None:
+        return self._listener.routes.find_poll(self.connection, key)
 
     def note_local(self) -> None:
         self.connection.note_route(self._listener.balance.number)

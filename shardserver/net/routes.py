@@ -1,4 +1,4 @@
-"""Routes of sends: from the bytes that name a partition in a request to its log, or to the peer that owns it.
+"""Routes of sends and polls: from the bytes that name a partition to its log, or of sends to the peer that owns it.
 
 One is found once for a connection and revision of the metadata: name, permission and owner are looked at here, and hold
 until a change is applied. What is not answered by a route goes the long way, through the dispatcher.
@@ -6,20 +6,24 @@ until a change is applied. What is not answered by a route goes the long way, th
 
 from __future__ import annotations
 
+from functools import partial
+
 from shardserver.core.context import ShardContext
-from shardserver.core.handlers import choose_fixed_partition
+from shardserver.core.handlers import CONSUMER, choose_fixed_partition, consumer_number, resolve_partition
 from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
+from shardserver.net.poll_route import PollRoute
 from shardserver.net.wire import Route
-from shardserver.protocol.messages import SendRequest
-from shardserver.protocol.primitives import u32
+from shardserver.protocol.messages import BY_OFFSET, PollRequest, SendRequest
+from shardserver.protocol.primitives import flag, u8, u32, u64
 from shardserver.protocol.table import TABLE, Command
 
 Place = tuple[int, int, int]  # ids of stream, topic and partition
 
-SEND_ROW = TABLE[Command.SEND_MESSAGES]
+SEND_ROW, POLL_ROW = TABLE[Command.SEND_MESSAGES], TABLE[Command.POLL_MESSAGES]
+ANY_POLL = u8(BY_OFFSET) + u64(0) + u32(1) + flag(False)
 
 
 class Routes:
@@ -29,6 +33,7 @@ class Routes:
         self._context = context
         self._revision = -1
         self._routes: dict[int, Route] = {}
+        self._polls: dict[bytes, PollRoute] = {}
         self._taken: list[tuple[int, int, int]] = []  # by routes of former revisions
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
@@ -67,13 +72,39 @@ class Routes:
         target = owner.target(partition.uid, connection.unanswered)
         return Route(target, partition.uid, *place, crosses_to=partition.shard)
 
+    def find_poll(self, connection: Connection, key: bytes) -> PollRoute | None:
+        """key: consumer, topic and partition of a poll. None: not bound, refused, or elsewhere."""
+        if not connection.is_bound:
+            return None
+        metadata, local = self._context.metadata, self._context.shards.local
+        try:
+            request = PollRequest.decode(memoryview(key + ANY_POLL))
+            if request.address.encode() != key:  # bytes that mean nothing
+                return None
+            check_right(metadata, connection.user_id, POLL_ROW, request)
+            partition = resolve_partition(metadata, request.address)
+            if partition.shard != self._context.shards.number:
+                return None
+            log = local.log_of(partition.uid)
+        except ShardServerError:  # the long way says why
+            return None
+        self._begin_revision(metadata.revision)
+        found = self._polls.get(key)
+        if found is None:
+            consumer = consumer_number(request.address.consumer)
+            committed = partial(local.committed, partition.uid, CONSUMER, consumer)
+            commit = partial(local.auto_commit, log, CONSUMER, consumer)
+            found = self._polls[key] = PollRoute(log, committed, commit, self._context.max_reply_bytes)
+        return found
+
     def _begin_revision(self, revision: int) -> None:
         if revision != self._revision:
             self._taken = self.take_loads()
-            self._revision, self._routes = revision, {}
+            self._revision, self._routes, self._polls = revision, {}, {}
 
     def take_loads(self) -> list[tuple[int, int, int]]:
         """[(uid, requests, bytes)] taken by routes of this shard's partitions since the last call."""
         taken, self._taken = self._taken, []
-        loads = [(route.uid, *route.take_load()) for route in self._routes.values()]
+        routes: list[Route | PollRoute] = [*self._routes.values(), *self._polls.values()]
+        loads = [(route.uid, *route.take_load()) for route in routes]
         return taken + [load for load in loads if load[1]]

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shardserver.memory.arena cimport Arena
 from shardserver.net.output cimport Output
+from shardserver.net.poll_route cimport PollRoute
 from shardserver.protocol.sends cimport Target, Waiter
 
 cdef enum:
@@ -15,11 +16,18 @@ cdef enum Kind:
     CONFIRMED
     STATUS
     BUFFERS
+    WRITTEN
+
+
+cdef enum Request:  # what is done with a frame
+    OTHER
+    SEND
+    POLL
 
 
 cdef struct Slot:  # a request and, once it has completed, its reply
     uint8_t state
-    uint8_t is_send
+    uint8_t request
     uint8_t closes
     uint8_t kind
     uint8_t echo[ECHO]
@@ -89,6 +97,10 @@ cdef class Wire(Waiter):
     cdef Route _last_route
     cdef uint8_t _key[600]
     cdef size_t _key_length
+    cdef dict _poll_routes
+    cdef PollRoute _last_poll
+    cdef uint8_t _poll_key[1000]
+    cdef size_t _poll_key_length
 
     cdef int take_bytes(self, const uint8_t* data, size_t length) except -1
     cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0
@@ -105,6 +117,10 @@ cdef class Wire(Waiter):
     cdef bint start_next(self) except -1
     cdef int start_frame(self, uint64_t number, raw) except -1
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1
+    cdef int check_revision(self) except -1
+    cdef int start_poll(self, uint64_t number, const uint8_t* raw, size_t size) except -1
+    cdef PollRoute find_poll_route(self, const uint8_t* key, size_t length)
+    cdef int note_local(self) except -1
     cdef Route find_route(self, const uint8_t* key, size_t length)
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
@@ -117,4 +133,5 @@ cdef class Wire(Waiter):
     cdef bint release_first(self) except -1
     cdef int drop_slots(self) except -1
     cdef int write_reply(self, Slot* slot) except -1
+    cdef void write_header(self, uint8_t* at, const Slot* slot, size_t size) noexcept
     cdef int due(self) except -1

@@ -18,6 +18,7 @@ from shardserver.protocol.frame import Frame, RequestHeader, check_request_heade
 
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
+from shardserver.net.poll_route cimport POLL_TAIL, PollRoute
 from shardserver.protocol.batch cimport verify
 from shardserver.protocol.sends cimport Target, Waiter
 
@@ -26,7 +27,9 @@ cdef extern from "xxhash.h" nogil:
 
 cdef enum:
     HEADER = 256
+    OP_READ = 2
     OP_SEND = 160
+    POLL_MESSAGES = 100  # the code of an OP_READ
     ROUTES_KEPT = 64
     CROSSINGS_TOLD = 64
     # Of a request header (framing 2) and of a reply header (framing 3).
@@ -35,6 +38,7 @@ cdef enum:
     CLIENT = 128
     CHECKSUM = 144
     OPERATION = 176
+    CODE = 196
     REPLY_CHECKSUM = 128
     REPLY_CLIENT = 160
     REPLY_TIMESTAMP = 192
@@ -73,6 +77,12 @@ cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogi
     """The request's checksum of its body, when it carries one (framing 4): XXH3-64 in 16 bytes."""
     cdef uint64_t low = read_u64(raw + CHECKSUM), high = read_u64(raw + CHECKSUM + 8)
     return (low == 0 and high == 0) or (high == 0 and low == XXH3_64bits(raw + HEADER, body))
+
+
+cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
+    if raw[OPERATION] == OP_SEND:
+        return SEND
+    return POLL if raw[OPERATION] == OP_READ and read_u32(raw + CODE) == POLL_MESSAGES else OTHER
 
 
 cdef class Route:
@@ -119,9 +129,10 @@ cdef class WireContext:
 cdef class Wire(Waiter):
     """Consecutive sends overlap; any other request starts when all earlier ones have completed.
 
-    owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None; told `note_local()`, once in a row of sends by
-    routes of this shard, `note_crossings(shard, count)` after so many (`crossings_told`) or fewer by routes of another,
-    before it is asked or told anything else of requests, and `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
+    owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None, `find_poll_route(key)` -> PollRoute | None; told
+    `note_local()`, once in a row of requests by routes of this shard, `note_crossings(shard, count)` after so many
+    (`crossings_told`) or fewer by routes of another, before it is asked or told anything else of requests, and
+    `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
     """
 
     def __cinit__(self, WireContext context, owner, size_t max_frame_bytes, size_t in_flight_limit):
@@ -130,7 +141,7 @@ cdef class Wire(Waiter):
         self.close_reason = ""
         self.crossings_told = CROSSINGS_TOLD
         self._output = Output()
-        self._routes = {}
+        self._routes, self._poll_routes = {}, {}
 
     def __dealloc__(self):
         while self._head != self._tail:
@@ -191,8 +202,8 @@ cdef class Wire(Waiter):
         self.owner = None  # no cycle may keep what was held
 
     def forget_routes(self):
-        self._routes = {}
-        self._last_route = None
+        self._routes, self._poll_routes = {}, {}
+        self._last_route = self._last_poll = None
 
     # Bytes to frames
 
@@ -306,15 +317,20 @@ cdef class Wire(Waiter):
             self.grow_slots()
         slot = self.slot(self._tail)
         memset(slot, 0, sizeof(Slot))
-        slot.bytes, slot.is_send = size, raw[OPERATION] == OP_SEND
+        slot.bytes, slot.request = size, request_of(raw)
         self._tail += 1
         self.frames += 1
         self.in_flight_bytes += size
         self.context.in_flight_bytes += size
-        if slot.is_send and self._next == self._tail - 1 and self._others == 0:
+        if slot.request == SEND and self._next == self._tail - 1 and self._others == 0:
             self._next += 1
             slot.state = STARTED
             self.start_send(self._tail - 1, raw, size)
+        elif slot.request == POLL and self._head == self._tail - 1:
+            self._next += 1
+            slot.state = STARTED
+            self._others += 1
+            self.start_poll(self._tail - 1, raw, size)
         else:
             frame = PyBytes_FromStringAndSize(<const char*>raw, size)
             Py_INCREF(frame)
@@ -339,16 +355,18 @@ cdef class Wire(Waiter):
         if number == self._tail or self._others:
             return False
         slot = self.slot(number)
-        if not slot.is_send and number != self._head:
+        if slot.request != SEND and number != self._head:
             return False
         self._next += 1
         slot.state = STARTED
-        self._others += not slot.is_send
+        self._others += slot.request != SEND
         raw = <bytes>slot.held
         slot.held = NULL
         try:
-            if slot.is_send:
+            if slot.request == SEND:
                 self.start_send(number, <const uint8_t*>PyBytes_AS_STRING(raw), len(raw))
+            elif slot.request == POLL:
+                self.start_poll(number, <const uint8_t*>PyBytes_AS_STRING(raw), len(raw))
             else:
                 self.start_frame(number, raw)
         finally:
@@ -382,10 +400,14 @@ cdef class Wire(Waiter):
         self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
         return 0
 
-    cdef Route find_route(self, const uint8_t* key, size_t length):
+    cdef inline int check_revision(self) except -1:
         if self._revision != self.context.revision:
             self.forget_routes()
             self._revision = self.context.revision
+        return 0
+
+    cdef Route find_route(self, const uint8_t* key, size_t length):
+        self.check_revision()
         if self._last_route is not None and length == self._key_length and memcmp(key, self._key, length) == 0:
             return self._last_route
         if length > sizeof(self._key):
@@ -432,11 +454,7 @@ cdef class Wire(Waiter):
     cdef int note_route(self, Route route) except -1:
         """Where the connection sends to: its owner is told now and then, as telling costs more than the send."""
         if route.crosses_to < 0:
-            if not self._is_local:
-                self.tell_crossings()
-                self._is_local = True
-                self.owner.note_local()
-            return 0
+            return self.note_local()
         if route.crosses_to != self._crosses_to:
             self.tell_crossings()
             self._crosses_to = route.crosses_to
@@ -452,6 +470,55 @@ cdef class Wire(Waiter):
             self._crossings = 0
             self.owner.note_crossings(self._crosses_to, count)
         return 0
+
+    cdef int note_local(self) except -1:
+        if not self._is_local:
+            self.tell_crossings()
+            self._is_local = True
+            self.owner.note_local()
+        return 0
+
+    # Polls
+
+    cdef int start_poll(self, uint64_t number, const uint8_t* raw, size_t size) except -1:
+        """By a known route without Python when the tail has what is asked for; else as any other frame.
+
+        All before it has been answered, so its reply goes where it belongs at once.
+        """
+        cdef uint8_t header[HEADER]
+        cdef Slot* slot = self.slot(number)
+        cdef size_t body = size - HEADER
+        cdef PollRoute route = None
+        if body > POLL_TAIL and checksum_is_good(raw, body):
+            route = self.find_poll_route(raw + HEADER, body - POLL_TAIL)
+        if route is not None:
+            memcpy(slot.echo, raw + CLIENT, ECHO)
+            self.write_header(header, slot, HEADER)
+            if route.try_answer(raw + size - POLL_TAIL, self._output, header, HEADER):
+                self.note_local()
+                slot.kind = WRITTEN
+                return self.done(slot)
+        self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
+        return 0
+
+    cdef PollRoute find_poll_route(self, const uint8_t* key, size_t length):
+        self.check_revision()
+        if self._last_poll is not None and length == self._poll_key_length:
+            if memcmp(key, self._poll_key, length) == 0:
+                return self._last_poll
+        if length > sizeof(self._poll_key):
+            return None
+        name = PyBytes_FromStringAndSize(<const char*>key, length)
+        found = self._poll_routes.get(name, False)
+        if found is False:
+            found = self.owner.find_poll_route(name)
+            if len(self._poll_routes) >= ROUTES_KEPT:
+                self._poll_routes.clear()
+            self._poll_routes[name] = found
+        if found is not None:
+            memcpy(self._poll_key, key, length)
+            self._poll_key_length, self._last_poll = length, found
+        return found
 
     # Replies
 
@@ -505,7 +572,7 @@ cdef class Wire(Waiter):
         closes = slot.closes
         self.in_flight_bytes -= slot.bytes
         self.context.in_flight_bytes -= slot.bytes
-        self._others -= not slot.is_send
+        self._others -= slot.request != SEND
         self.free_slot(slot)
         self._head += 1
         self.due()
@@ -527,19 +594,15 @@ cdef class Wire(Waiter):
     cdef int write_reply(self, Slot* slot) except -1:
         cdef uint8_t* at
         cdef size_t size
+        if slot.kind == WRITTEN:
+            return 0
         if slot.kind == BUFFERS:
             for one in <object>slot.held:
                 self._output.add(one)
             return 0
         size = HEADER + 24 if slot.kind == CONFIRMED else HEADER
         at = self._output.claim(size)
-        memset(at, 0, size)
-        write_u32(at + SIZE, size)
-        at[COMMAND] = COMMAND_REPLY
-        memcpy(at + REPLY_CHECKSUM, slot.echo + CHECKSUM - CLIENT, 16)
-        memcpy(at + REPLY_CLIENT, slot.echo, 16)
-        memcpy(at + REPLY_TIMESTAMP, slot.echo + 32, 16)  # and the request's number
-        at[REPLY_OPERATION] = OP_SEND
+        self.write_header(at, slot, size)
         if slot.kind == STATUS:
             write_u32(at + REPLY_STATUS, slot.base)
         else:  # one confirmation: stream, topic, partition, base offset (messages 3.3)
@@ -547,6 +610,16 @@ cdef class Wire(Waiter):
             memcpy(at + HEADER + 4, slot.place, 12)
             write_u64(at + HEADER + 16, slot.base)
         return 0
+
+    cdef void write_header(self, uint8_t* at, const Slot* slot, size_t size) noexcept:
+        """Of a reply with status 0 that gives back what the request's header held (framing 3)."""
+        memset(at, 0, HEADER)
+        write_u32(at + SIZE, size)
+        at[COMMAND] = COMMAND_REPLY
+        memcpy(at + REPLY_CHECKSUM, slot.echo + CHECKSUM - CLIENT, 16)
+        memcpy(at + REPLY_CLIENT, slot.echo, 16)
+        memcpy(at + REPLY_TIMESTAMP, slot.echo + 32, 16)  # and the request's number
+        at[REPLY_OPERATION] = slot.echo[OPERATION - CLIENT]
 
     cdef int due(self) except -1:
         """Bytes may leave at the end of this drain or turn."""

@@ -247,7 +247,7 @@ class Peer:
         return question
 
     def _wait_with_payload(self, question: Question, payload: Buffer) -> None:
-        """What lies in the arena may wait there, but not behind one that waits for room in it: none of them would go."""
+        """What lies in the arena may wait there, yet not behind one that waits for room in it: neither would go."""
         is_ours = self._is_ours(payload)
         if is_ours and not self._waiting.for_memory:
             question.block, question.payload = payload, None

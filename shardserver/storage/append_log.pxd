@@ -71,6 +71,8 @@ cdef class AppendLog(Target):
     cdef public uint64_t pinned_sequence
     cdef public object fenced
     cdef public object refusal
+    cdef public object closed
+    cdef public object set_aside
     cdef public int running
     cdef public bint is_served
     cdef bint _is_dirty

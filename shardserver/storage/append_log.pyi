@@ -30,6 +30,8 @@ class AppendLog(Target):
     pinned_sequence: int
     fenced: StorageError | None
     refusal: NotOwnerError | None
+    closed: NotOwnerError | None
+    set_aside: StorageError | None
     running: int
     is_served: bool
     def __init__(

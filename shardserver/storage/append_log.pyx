@@ -94,9 +94,11 @@ cdef class AppendLog(Target):
 
         flushed_end <= durable_end <= next_offset      journaled_end: given to a journal write or a run
 
-    refusal: it is leaving or arriving; fenced: a failed write. Either refuses appends. waiting_bytes: of batches without
-    an offset. backlog_bytes: stamped, and neither in the journal nor in a segment yet. running: a run is in flight.
-    pinned_sequence: the journal file that is kept for it; 0: none. is_served: its shard has not forgotten it.
+    What refuses appends: `refusal` (it is leaving or arriving: no changes of offsets either), `fenced` (a failed write).
+    What refuses reads: `closed` (another shard may have its files), `set_aside` (recovery could not bring back all: reads
+    at the end say so). waiting_bytes: of batches without an offset. backlog_bytes: stamped, and neither in the journal nor
+    in a segment yet. running: a run is in flight. pinned_sequence: the journal file that is kept for it; 0: none.
+    is_served: its shard has not forgotten it.
     """
 
     def __init__(self, resources, identity, Wakers wakers, TailTotal total):

@@ -286,6 +286,8 @@ class PartitionLog(PartitionState):
             if keep_from is not None and self.segments[1].base_offset > keep_from:
                 break
             removed.append(self.segments.pop(0))
+        while self.tail.evict_oldest(self.first_offset):  # what is deleted is in no poll any more
+            pass
         for segment in removed:
             await self._remove_segment(segment)
         if removed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shardserver.errors import NotOwnerError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.append_log import AppendLog
 from shardserver.storage.resources import LogResources
@@ -21,8 +20,6 @@ class PartitionState(AppendLog):
         self.directory_exists = False
         self.segments: list[Segment] = []
         self.is_closed = False
-        self.set_aside: StorageError | None = None  # recovery could not bring back all: reads at the end say so
-        self.closed: NotOwnerError | None = None  # another shard may have its files: no reads either
         self.closed_hint: fmt.Hint | None = None  # of its active segment, while it is closed
         self.answered_offset = 0  # of the newest hint that recovery found: all below was answered
         self.recovered_end = 0  # next offset at the end of recovery

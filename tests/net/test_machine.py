@@ -44,6 +44,9 @@ class Recorder:
     def find_route(self, key: bytes) -> None:
         return None
 
+    def find_poll_route(self, key: bytes) -> None:
+        return None
+
     def note_local(self) -> None:
         raise AssertionError("there are no routes")
 

@@ -97,6 +97,9 @@ class Owner:
         known = SendRequest(1, "t", 2, (2).to_bytes(4, "little"), 1, b"").encode()[4:-4]
         return Route(CallbackTarget(self.server.append), 77, 1, 4, 2) if key == known else None
 
+    def find_poll_route(self, key: bytes) -> None:
+        return None
+
     def note_local(self) -> None:
         self.local += 1
 

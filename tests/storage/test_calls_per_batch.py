@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, SimpleNamespace
 
 import pytest
 
 from shardserver.protocol import batch as compiled
 from shardserver.protocol import batch_python as plain
-from shardserver.storage import partition_log
+from shardserver.storage import append_log, append_log_python
 from shardserver.storage.recovery import RecoveryInput, recover_shard
-from shardserver.storage.settings import LogSettings, PartitionIdentity
+from shardserver.storage.resources import Admission
+from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
+from shardserver.storage.tail_python import TailTotal
+from shardserver.storage.turn import Turn
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import ticking_clock
@@ -63,9 +66,19 @@ def test_append_and_journal_write_make_as_many_calls_for_a_thousand_messages_as_
     assert few == many and min(few) > 0
 
 
-def test_a_stamp_that_walks_messages_in_python_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_log, "stamp_batch", plain.stamp_batch)
-    assert calls_of_append(1000)[1] - calls_of_append(1)[1] > 999
+@pytest.mark.parametrize("module, grows", [(append_log, False), (append_log_python, True)], ids=["compiled", "plain"])
+def test_only_the_plain_twin_stamps_with_calls_per_message(module: ModuleType, grows: bool) -> None:
+    def calls(messages: int) -> int:
+        turn = Turn(lambda: None, lambda: None)
+        resources = SimpleNamespace(settings=SETTINGS, clock=lambda: 1, admission=Admission())
+        wakers = turn if module is append_log else SimpleNamespace(wake=lambda log: None, keep_cached=lambda log: None)
+        total = turn.tails if module is append_log else TailTotal()
+        log = module.AppendLog(resources, PartitionIdentity(1, 1, 0, durability=Durability.MEMORY), wakers, total)
+        batch = make_batch([b"x"] * messages)
+        return calls_of(lambda: log.append(batch, messages, lambda outcome: None))
+
+    one, thousand = calls(1), calls(1000)
+    assert (thousand - one > 999) if grows else (thousand == one)
 
 
 @pytest.mark.parametrize("module, grows", [(compiled, False), (plain, True)], ids=["compiled", "plain"])
