@@ -20,14 +20,13 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from shardserver.errors import ArenaFullError, BackpressureError, CorruptionError, PeerGoneError, ShardServerError
 from shardserver.memory.arena import Arena, Block, LentBuffer
 from shardserver.router.answers import Answer, Buffer, decode_error, encode_error
+from shardserver.router.questions import LENT, Answered, Kind, Loan, Question, Request, ServeRequest, Waiting
 from shardserver.router.ring import Consumer, Producer
 from shardserver.router.ring_python import INLINE_BYTES, Slot
 from shardserver.router.send_lane import SendLane
@@ -35,62 +34,11 @@ from shardserver.router.send_lane_python import SentRecord
 
 log = logging.getLogger(__name__)
 
+__all__ = ["LENT", "Answered", "Kind", "Peer", "PeerStatistics", "Question", "Request", "Rings", "ServeRequest"]
+
 DRAIN_SLOTS = 256
 _PART = struct.Struct("<QQ")  # position, length
 _BASE = struct.Struct("<Q")
-
-
-class Kind(IntEnum):
-    """What a slot is. flags: the operation of a request; 1 for an answer whose buffers are lent."""
-
-    HELLO = 1
-    REQUEST = 2
-    REPEAT = 3
-    ANSWER = 4
-    ERROR = 5
-    RETURN = 6
-
-
-LENT = 1
-
-
-class Answered(Protocol):
-    def __call__(self, outcome: Answer | ShardServerError, /) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Question:
-    """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat.
-
-    late, deadline: for whoever asks, to be called when the answer is late.
-    """
-
-    number: int
-    operation: int
-    inline: bytes
-    payload: Buffer | None
-    done: Answered
-    survives: bool
-    late: Callable[[], None] | None = None
-    deadline: float = 0.0
-    block: Buffer | None = None
-    was_pushed: bool = False
-    waits_for_memory: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a peer asks of us. payload: in its arena, and good until we have answered. generation: of its process."""
-
-    peer: int
-    operation: int
-    inline: bytes
-    payload: memoryview
-    is_repeat: bool
-    generation: int = 0
-
-
-ServeRequest = Callable[[Request, Answered], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,40 +63,6 @@ class Rings:
     doorbell: int
 
 
-class Loan:
-    """An answer's buffers, held by the views of them; the last one to go gives them back."""
-
-    __slots__ = ("_number", "_returned", "_wake")
-
-    def __init__(self, number: int, returned: list[int], wake: Callable[[], None]) -> None:
-        self._number, self._returned, self._wake = number, returned, wake
-
-    def __del__(self) -> None:
-        self._returned.append(self._number)
-        self._wake()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Slots that found no room, in order, by what they may wait for.
-
-    for_memory: how many of the requests need room in the arena first.
-    """
-
-    answers: deque[Callable[[], bool]] = field(default_factory=deque)
-    lent: deque[Callable[[], bool]] = field(default_factory=deque)
-    requests: deque[Callable[[], bool]] = field(default_factory=deque)
-    for_memory: int = 0
-
-    def __len__(self) -> int:
-        return len(self.answers) + len(self.lent) + len(self.requests)
-
-    def clear(self) -> None:
-        for waiting in (self.answers, self.lent, self.requests):
-            waiting.clear()
-        self.for_memory = 0
-
-
 class Peer:
     """Lives as long as we do; `attach` and `detach` follow its processes. wake: something is to be published."""
 
@@ -162,7 +76,7 @@ class Peer:
         self._rings: Rings | None = None
         self.questions: dict[int, Question] = {}
         self._asked: set[int] = set()  # numbers that its present process has been given and has not answered
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
         self.lane = SendLane(arena, self, self._asked, self._waiting.requests, self._waiting.answers)
         self._lent: dict[int, list[Buffer]] = {}
         self._returned: list[int] = []

@@ -107,12 +107,11 @@ class Peers:
     def publish(self) -> None:
         """One store of each tail, and a doorbell for each peer that sleeps."""
         self._publish_due = False
-        due, self._due = self._due, set()
-        for number in due:
+        for number in list(self._due):
             peer = self._peers[number]
             self._guarded(peer, peer.publish)
-            if peer.has_waiting:
-                self._due.add(number)
+            if not peer.has_waiting:
+                self._due.discard(number)
         if self._due and self._retry is None:
             self._retry = self._loop.call_later(RETRY_S, self._end_retry)
 
