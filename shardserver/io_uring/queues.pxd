@@ -10,7 +10,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<liburing.h>" nogil:
     struct io_uring:
-        pass
+        unsigned features
 
     struct io_uring_sqe:
         uint64_t user_data
@@ -24,6 +24,10 @@ cdef extern from "<liburing.h>" nogil:
         pass
 
     unsigned IOSQE_IO_LINK
+    unsigned IOSQE_CQE_SKIP_SUCCESS
+    unsigned IORING_SETUP_COOP_TASKRUN
+    unsigned IORING_FEAT_CQE_SKIP
+    unsigned IORING_FEAT_SUBMIT_STABLE
     unsigned IORING_FSYNC_DATASYNC
     int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC
 
@@ -46,7 +50,8 @@ cdef extern from "<liburing.h>" nogil:
 cdef class Queues:
     cdef io_uring _ring
     cdef bint _open
-    cdef dict _vectors
+    cdef list _vectors
+    cdef readonly bint can_skip
 
     cpdef close(self)
     cdef io_uring_sqe* _entry(self) except NULL

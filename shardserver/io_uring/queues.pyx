@@ -23,10 +23,14 @@ cdef class Queues:
 
     def __cinit__(self, unsigned entries):
         self._open = False
-        self._vectors = {}
-        cdef int result = io_uring_queue_init(entries, &self._ring, 0)
+        self._vectors = []
+        # Completions need no interrupt of a busy loop: it looks at them at its next entry into the kernel.
+        cdef int result = io_uring_queue_init(entries, &self._ring, IORING_SETUP_COOP_TASKRUN)
+        if result == -errno.EINVAL:  # a kernel before 5.19
+            result = io_uring_queue_init(entries, &self._ring, 0)
         if result < 0:
             _raise(result, "io_uring_queue_init")
+        self.can_skip = bool(self._ring.features & IORING_FEAT_CQE_SKIP)
         self._open = True
 
     def __dealloc__(self):
@@ -43,6 +47,8 @@ cdef class Queues:
         cdef io_uring_probe* probe = io_uring_get_probe_ring(&self._ring)
         if probe == NULL:
             return ["IORING_REGISTER_PROBE"]
+        if not self._ring.features & IORING_FEAT_SUBMIT_STABLE:
+            return ["IORING_FEAT_SUBMIT_STABLE"]
         needed = [
             ("IORING_OP_READV", IORING_OP_READV),
             ("IORING_OP_WRITEV", IORING_OP_WRITEV),
@@ -83,17 +89,23 @@ cdef class Queues:
         cdef io_uring_sqe* entry = self._entry()
         io_uring_prep_readv(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
         entry.user_data = key
-        self._vectors[key] = vector
+        self._vectors.append(vector)
 
-    def push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link):
-        """Queue a writev. link: the next entry starts once this one was taken whole, else it is cancelled."""
+    def push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip):
+        """Queue a writev. link: the next entry starts once this one was taken whole, else it is cancelled.
+
+        skip (where can_skip is true): no completion of a write that was taken whole; and when it was not, none of the
+        entry linked to it.
+        """
         cdef bytearray vector = self._vector(buffers, PyBUF_SIMPLE)
         cdef io_uring_sqe* entry = self._entry()
         io_uring_prep_writev(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
         entry.user_data = key
         if link:
             entry.flags |= IOSQE_IO_LINK
-        self._vectors[key] = vector
+        if skip:
+            entry.flags |= IOSQE_CQE_SKIP_SUCCESS
+        self._vectors.append(vector)
 
     def push_sync(self, int descriptor, uint64_t key):
         """Queue an fdatasync."""
@@ -106,7 +118,10 @@ cdef class Queues:
         cdef int result = io_uring_submit(&self._ring)
         if result < 0 and -result not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
             _raise(result, "io_uring_submit")
-        return io_uring_sq_ready(&self._ring)
+        left = io_uring_sq_ready(&self._ring)
+        if left == 0:
+            self._vectors.clear()  # what the kernel has taken it has copied (IORING_FEAT_SUBMIT_STABLE)
+        return left
 
     def take_completions(self):
         """All completions that are there, as (key, result), in the kernel's order; a result below 0 is -errno."""
@@ -116,7 +131,6 @@ cdef class Queues:
         while count == BATCH:
             count = io_uring_peek_batch_cqe(&self._ring, entries, BATCH)
             for number in range(count):
-                self._vectors.pop(entries[number].user_data, None)
                 taken.append((entries[number].user_data, entries[number].res))
             io_uring_cq_advance(&self._ring, count)
         return taken

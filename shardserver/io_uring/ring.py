@@ -37,7 +37,9 @@ class Operation:
     on_end: Callable[[], None] = lambda: None  # also when nobody waits for the outcome any more
     left: int = 0
     moved: int = 0
-    open_entries: int = 0
+    entries: int = 0
+    awaited: int = 0  # completions of its entries
+    skips: bool = False  # only its sync tells of it, or, when that was not started, its transfer
     sync_result: int | None = None
     error: int = 0
 
@@ -118,23 +120,25 @@ class Ring:
         operation.sync_result, operation.error = None, 0
         descriptor, transfer_key = operation.file.descriptor, self._last_key << 1
         linked = operation.sync and len(operation.buffers) <= IOV_MAX
+        # A wake-up less for each write whose middle nobody wants to know.
+        operation.skips = skips = bool(operation.left) and linked and not operation.on_written and self._queues.can_skip
         if operation.left and operation.is_read:
             self._queues.push_read(descriptor, operation.buffers[:IOV_MAX], operation.position, transfer_key)
         elif operation.left:
-            self._queues.push_write(descriptor, operation.buffers[:IOV_MAX], operation.position, transfer_key, linked)
+            parts = operation.buffers[:IOV_MAX]
+            self._queues.push_write(descriptor, parts, operation.position, transfer_key, linked, skips)
         if linked:
             self._queues.push_sync(descriptor, transfer_key | 1)
-        operation.open_entries = bool(operation.left) + linked
-        self._open_entries += operation.open_entries
+        operation.entries = bool(operation.left) + linked
+        operation.awaited = operation.entries - skips
+        self._open_entries += operation.entries
 
     def _take_completions(self) -> None:
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
             return
-        taken = self._queues.take_completions()
-        self._open_entries -= len(taken)
-        for key, result in taken:
+        for key, result in self._queues.take_completions():
             self._complete_entry(key, result)
         if self._waiting and not self._submit_due:
             self._submit()
@@ -142,15 +146,22 @@ class Ring:
             self._idle.set_result(None)
 
     def _complete_entry(self, key: int, result: int) -> None:
-        operation = self._open[key >> 1]
-        operation.open_entries -= 1
+        operation = self._open.get(key >> 1)
+        if operation is None:  # a kernel that tells of the cancelled sync of a write that it has told of
+            return
+        operation.awaited -= 1
         if key & 1:
             operation.sync_result = result
+            if operation.skips and result == -errno.ECANCELED and operation.left:  # what became of the write comes too
+                operation.awaited += 1
+            elif operation.skips:  # it was started, so all was written
+                operation.advance(operation.left)
         else:
             self._take_transfer(operation, result)
         # Both entries of a link are awaited before anything is done again: the order of completions says nothing.
-        if operation.open_entries == 0:
+        if operation.awaited == 0:
             del self._open[key >> 1]
+            self._open_entries -= operation.entries
             self._conclude(operation)
 
     def _take_transfer(self, operation: Operation, result: int) -> None:

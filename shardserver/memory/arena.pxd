@@ -51,6 +51,11 @@ cdef class Block:
     cdef Py_ssize_t size
 
 
+cdef class PaddedBlock:
+    cdef Block _block
+    cdef Py_ssize_t _size
+
+
 cdef class LentBuffer:
     cdef object _memory
     cdef object _loan

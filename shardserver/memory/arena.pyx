@@ -11,7 +11,7 @@ from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 )
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from shardserver.errors import ArenaFullError
 from shardserver.memory.arena_python import ArenaStatistics, check_arena, check_slice
@@ -28,6 +28,7 @@ cdef char* BYTES_FORMAT = b"B"
 
 cdef enum:
     UNIT = 256
+    PAGE = 4096
     PARTS_OF_POWER = 8
 
 
@@ -248,6 +249,35 @@ cdef class Block:
             self._arena._buddies.give_back((self.position - self._arena._first) // UNIT, self._units)
             self._arena._used_units -= self._units
             self._arena._blocks -= 1
+
+
+@cython.final
+cdef class PaddedBlock:
+    """Exports a block with the zeros behind it, read-only."""
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a padded block is there to be written to disk")
+        view.obj = self
+        fill_view(view, self._block.data, self._size, flags)
+        view.readonly = True
+
+
+def padded(buffer):
+    """A block's bytes and zeros up to a multiple of 4096, as an O_DIRECT write takes them, without a copy.
+
+    None: it is no block, or none that begins at a multiple of 4096 and has room for the zeros. From 32 KiB on all have.
+    """
+    if not isinstance(buffer, Block):
+        return None
+    cdef Block block = <Block>buffer
+    cdef Py_ssize_t size = (block.size + PAGE - 1) // PAGE * PAGE
+    if block.position % PAGE or size > <Py_ssize_t>(block._units * UNIT):
+        return None
+    memset(block.data + block.size, 0, size - block.size)
+    cdef PaddedBlock made = PaddedBlock.__new__(PaddedBlock)
+    made._block, made._size = block, size
+    return memoryview(made)
 
 
 @cython.final

@@ -120,6 +120,7 @@ class _Bytes:
     """What an array of bytes has beside them. A subclass, as only that can carry attributes and weak references."""
 
     position: int
+    room_bytes: int
 
 
 @lru_cache
@@ -157,6 +158,7 @@ class Arena:
             raise ArenaFullError(f"no room for {size} bytes in the arena, {self.used_bytes} of {self.bytes} used")
         block = _array_type(size).from_buffer(self._memory, self._first + unit * UNIT_BYTES)
         block.position = self._first + unit * UNIT_BYTES
+        block.room_bytes = units * UNIT_BYTES
         self._used_units += units
         self._blocks += 1
         weakref.finalize(block, self._give_back, unit, units).atexit = False
@@ -185,6 +187,23 @@ class Arena:
 
     def statistics(self) -> ArenaStatistics:
         return ArenaStatistics(self.bytes, self.used_bytes, self._blocks, self._buddies.largest() * UNIT_BYTES)
+
+
+def padded(buffer: Any) -> memoryview | None:
+    """A block's bytes and zeros up to a multiple of 4096, as an O_DIRECT write takes them, without a copy.
+
+    None: it is no block, or none that begins at a multiple of 4096 and has room for the zeros. From 32 KiB on all have.
+    """
+    if not isinstance(buffer, _Bytes):
+        return None
+    address, length = _address_of(buffer)
+    size = -(-length // PAGE_BYTES) * PAGE_BYTES
+    if buffer.position % PAGE_BYTES or size > buffer.room_bytes:
+        return None
+    ctypes.memset(address + length, 0, size - length)
+    whole = _array_type(size).from_address(address)
+    whole.block = buffer
+    return memoryview(whole).cast("B").toreadonly()
 
 
 def check_slice(memory_bytes: int, position: int, length: int) -> None:

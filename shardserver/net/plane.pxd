@@ -13,6 +13,7 @@ cdef class PlaneConnection(Wire):
     cdef public bint wants_owner
     cdef bint blocked
     cdef uint32_t _watched
+    cdef bint _after_large  # the last read was of a large frame, so the next frame may be one
 
     cdef int flush(self) except -1
     cdef int fail(self, reason) except -1
@@ -20,6 +21,7 @@ cdef class PlaneConnection(Wire):
     cdef bint may_read(self) except -1
     cdef int on_ready(self, uint32_t events) except -1
     cdef ssize_t receive(self) except -2
+    cdef ssize_t receive_split(self, size_t rest, size_t more) except -2
 
 
 cdef class Plane(WireContext):

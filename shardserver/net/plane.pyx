@@ -4,10 +4,10 @@ A drain serves a bounded number of sockets and reads a bounded number of bytes o
 what is left comes again. Replies of a connection that are due together leave in one send.
 """
 
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 import logging
 import os
@@ -35,13 +35,24 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLLERR
         EPOLLHUP
 
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
 cdef extern from "sys/socket.h" nogil:
-    ssize_t recv(int fd, void* buf, size_t len, int flags)
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    ssize_t recvmsg(int fd, msghdr* msg, int flags)
     enum:
         MSG_DONTWAIT
 
 cdef enum:
     SCRATCH = 256 * 1024  # what one socket may bring in one drain, when its frames are small
+    DIRECT = 16 * 1024  # so much of a frame is worth being read to where it stays
+    HEAD = 4096  # read behind a large frame: what comes before the batch of the next one
+    PASS = 1 << 20
     EVENTS = 256
     WRITE_HIGH = 1 << 20
 
@@ -116,19 +127,37 @@ cdef class PlaneConnection(Wire):
         return 0
 
     cdef ssize_t receive(self) except -2:
-        """One read. A large frame is read to where it stays; what else is there is parsed where it was read."""
+        """Read what is there, at most about PASS bytes of a large frame. As recv: 0 and below: nothing was read."""
+        cdef size_t rest, more
+        cdef ssize_t got, total = 0
+        while True:
+            rest = self._size - self._filled if self._into != NULL else 0
+            more = HEAD if rest >= DIRECT or (self._after_large and self._into == NULL) else SCRATCH
+            if rest < DIRECT:
+                rest = 0
+            self._after_large = rest > 0
+            got = self.receive_split(rest, more)
+            if got <= 0:
+                return total if total else got
+            total += got
+            if <size_t>got < rest + more or total >= PASS or self._into == NULL or not self.may_read():
+                return total
+
+    cdef ssize_t receive_split(self, size_t rest, size_t more) except -2:
+        """One read: `rest` bytes of a large frame to where they stay, `more` to be parsed where they were read."""
+        cdef iovec vectors[2]
+        cdef msghdr message
         cdef ssize_t got
-        if self._frame is not None and self._size - self._filled > SCRATCH // 2:
-            got = recv(
-                self.fd, PyByteArray_AS_STRING(self._frame) + self._filled, self._size - self._filled, MSG_DONTWAIT
-            )
-            if got > 0:
-                self.frame_grew(got)
-                self.advance()
+        memset(&message, 0, sizeof(message))
+        vectors[0].iov_base, vectors[0].iov_len = self._into + self._filled, rest
+        vectors[1].iov_base, vectors[1].iov_len = self.plane.scratch, more
+        message.msg_iov, message.msg_iovlen = vectors + (rest == 0), 1 + (rest > 0)
+        got = recvmsg(self.fd, &message, MSG_DONTWAIT)
+        if got <= 0:
             return got
-        got = recv(self.fd, self.plane.scratch, SCRATCH, MSG_DONTWAIT)
-        if got > 0:
-            self.take_bytes(self.plane.scratch, got)
+        if rest:
+            self.frame_grew(min(<size_t>got, rest))
+        self.take_bytes(self.plane.scratch, got - rest if <size_t>got > rest else 0)
         return got
 
 

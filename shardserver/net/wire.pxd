@@ -3,7 +3,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from shardserver.memory.arena cimport Arena
+from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport PollRoute
 from shardserver.protocol.sends cimport Target, Waiter
@@ -56,6 +56,7 @@ cdef class WireContext:
     cdef readonly object code_of
     cdef public uint64_t revision
     cdef public uint64_t in_flight_bytes
+    cdef readonly uint64_t arriving_bytes
     cdef readonly uint64_t in_flight_limit
 
     cdef int flush_later(self, Wire wire) except -1
@@ -78,10 +79,14 @@ cdef class Wire(Waiter):
     cdef Output _output
     cdef bint _is_due
     cdef bint _advancing
-    # Bytes of the frame under way: its header, or all of it.
-    cdef uint8_t _header[256]
+    # The frame under way. Before its header is whole: _head_used bytes of it. Then _into is not NULL, has room for _size
+    # and holds _filled: in _frame all of it, or in _block its batch, and in _header the _start bytes before that.
+    cdef uint8_t _header[1024]
     cdef size_t _head_used
     cdef object _frame
+    cdef Block _block
+    cdef uint8_t* _into
+    cdef size_t _start
     cdef size_t _size
     cdef size_t _filled
     # Slots: [_head, _next) are started, [_next, _tail) wait. _others: started requests that are no sends, until released.
@@ -108,25 +113,34 @@ cdef class Wire(Waiter):
     cdef size_t check_header(self, const uint8_t* raw) except? 0
     cdef int close_after_replies(self, reason) except -1
     cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1
+    cdef size_t find_batch(self, const uint8_t* raw, size_t length, size_t size) except? 0
+    cdef bint make_block(self, size_t size) except -1
     cdef int frame_grew(self, size_t part) except -1
+    cdef int take_arrived(self) except -1
+    cdef int end_frame(self) except -1
     cdef Slot* slot(self, uint64_t number) noexcept nogil
     cdef int grow_slots(self) except -1
     cdef int free_slot(self, Slot* slot) except -1
+    cdef Slot* add_slot(self, const uint8_t* raw, size_t size) except NULL
     cdef int take_frame(self, const uint8_t* raw, size_t size) except -1
     cdef int advance(self) except -1
     cdef bint start_next(self) except -1
     cdef int start_frame(self, uint64_t number, raw) except -1
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1
+    cdef bint knows_route(self, const uint8_t* key, size_t length) except -1
     cdef int check_revision(self) except -1
     cdef int start_poll(self, uint64_t number, const uint8_t* raw, size_t size) except -1
     cdef PollRoute find_poll_route(self, const uint8_t* key, size_t length)
     cdef int note_local(self) except -1
     cdef Route find_route(self, const uint8_t* key, size_t length)
+    cdef int note_route(self, const uint8_t* key, size_t length, Route route) except -1
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
     ) except -1
-    cdef int note_route(self, Route route) except -1
+    cdef int note_direction(self, Route route) except -1
     cdef int tell_crossings(self) except -1
+    cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1
+    cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1
     cdef Slot* started(self, uint64_t number) noexcept
     cdef int answer_status(self, uint64_t number, uint32_t status) except -1
     cdef int done(self, Slot* slot) except -1

@@ -27,6 +27,7 @@ class WireContext:
     arena: Arena
     revision: int
     in_flight_bytes: int
+    arriving_bytes: int
     in_flight_limit: int
     def __init__(self, arena: Arena, code_of: Callable[[Any], int], in_flight_limit: int) -> None: ...
 

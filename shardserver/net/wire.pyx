@@ -1,8 +1,9 @@
 """One connection without its socket: bytes in, requests started in order, replies out in order of arrival.
 
 machine.py is its specification, and both pass one suite. A send whose route is known (routes.py) is verified, copied
-into the arena and appended without Python on its way; all else is handed over as a Frame. Every length from a client is
-checked against what is there before it is used.
+into the arena and appended without Python on its way; all else is handed over as a Frame. A large batch by a route that
+this connection has used arrives where it stays: its block is allocated when all before the batch is there. Every length
+from a client is checked against what is there before it is used.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -23,7 +24,13 @@ from shardserver.protocol.batch cimport verify
 from shardserver.protocol.sends cimport Target, Waiter
 
 cdef extern from "xxhash.h" nogil:
+    ctypedef struct XXH3_state_t:
+        pass
     uint64_t XXH3_64bits(const void *data, size_t length)
+    void XXH3_INITSTATE(XXH3_state_t *state)
+    int XXH3_64bits_reset(XXH3_state_t *state)
+    int XXH3_64bits_update(XXH3_state_t *state, const void *data, size_t length)
+    uint64_t XXH3_64bits_digest(const XXH3_state_t *state)
 
 cdef enum:
     HEADER = 256
@@ -32,6 +39,7 @@ cdef enum:
     POLL_MESSAGES = 100  # the code of an OP_READ
     ROUTES_KEPT = 64
     CROSSINGS_TOLD = 64
+    LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
     SIZE = 48
     COMMAND = 60
@@ -79,6 +87,19 @@ cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogi
     return (low == 0 and high == 0) or (high == 0 and low == XXH3_64bits(raw + HEADER, body))
 
 
+cdef bint split_checksum_is_good(const uint8_t* raw, size_t start, const uint8_t* batch, size_t length) noexcept nogil:
+    """As checksum_is_good, of a body whose batch, from `start` of the frame on, lies elsewhere."""
+    cdef uint64_t low = read_u64(raw + CHECKSUM), high = read_u64(raw + CHECKSUM + 8)
+    cdef XXH3_state_t state
+    if low == 0 and high == 0:
+        return True
+    XXH3_INITSTATE(&state)
+    XXH3_64bits_reset(&state)
+    XXH3_64bits_update(&state, raw + HEADER, start - HEADER)
+    XXH3_64bits_update(&state, batch, length)
+    return high == 0 and low == XXH3_64bits_digest(&state)
+
+
 cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
     if raw[OPERATION] == OP_SEND:
         return SEND
@@ -115,7 +136,8 @@ cdef class FrameReply:
 cdef class WireContext:
     """What the connections of a shard share. code_of: error -> status. arena: where batches of known routes go.
 
-    revision: a route that was found under another one is forgotten. in_flight_bytes: of all of them.
+    revision: a route that was found under another one is forgotten. in_flight_bytes: of all of them. arriving_bytes:
+    blocks of batches that are not whole yet; together the two stay below the limit.
     """
 
     def __init__(self, Arena arena, code_of, uint64_t in_flight_limit):
@@ -154,15 +176,16 @@ cdef class Wire(Waiter):
     @property
     def unread_bytes(self):
         """Bytes of a frame that is not whole yet."""
-        return self._head_used if self._frame is None else self._filled
+        return self._head_used if self._into == NULL else self._start + self._filled
 
     def take_unread(self):
         """Them, for a connection that goes on elsewhere."""
-        if self._frame is None:
+        if self._into == NULL:
             taken = (<const char*>self._header)[: self._head_used]
         else:
-            taken = bytes(memoryview(self._frame)[: self._filled])
-        self._head_used, self._frame, self._filled = 0, None, 0
+            taken = (<const char*>self._header)[: self._start] + (<const char*>self._into)[: self._filled]
+        self._head_used = 0
+        self.end_frame()
         return taken
 
     @property
@@ -197,7 +220,7 @@ cdef class Wire(Waiter):
         self.close_reason = self.close_reason or reason
         self.drop_slots()
         self._output.clear()
-        self._frame = None
+        self.end_frame()
         self.forget_routes()
         self.owner = None  # no cycle may keep what was held
 
@@ -219,9 +242,9 @@ cdef class Wire(Waiter):
     cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0:
         """Take at least one byte: of the frame under way, or a whole frame, or the beginning of one."""
         cdef size_t part, size
-        if self._frame is not None:
+        if self._into != NULL:
             part = min(length, self._size - self._filled)
-            memcpy(<uint8_t*>PyByteArray_AS_STRING(self._frame) + self._filled, data, part)
+            memcpy(self._into + self._filled, data, part)
             self.frame_grew(part)
             return part
         if self._head_used or length < HEADER:
@@ -274,17 +297,73 @@ cdef class Wire(Waiter):
         return 0
 
     cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1:
-        self._frame = PyByteArray_FromStringAndSize(NULL, size)
-        self._size, self._filled = size, 0
-        memcpy(PyByteArray_AS_STRING(self._frame), data, length)
-        self._filled = length
+        cdef size_t start = self.find_batch(data, length, size)
+        if start and self.make_block(size - start):
+            memcpy(self._header, data, start)
+            self._into = self._block.data
+        else:
+            start = 0
+            self._frame = PyByteArray_FromStringAndSize(NULL, size)
+            self._into = <uint8_t*>PyByteArray_AS_STRING(self._frame)
+        self._start, self._size, self._filled = start, size - start, length - start
+        memcpy(self._into, data + start, length - start)
         return 0
+
+    cdef size_t find_batch(self, const uint8_t* raw, size_t length, size_t size) except? 0:
+        """Where in a frame of `size` bytes a large batch begins, when `length` reach so far and we know its route.
+
+        0: unknown, small or no send. Who is not logged in has no routes, so can take no memory by a header alone.
+        """
+        cdef uint32_t metadata
+        if raw[OPERATION] != OP_SEND or length < HEADER + 4 or size < LARGE_BATCH + HEADER + 8:
+            return 0
+        metadata = read_u32(raw + HEADER)
+        if metadata < 4 or metadata > sizeof(self._key) or HEADER + 4 + metadata > length:
+            return 0
+        if size - HEADER - 4 - metadata < LARGE_BATCH or not self.knows_route(raw + HEADER + 4, metadata - 4):
+            return 0
+        return HEADER + 4 + metadata
+
+    cdef bint make_block(self, size_t size) except -1:
+        if self.context.in_flight_bytes + self.context.arriving_bytes + size > self.context.in_flight_limit:
+            return False
+        try:
+            self._block = self.context.arena.allocate(size)
+        except ArenaFullError:  # room is made when the frame is whole
+            return False
+        self.context.arriving_bytes += size
+        return True
 
     cdef int frame_grew(self, size_t part) except -1:
         self._filled += part
-        if self._filled == self._size:
-            whole, self._frame = self._frame, None
-            self.take_frame(<const uint8_t*>PyByteArray_AS_STRING(whole), self._size)
+        if self._filled < self._size:
+            return 0
+        if self._block is not None:
+            return self.take_arrived()
+        whole, size = self._frame, self._size
+        self.end_frame()
+        return self.take_frame(<const uint8_t*>PyByteArray_AS_STRING(whole), size)
+
+    cdef int take_arrived(self) except -1:
+        """All of a batch is in its block."""
+        cdef Block block = self._block
+        cdef size_t start = self._start, size = start + self._size
+        cdef uint64_t number = self._tail
+        self.end_frame()
+        if self._next == self._tail and self._others == 0 and self.knows_route(self._header + HEADER + 4, start - HEADER - 8):
+            if split_checksum_is_good(self._header, start, block.data, block.size):
+                self.add_slot(self._header, size).state = STARTED
+                self._next += 1
+                return self.send_block(number, self._last_route, self._header, block, read_u32(self._header + start - 4))
+        joined = (<const char*>self._header)[:start] + (<const char*>block.data)[: block.size]
+        return self.take_frame(<const uint8_t*>PyBytes_AS_STRING(joined), size)
+
+    cdef int end_frame(self) except -1:
+        """No frame is under way: it is whole, or nobody waits for the rest of it."""
+        if self._block is not None:
+            self.context.arriving_bytes -= self._size
+        self._block, self._frame, self._into = None, None, NULL
+        self._start = self._size = self._filled = 0
         return 0
 
     # Frames to slots
@@ -311,7 +390,7 @@ cdef class Wire(Waiter):
             slot.held = NULL
         return 0
 
-    cdef int take_frame(self, const uint8_t* raw, size_t size) except -1:
+    cdef Slot* add_slot(self, const uint8_t* raw, size_t size) except NULL:
         cdef Slot* slot
         if self._tail - self._head == self._slot_room:
             self.grow_slots()
@@ -322,6 +401,10 @@ cdef class Wire(Waiter):
         self.frames += 1
         self.in_flight_bytes += size
         self.context.in_flight_bytes += size
+        return slot
+
+    cdef int take_frame(self, const uint8_t* raw, size_t size) except -1:
+        cdef Slot* slot = self.add_slot(raw, size)
         if slot.request == SEND and self._next == self._tail - 1 and self._others == 0:
             self._next += 1
             slot.state = STARTED
@@ -406,30 +489,44 @@ cdef class Wire(Waiter):
             self._revision = self.context.revision
         return 0
 
-    cdef Route find_route(self, const uint8_t* key, size_t length):
+    cdef bint knows_route(self, const uint8_t* key, size_t length) except -1:
+        """Makes the route the last one, if this connection has used it under this revision."""
         self.check_revision()
         if self._last_route is not None and length == self._key_length and memcmp(key, self._key, length) == 0:
+            return True
+        if length > sizeof(self._key):
+            return False
+        found = self._routes.get(PyBytes_FromStringAndSize(<const char*>key, length))
+        if found is not None:
+            self.note_route(key, length, found)
+        return found is not None
+
+    cdef Route find_route(self, const uint8_t* key, size_t length):
+        if self.knows_route(key, length):
             return self._last_route
         if length > sizeof(self._key):
             return None
         name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self._routes.get(name, False)
-        if found is False:
-            found = self.owner.find_route(name)
-            if len(self._routes) >= ROUTES_KEPT:
-                self._routes.clear()
-            self._routes[name] = found
+        if name in self._routes:
+            return None
+        found = self.owner.find_route(name)
+        if len(self._routes) >= ROUTES_KEPT:
+            self._routes.clear()
+        self._routes[name] = found
         if found is not None:
-            memcpy(self._key, key, length)
-            self._key_length, self._last_route = length, found
+            self.note_route(key, length, found)
         return found
+
+    cdef int note_route(self, const uint8_t* key, size_t length, Route route) except -1:
+        memcpy(self._key, key, length)
+        self._key_length, self._last_route = length, route
+        return 0
 
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
     ) except -1:
         cdef Slot* slot = self.slot(number)
         cdef int code
-        cdef Block block
         memcpy(slot.echo, raw + CLIENT, ECHO)
         with nogil:
             code = verify(batch, length, count)
@@ -441,17 +538,31 @@ cdef class Wire(Waiter):
         except ArenaFullError:  # Python makes room, or refuses
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, batch + length - raw))
             return 0
-        memcpy(slot.place, route._place, 12)
+        return self.hand_over(number, route, block, count)
+
+    cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1:
+        """As send_by_route, of a batch that lies where it stays. raw: the frame up to it."""
+        cdef int code
+        memcpy(self.slot(number).echo, raw + CLIENT, ECHO)
+        with nogil:
+            code = verify(block.data, block.size, count)
+        if code:
+            self.answer_status(number, code)
+            return 0
+        return self.hand_over(number, route, block, count)
+
+    cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1:
+        memcpy(self.slot(number).place, route._place, 12)
         route._requests += 1
-        route._bytes += length
-        self.note_route(route)
+        route._bytes += block.size
+        self.note_direction(route)
         try:
             route.target.take(block, count, self, number)
         except ShardServerError as error:
             self.refuse(number, error)
         return 0
 
-    cdef int note_route(self, Route route) except -1:
+    cdef int note_direction(self, Route route) except -1:
         """Where the connection sends to: its owner is told now and then, as telling costs more than the send."""
         if route.crosses_to < 0:
             return self.note_local()

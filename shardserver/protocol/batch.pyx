@@ -22,6 +22,7 @@ cdef extern from "xxhash.h" nogil:
 
 DEF HEADER = 256
 DEF FRAME = 48
+DEF GATHERED = 64
 DEF BAD_STRUCTURE = 3
 DEF BAD_MESSAGE = 4027
 DEF BAD_BATCH = 4039
@@ -64,35 +65,66 @@ cdef inline size_t frame_end(const uint8_t *data, size_t position, size_t end) n
     return position + length
 
 
+cdef struct BatchChecksum:  # under way; the frames' checksums are gathered, as each update costs more than 8 bytes do
+    XXH3_state_t state
+    uint64_t gathered[GATHERED]
+    size_t count
+
+
+cdef inline void begin_checksum(BatchChecksum *sums, const uint8_t *data) noexcept nogil:
+    """Over header 0..40 and 48..52; each frame's stored checksum follows."""
+    XXH3_INITSTATE(&sums.state)
+    XXH3_64bits_reset(&sums.state)
+    XXH3_64bits_update(&sums.state, data, 40)
+    XXH3_64bits_update(&sums.state, data + 48, 4)
+    sums.count = 0
+
+
+cdef inline void add_checksum(BatchChecksum *sums, uint64_t frame) noexcept nogil:
+    sums.gathered[sums.count] = frame
+    sums.count += 1
+    if sums.count == GATHERED:
+        XXH3_64bits_update(&sums.state, sums.gathered, GATHERED * 8)
+        sums.count = 0
+
+
+cdef inline uint64_t end_checksum(BatchChecksum *sums) noexcept nogil:
+    XXH3_64bits_update(&sums.state, sums.gathered, sums.count * 8)
+    return XXH3_64bits_digest(&sums.state)
+
+
 cdef uint64_t batch_checksum(const uint8_t *data, size_t end) noexcept nogil:
-    """Over header 0..40, 48..52 and each frame's stored checksum, up to the first frame that does not lie in data."""
-    cdef XXH3_state_t state
+    """Up to the first frame that does not lie in data."""
+    cdef BatchChecksum sums
     cdef size_t position = HEADER, stop
-    XXH3_INITSTATE(&state)
-    XXH3_64bits_reset(&state)
-    XXH3_64bits_update(&state, data, 40)
-    XXH3_64bits_update(&state, data + 48, 4)
+    begin_checksum(&sums, data)
     while position < end:
         stop = frame_end(data, position, end)
         if stop == 0:
             break
-        XXH3_64bits_update(&state, data + position, 8)
+        add_checksum(&sums, read_u64(data + position))
         position = stop
-    return XXH3_64bits_digest(&state)
+    return end_checksum(&sums)
 
 
-cdef int walk(const uint8_t *data, size_t end, uint32_t count, bint dense) noexcept nogil:
-    """Structure and message checksums of `count` frames that fill [HEADER, end). dense: deltas are 0, 1, 2 …"""
+cdef int walk(const uint8_t *data, size_t end, uint32_t count, BatchChecksum *sums) noexcept nogil:
+    """Structure and message checksums of `count` frames that fill [HEADER, end), with deltas 0, 1, 2 …
+
+    sums: begun; has all of them afterwards, unless the structure is bad.
+    """
     cdef size_t position = HEADER, stop
     cdef uint32_t index = 0
     cdef int code = 0
+    cdef uint64_t stored
     while position < end:
         stop = frame_end(data, position, end)
         if stop == 0 or index == count or read_u64(data + position + 40) != 0:
             return BAD_STRUCTURE
-        if dense and read_u32(data + position + 24) != index:
+        if read_u32(data + position + 24) != index:
             return BAD_STRUCTURE
-        if code == 0 and XXH3_64bits(data + position + 8, stop - position - 8) != read_u64(data + position):
+        stored = read_u64(data + position)
+        add_checksum(sums, stored)
+        if code == 0 and XXH3_64bits(data + position + 8, stop - position - 8) != stored:
             code = BAD_MESSAGE
         position = stop
         index += 1
@@ -101,12 +133,14 @@ cdef int walk(const uint8_t *data, size_t end, uint32_t count, bint dense) noexc
 
 cdef int verify(const uint8_t *data, size_t length, uint64_t count) noexcept nogil:
     cdef int code
+    cdef BatchChecksum sums
     if length < HEADER or read_u64(data + 32) != length or read_u32(data + 48) != count or count == 0:
         return BAD_STRUCTURE
     if memcmp(data + 52, ZEROS, 204) != 0:
         return BAD_STRUCTURE
-    code = walk(data, length, <uint32_t>count, True)
-    if code == 0 and batch_checksum(data, length) != read_u64(data + 40):
+    begin_checksum(&sums, data)
+    code = walk(data, length, <uint32_t>count, &sums)
+    if code == 0 and end_checksum(&sums) != read_u64(data + 40):
         return BAD_BATCH
     return code
 
@@ -165,6 +199,7 @@ def damaged_batch_extent(const uint8_t[::1] view not None):
     cdef const uint8_t *data
     cdef uint64_t length
     cdef int code
+    cdef BatchChecksum sums
     if view.shape[0] < HEADER:
         return 0
     data = &view[0]
@@ -172,9 +207,10 @@ def damaged_batch_extent(const uint8_t[::1] view not None):
     if length < HEADER or length > <uint64_t>view.shape[0] or memcmp(data + 52, ZEROS, 204) != 0:
         return 0
     with nogil:
-        code = walk(data, length, read_u32(data + 48), True)
+        begin_checksum(&sums, data)
+        code = walk(data, length, read_u32(data + 48), &sums)
         if code == 0 or code == BAD_MESSAGE:
-            code = 0 if batch_checksum(data, length) == read_u64(data + 40) else BAD_BATCH
+            code = 0 if end_checksum(&sums) == read_u64(data + 40) else BAD_BATCH
     return length if code == 0 else 0
 
 

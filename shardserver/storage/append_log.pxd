@@ -14,6 +14,12 @@ cpdef enum Running:
     DIRECT
 
 
+cdef enum Visible:  # which end polls see
+    DURABLE
+    WRITTEN
+    APPENDED
+
+
 cdef struct Append:  # references to `held` and `waiter` are owned; held is NULL once the batch is in the tail
     uint64_t base
     uint64_t end

@@ -28,12 +28,6 @@ cdef enum:
 assert KIND_BATCH == fmt.KIND_BATCH
 
 
-cdef enum Visible:  # which end polls see
-    DURABLE
-    WRITTEN
-    APPENDED
-
-
 cdef dict VISIBLE = {Durability.FSYNC: DURABLE, Durability.WRITE: WRITTEN, Durability.MEMORY: APPENDED}
 
 

@@ -119,7 +119,7 @@ class Journal:
         self.staging.begin(self._room())
         return True
 
-    def submit(self, oldest_live: int, *, clean: bool, on_written: Callable[[], None], on_end: Ended) -> None:
+    def submit(self, oldest_live: int, *, clean: bool, on_written: Callable[[], None] | None, on_end: Ended) -> None:
         """Write what was staged and sync it. on_end gets a StorageError when that failed: this journal is over then."""
         current = self._current
         assert current is not None

@@ -133,7 +133,7 @@ class MetadataLog:
         assert self._file is not None
         if torn:
             await self._disk.truncate(self._file, self._position)
-        await write_synced(self._disk, self._faults, self._file, position, last_entry)
+        await write_synced(self._disk, self._faults, self._file, position, [last_entry])
 
     async def append(self, payload: bytes) -> int:
         """Write and sync one record.
@@ -159,7 +159,7 @@ class MetadataLog:
     async def _write(self, entry: memoryview) -> None:
         assert self._file is not None
         try:
-            await write_synced(self._disk, self._faults, self._file, self._position, entry)
+            await write_synced(self._disk, self._faults, self._file, self._position, [entry])
         except DiskFullError as full:
             try:  # a part of it may have landed: cut, or it could revive behind a later entry of the same length
                 await self._disk.truncate(self._file, self._position)
@@ -194,7 +194,7 @@ class MetadataLog:
         await self._disk.unlink(path)
         file = await self._disk.open(path, create=True)
         try:
-            await write_synced(self._disk, self._faults, file, 0, entry)
+            await write_synced(self._disk, self._faults, file, 0, [entry])
         except StorageError:
             await self._disk.close(file)
             raise

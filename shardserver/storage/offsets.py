@@ -57,7 +57,7 @@ async def write_snapshot(disk: Disk, faults: SyncFaults, directory: str, raw: by
     buffer[: len(raw)] = raw
     await disk.unlink(building)
     file = await disk.open(building, create=True)
-    await write_synced(disk, faults, file, 0, buffer)
+    await write_synced(disk, faults, file, 0, [buffer])
     await disk.close(file)
     await disk.rename(building, target)
     await disk.sync_directory(directory)

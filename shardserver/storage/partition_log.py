@@ -20,7 +20,6 @@ from shardserver.errors import (
     NotOwnerError,
     StorageError,
 )
-from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.memory.buffers import WritableBuffer
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
@@ -30,6 +29,7 @@ from shardserver.storage.index import index_path, write_index
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
+from shardserver.storage.run import build_run
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.synced_write import write_synced
 from shardserver.storage.tail import TailEntry
@@ -168,22 +168,18 @@ class PartitionLog(PartitionState):
     async def _write_run(self, entries: list[TailEntry], on_written: Callable[[], None] | None) -> None:
         segment = await self._segment_for_run(entries[0].base_offset)
         assert segment.file is not None
-        total = sum(len(entry.data) for entry in entries)
-        staging = aligned_buffer(align_up(total, fmt.BLOCK_BYTES))
-        position, places = 0, []
-        for entry in entries:
-            staging[position : position + len(entry.data)] = entry.data
-            places.append(segment.end + position)
-            position += len(entry.data)
+        run = build_run(entries, self.resources.staging, self._settings.whole_bytes)
         self.resources.hooks.before_submit()
         try:
-            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, staging, on_written)
+            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, run.buffers, on_written)
         except StorageError as error:
+            run.give_back(self.resources.staging)
             await self._cut_failed_run(segment, error)
             raise
-        for entry, place in zip(entries, places, strict=True):
-            segment.index.add(entry.base_offset, place, entry.timestamp)
-        segment.end += len(staging)
+        run.give_back(self.resources.staging)
+        for entry, place in zip(entries, run.places, strict=True):
+            segment.index.add(entry.base_offset, segment.end + place, entry.timestamp)
+        segment.end += run.size_bytes
         self.flushed_end = entries[-1].end_offset
 
     async def _cut_failed_run(self, segment: seg.Segment, error: StorageError) -> None:

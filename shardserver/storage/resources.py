@@ -9,6 +9,7 @@ from shardserver.errors import StorageError
 from shardserver.memory.arena import Arena
 from shardserver.memory.heap import heap_arena
 from shardserver.storage.disk import Disk
+from shardserver.storage.run import StagingPool
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings
 from shardserver.storage.synced_write import SyncFaults
@@ -52,4 +53,5 @@ class LogResources:
     walks: ParkedWalks
     admission: Admission = field(default_factory=Admission)
     hooks: Hooks = field(default_factory=Hooks)
+    staging: StagingPool = field(default_factory=StagingPool)
     memory: Arena = field(default_factory=lambda: heap_arena(DEFAULT_ARENA_BYTES))

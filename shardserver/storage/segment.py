@@ -80,7 +80,7 @@ async def create_segment(
     file = await disk.open(path, create=True)
     block = aligned_buffer(BLOCK_BYTES)
     block[:] = encode_header(uid, base_offset, last_timestamp)
-    await write_synced(disk, faults, file, 0, block)
+    await write_synced(disk, faults, file, 0, [block])
     await disk.sync_directory(directory)
     return Segment(path, base_offset, last_timestamp, file=file)
 

@@ -18,13 +18,18 @@ class Durability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Sizes in bytes, times in seconds."""
+    """Sizes in bytes, times in seconds.
+
+    whole_bytes: a run takes batches of so many from where they lie. Padding them costs 3 % of the space on average at
+    64 KiB; below, a copy costs less than a vector of its own.
+    """
 
     journal_file_bytes: int = 16 * MIB
     journal_files: int = 8
     max_write_bytes: int = MIB
     direct_bytes: int = 256 * 1024
     flush_run_bytes: int = 8 * MIB
+    whole_bytes: int = 64 * 1024
     tail_bytes: int = 256 * MIB
     read_bytes: int = 256 * 1024
     read_ahead_bytes: int = MIB

@@ -385,8 +385,8 @@ class ShardLog:
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()
         self._in_flight = content
-        on_written, on_end = content.batches.note_written, partial(self._end_write, content)
-        self.journal.submit(oldest_live, clean=clean, on_written=on_written, on_end=on_end)
+        on_written = content.batches.note_written if content.batches.shows_written else None
+        self.journal.submit(oldest_live, clean=clean, on_written=on_written, on_end=partial(self._end_write, content))
 
     def _end_write(self, content: WriteContent, error: StorageError | None) -> None:
         try:

@@ -73,10 +73,10 @@ async def write_synced(
     faults: SyncFaults,
     file: File,
     position: int,
-    buffer: memoryview,
+    buffers: Sequence[memoryview],
     on_written: Callable[[], None] | None = None,
 ) -> None:
-    """Write and fdatasync, so that it is durable afterwards. Raises StorageError: its fate is unknown."""
+    """Write buffers back to back and fdatasync: durable afterwards. Raises StorageError: their fate is unknown."""
     outcome: Future[None] = asyncio.get_running_loop().create_future()
 
     def ended(error: StorageError | None) -> None:
@@ -87,5 +87,5 @@ async def write_synced(
         else:
             outcome.set_exception(error)
 
-    start_synced_write(disk, faults, file, position, [buffer], on_written, ended)
+    start_synced_write(disk, faults, file, position, buffers, on_written, ended)
     await outcome

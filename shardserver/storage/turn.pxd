@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shardserver.storage.append_log cimport AppendLog, Wakers
+from shardserver.storage.append_log cimport WRITTEN, AppendLog, Wakers
 from shardserver.storage.staging cimport Staging
 from shardserver.storage.tail cimport TailTotal
 
@@ -12,6 +12,7 @@ cdef class Staged:
     cdef uint64_t* _ends
     cdef size_t _room
     cdef readonly list unpinned
+    cdef readonly bint shows_written
 
     cdef int add(self, AppendLog log, uint64_t end) except -1
 

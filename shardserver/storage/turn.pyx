@@ -12,7 +12,8 @@ from libc.stdlib cimport free, realloc
 cdef class Staged:
     """The batches of one journal write: logs, and up to where each is in it.
 
-    unpinned: those of them that no journal file was kept for before.
+    unpinned: those of them that no journal file was kept for before. shows_written: one of them has somebody to tell
+    before the sync.
     """
 
     def __cinit__(self):
@@ -35,6 +36,7 @@ cdef class Staged:
             self._ends, self._room = grown, room
         self._ends[count] = end
         self._logs.append(log)
+        self.shows_written = self.shows_written or log._visible == WRITTEN
         return 0
 
     def note_written(self):

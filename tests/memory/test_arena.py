@@ -129,6 +129,33 @@ def test_a_view_keeps_the_memory_of_its_block(arenas: Any) -> None:
     assert arena.used_bytes == 0
 
 
+@pytest.mark.parametrize("size", [3 * PAGE, 3 * PAGE - 1, 32 * 1024 + 1, 40_000])
+def test_a_padded_block_is_its_bytes_and_zeros_up_to_a_page(arenas: Any, size: int) -> None:
+    arena = arenas.Arena(mmap.mmap(-1, 65 * PAGE))
+    view_of(arena.allocate(64 * PAGE))[:] = b"\xee" * (64 * PAGE)
+    block = arena.copy(b"x" * size)
+    whole = arenas.padded(block)
+    assert bytes(whole) == b"x" * size + bytes(-size % PAGE) and whole.readonly
+    assert arena.position_of(whole) == block.position
+    del block
+    assert arena.used_bytes == taken(size)  # the view holds it
+    del whole
+    assert arena.used_bytes == 0
+
+
+def test_what_is_no_block_or_has_no_room_for_padding_is_not_padded(arenas: Any) -> None:
+    arena = made(arenas)
+    assert arenas.padded(bytearray(PAGE)) is None and arenas.padded(memoryview(arena.allocate(PAGE))) is None
+    assert arenas.padded(arena.allocate(PAGE + 1)) is None
+    small = [arena.allocate(256), arena.allocate(256)]
+    assert arenas.padded(small[1]) is None  # it does not begin at a page
+
+
+@given(st.integers(32 * 1024, 1 << 20))
+def test_from_32_kib_on_each_block_has_room_for_its_padding(size: int) -> None:
+    assert taken(size) % PAGE == 0
+
+
 def test_a_dropped_block_is_used_again(arenas: Any) -> None:
     arena = made(arenas)
     first = arena.allocate(5000)

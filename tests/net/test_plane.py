@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardserver.errors import BackpressureError, Code
 from shardserver.memory.heap import heap_arena
@@ -368,5 +371,158 @@ def test_a_bug_in_a_handler_closes_its_connection_only() -> None:
         server.close()
         client.close()
         other.close()
+
+    run(work)
+
+
+# Large batches, which arrive where they stay
+
+LARGE = b"y" * 70_000
+
+
+def large_frames(count: int, first: int = 0) -> list[bytes]:
+    """The first one of a connection goes the other way: its route is not known yet."""
+    return [send_frame(number, LARGE + b"%d" % number) for number in range(first, first + count)]
+
+
+PIECES = st.lists(st.one_of(st.integers(1, 600), st.integers(1, 90_000)), min_size=1, max_size=12)
+
+
+@given(PIECES, st.sets(st.integers(1, 4)), st.sets(st.integers(1, 4)), st.sets(st.integers(0, 4)))
+def test_large_batches_are_stored_alike_however_they_are_cut(
+    pieces: list[int], spoiled: set[int], unchecked: set[int], followed: set[int]
+) -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        stream, expected = b"", []
+        for number, frame in enumerate(large_frames(5)):
+            batch = bytes(make_batch([LARGE + b"%d" % number]))
+            if number in spoiled:
+                frame = frame[:-1] + b"!"
+            elif number in unchecked and number % 2:
+                frame = frame[:150] + bytes([frame[150] ^ 1]) + frame[151:]
+            else:
+                expected.append(batch)
+            stream += frame
+            if number in followed:
+                stream += encode_request(OP_READ, 0, b"between", client=CLIENT, request=90, session=1)
+        cuts = itertools.cycle(pieces)
+        while stream:
+            cut = next(cuts)
+            owner.wire.feed(stream[:cut])
+            stream = stream[cut:]
+        assert server.appended == expected
+        assert owner.wire.is_idle == (owner.wire.unsent_bytes == 0) and owner.wire.unread_bytes == 0
+        assert (server.plane.in_flight_bytes, server.plane.arriving_bytes) == (0, 0)
+        server.close()
+        client.close()
+        assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+def test_large_batches_arrive_in_blocks_through_a_socket() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        frames = large_frames(6)
+        sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(client, b"".join(frames)))
+        for number in range(6):
+            assert (await take_reply(client))[0].request == number
+        await sending
+        half = frames[0][:50_000]
+        await asyncio.get_running_loop().sock_sendall(client, half)
+        while owner.wire.unread_bytes < len(half):
+            await asyncio.sleep(0)
+        assert server.plane.arriving_bytes == len(make_batch([LARGE + b"0"])) <= server.arena.used_bytes
+        assert owner.wire.take_unread() == half
+        assert server.plane.arriving_bytes == server.arena.used_bytes == 0
+        server.close()
+        client.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_amid_a_large_batch_gives_its_block_back(reset: bool) -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, send_frame(0))
+        await take_reply(client)
+        await loop.sock_sendall(client, large_frames(1)[0][:50_000])
+        while not server.plane.arriving_bytes:
+            await asyncio.sleep(0)
+        if reset:
+            client.shutdown(socket.SHUT_RDWR)
+        client.close()
+        while owner.wire.fd >= 0:
+            await asyncio.sleep(0)
+        assert server.plane.arriving_bytes == server.arena.used_bytes == 0
+        server.close()
+
+    run(work)
+
+
+def test_a_header_alone_takes_no_memory_of_the_arena() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        owner.wire.feed(large_frames(1)[0][:1000])  # no route is known
+        owner.wire.take_unread()
+        owner.wire.feed(send_frame(0))
+        owner.wire.take_output()
+        owner.wire.feed(send_frame(1, LARGE, partition=5)[:1000])  # not that one
+        owner.wire.take_unread()
+        owner.wire.feed(large_frames(1)[0][:257])  # not so far that one could know
+        assert server.plane.arriving_bytes == server.arena.used_bytes == 0
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_without_room_for_its_block_a_large_batch_goes_the_other_way() -> None:
+    async def work() -> None:
+        frame = large_frames(1)[0]
+        server = Server(in_flight_limit=len(frame) + 1000)
+        connections = [server.connect() for _ in range(2)]
+        for _, owner in connections:
+            owner.wire.feed(send_frame(0))
+            owner.wire.take_output()
+            owner.wire.feed(frame[:1000])
+        assert server.plane.arriving_bytes < len(frame)  # one block for both
+        for _, owner in connections:
+            owner.wire.feed(frame[1000:])
+        assert server.appended[2:] == [bytes(make_batch([LARGE + b"0"]))] * 2
+        held = [server.arena.allocate(1 << 20) for _ in range(3)]
+        while server.arena.statistics().largest_free_bytes > 64 << 10:
+            held.append(server.arena.allocate(64 << 10))
+        _, owner = connections[0]
+        owner.wire.feed(frame[:1000])
+        assert server.plane.arriving_bytes == 0
+        held.clear()
+        owner.wire.feed(frame[1000:])
+        assert len(server.appended) == 5 and owner.asked == 0
+        server.close()
+        for client, _ in connections:
+            client.close()
+
+    run(work)
+
+
+def test_a_route_that_is_gone_when_the_batch_is_whole_is_looked_for_anew() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        owner.wire.feed(send_frame(0))
+        owner.wire.feed(large_frames(1)[0][:1000])
+        server.plane.revision += 1
+        owner.wire.feed(large_frames(1)[0][1000:])
+        assert owner.lookups == 2 and len(server.appended) == 2
+        server.close()
+        client.close()
 
     run(work)

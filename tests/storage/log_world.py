@@ -21,6 +21,7 @@ SETTINGS = LogSettings(
     max_write_bytes=32 * 1024,
     direct_bytes=12_000,
     flush_run_bytes=24_000,
+    whole_bytes=3000,
     tail_bytes=30_000,
     read_bytes=8192,
     linger_s=0.01,
@@ -101,8 +102,8 @@ class Load:
         for _ in range(self._chance.choice((1, 1, 3))):
             self.number += 1
             numbers.append(self.number)
-        size = self._chance.choice((10, 100, 3000, 9000))
-        batch = make_batch([f"{number} ".encode() + b"x" * size for number in numbers])
+        size = self._chance.choice((10, 100, 3700, 9000))  # blocks of 3700 have room for their padding
+        batch = logs.copy_batch(make_batch([f"{number} ".encode() + b"x" * size for number in numbers]))
 
         def done(result: int | ShardServerError) -> None:
             if isinstance(result, int):
@@ -147,7 +148,7 @@ async def append(logs: ShardLog, uid: int, count: int = 1, number: int = 0, size
     """One batch of messages numbered from `number`; gives its base offset, once acknowledged."""
     outcome: asyncio.Future[int | ShardServerError] = asyncio.get_running_loop().create_future()
     payloads = [b"%d " % one + b"x" * size for one in range(number, number + count)]
-    logs.partition(uid).append(make_batch(payloads), count, outcome.set_result)
+    logs.partition(uid).append(logs.copy_batch(make_batch(payloads)), count, outcome.set_result)
     result = await outcome
     if not isinstance(result, int):
         raise result
