@@ -26,6 +26,7 @@ EXTENSIONS = [
     Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.router.send_lane", ["shardserver/router/send_lane.pyx"], extra_compile_args=["-O3"]),
     Extension(
         "shardserver.net.wire",
         ["shardserver/net/wire.pyx"],

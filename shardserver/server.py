@@ -154,6 +154,7 @@ class Shard:
         os.close(own.arena)
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
+        self._peers.serve_sends(self._local.target_of)
         self._peers.on_serving = lambda number: self._peer_served.set()
         self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
@@ -180,6 +181,7 @@ class Shard:
             choose_accepting(config.net.accept_shards, self._arguments.shards),
             arena=self._arena,
         )
+        self._local.load.sources = [self._listener.routes.take_loads, self._peers.take_loads]
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
         self._own.set()
@@ -396,8 +398,8 @@ class Shard:
         return handler(arguments)
 
     def _statistics(self) -> dict[str, Any]:
-        self._listener.routes.count_loads()
         logs, load = self._logs, self._local.load
+        load.gather()
         partitions = []
         for one in logs.partitions:
             requests, size = load.per_second(one.uid)

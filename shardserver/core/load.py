@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 DECAY_S = 60.0
+
+Source = Callable[[], Iterable[tuple[int, int, int]]]
 
 
 @dataclass(slots=True)
@@ -24,11 +26,15 @@ class _Load:
 
 
 class LoadMeter:
-    """Per partition, by uid. clock: seconds, never back. A sum decays only when it is looked at or changed."""
+    """Per partition, by uid. clock: seconds, never back. A sum decays only when it is looked at or changed.
+
+    sources: of what is served without Python, (uid, requests, bytes) since they were last asked.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._loads: dict[int, _Load] = {}
+        self.sources: list[Source] = []
         self._busy, self._busy_at, self._busy_used = 0.0, clock(), time.process_time()
 
     def count(self, uid: int, size: int) -> None:
@@ -45,6 +51,12 @@ class LoadMeter:
         """Several at once."""
         self.count(uid, size)
         self._loads[uid].requests += requests - 1
+
+    def gather(self) -> None:
+        """Count what has been counted elsewhere: before loads are asked for."""
+        for source in self.sources:
+            for uid, requests, size in source():
+                self.add(uid, requests, size)
 
     def count_bytes(self, uid: int, size: int) -> None:
         """Bytes that a request counted before has taken away."""

@@ -44,6 +44,12 @@ class LocalOwner:
         except KeyError:
             raise NotOwnerError(f"partition {uid} is not here") from None
 
+    def target_of(self, uid: int) -> PartitionLog | None:
+        """Where sends of peers go at once. None: it is not here, or repeats come first (send_from_peer)."""
+        if self.logs is None or uid in self._repeats:
+            return None
+        return self.logs.find_partition(uid)
+
     # Sends
 
     def send(self, call: SendCall, batch: Any, done: SendDone) -> None:

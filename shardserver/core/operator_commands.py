@@ -75,6 +75,7 @@ class OperatorCommands:
 def encode_loads(shards: Shards) -> bytes:
     """What a shard answers to LOADS."""
     meter: LoadMeter = shards.local.load
+    meter.gather()
     logs = shards.local.logs
     uids = [one.uid for one in logs.partitions] if logs is not None else []
     return msgspec.msgpack.encode([(uid, *meter.per_second(uid)) for uid in uids])

@@ -18,8 +18,11 @@ import xxhash
 from shardserver.core.calls import U64, CutCall, OffsetCall, Operation, PollCall, SendCall
 from shardserver.core.local_owner import Buffers, SendDone
 from shardserver.errors import BackpressureError, NotCommittedError, ShardServerError
+from shardserver.memory.arena import Block
 from shardserver.router.answers import Answer
-from shardserver.router.peer import Peer, Question
+from shardserver.router.peer import Answered, Peer, Question
+from shardserver.router.send_lane import RemotePartition
+from shardserver.router.send_lane_python import SentRecord
 
 ANSWER_DEADLINE_S = 20.0
 UNANSWERED_KEPT = 64
@@ -27,6 +30,7 @@ UNANSWERED_KEPT = 64
 OUTCOME_KEPT_S = 60.0
 
 Identity = tuple[int, bytes]
+OnLate = Callable[[Question], None]
 
 
 class SendAttempt:
@@ -56,58 +60,78 @@ class RemoteOwner:
 
     def __init__(self, peer: Peer, clock: Callable[[], float]) -> None:
         self.peer, self._clock = peer, clock
-        self._floors: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         peer.prepare_repeat = self._prepare_repeat
+        peer.begin_sends, peer.question_of = self._new_deadline, self._question_of
 
     def _prepare_repeat(self, question: Question) -> None:
         if question.operation == Operation.SEND:
             call = SendCall.decode(question.inline)
-            question.inline = SendCall(call.uid, call.count, self._floors.get(call.uid, 0)).encode()
+            question.inline = SendCall(call.uid, call.count, self.peer.lane.floor(call.uid).offset).encode()
 
     def _ask(
         self,
         operation: Operation,
         inline: bytes,
         payload: Any,
-        done: Callable[[Answer | ShardServerError], None],
-        on_late: Callable[[Question], None],
+        done: Answered,
+        on_late: OnLate,
     ) -> Question:
         if not self.peer.is_serving:
             raise BackpressureError(f"shard {self.peer.number} is down or recovers")
         question = self.peer.ask(operation, inline, payload, done, survives=True)
-        question.late, question.deadline = partial(on_late, question), self._clock() + ANSWER_DEADLINE_S
+        question.late, question.deadline = partial(on_late, question), self._new_deadline()
+        return question
+
+    def _new_deadline(self) -> float:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ANSWER_DEADLINE_S, self._end_late)
-        return question
+        return self._clock() + ANSWER_DEADLINE_S
 
     def _end_late(self) -> None:
         """The oldest first, as the peer keeps them. One timer for all, set anew for the first that still waits."""
         self._timer = None
+        self.peer.take_over(self._clock())
+        first = self.peer.lane.first_deadline()
         for question in list(self.peer.questions.values()):
             if question.late is None:
                 continue
-            wait_s = question.deadline - self._clock()
-            if wait_s > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait_s, self._end_late)
-                return
+            if question.deadline > self._clock():
+                first = question.deadline if first is None else min(first, question.deadline)
+                break
             late, question.late = question.late, None
             late()
+        if first is not None:
+            if self._timer is not None:  # of one that was asked meanwhile, and waits longer
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(first - self._clock(), self._end_late)
 
     # Sends
+
+    def target(self, uid: int, unanswered: Unanswered) -> RemotePartition:
+        """A partition of this owner for the sends of one connection. unanswered: as in send."""
+        return self.peer.lane.partition(uid, unanswered, self._send_otherwise)
+
+    def _send_otherwise(self, partition: RemotePartition, batch: Block, count: int, done: SendDone) -> None:
+        self.send(SendCall(partition.uid, count), batch, done, partition.unanswered)
 
     def send(self, call: SendCall, batch: Any, done: SendDone, unanswered: Unanswered) -> None:
         """unanswered: sends of the connection that were answered 57. Raises BackpressureError."""
         if unanswered and self._joined(_identity(call.uid, batch), done, unanswered):
             return
+        answered, late = self._attempt(call, done, unanswered)
+        self._ask(Operation.SEND, call.encode(), batch, answered, late)
+
+    def _attempt(self, call: SendCall, done: SendDone, unanswered: Unanswered) -> tuple[Answered, OnLate]:
+        """What becomes of a send: when it is answered, and when it is late."""
         attempt = SendAttempt(done)
 
         def answered(outcome: Answer | ShardServerError) -> None:
             if isinstance(outcome, ShardServerError):
                 attempt.end(outcome, self._clock())
                 return
-            base = int(U64.unpack(outcome.inline)[0])
-            self._floors[call.uid] = max(self._floors.get(call.uid, 0), base + call.count)
+            base, floor = int(U64.unpack(outcome.inline)[0]), self.peer.lane.floor(call.uid)
+            floor.offset = max(floor.offset, base + call.count)
             attempt.end(base, self._clock())
 
         def late(question: Question) -> None:
@@ -115,7 +139,17 @@ class RemoteOwner:
             unanswered.append(attempt)
             self._tell_late(attempt)
 
-        self._ask(Operation.SEND, call.encode(), batch, answered, late)
+        return answered, late
+
+    def _question_of(self, sent: SentRecord) -> Question:
+        """A send that the lane has made, from when it is late or its process is dead."""
+        partition = sent.partition
+        call = SendCall(partition.uid, sent.messages)
+        answered, late = self._attempt(call, sent.done, partition.unanswered)
+        question = Question(sent.number, Operation.SEND, call.encode(), None, answered, survives=True)
+        question.block, question.was_pushed = sent.batch, True
+        question.late, question.deadline = partial(late, question), sent.deadline
+        return question
 
     def _tell_late(self, attempt: SendAttempt) -> None:
         waiter, attempt.waiter = attempt.waiter, None

@@ -31,8 +31,8 @@ class Connection:
     def is_bound(self) -> bool:
         return self.session != 0
 
-    def note_route(self, shard: int) -> None:
-        self.in_a_row = self.in_a_row + 1 if shard == self.routed_to else 1
+    def note_route(self, shard: int, requests: int = 1) -> None:
+        self.in_a_row = self.in_a_row + requests if shard == self.routed_to else requests
         self.routed_to = shard
 
     def info(self) -> ClientInfo:

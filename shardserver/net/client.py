@@ -29,6 +29,8 @@ class Client:
         self._listener, self._socket = listener, connected
         limits = listener.limits
         self.wire = PlaneConnection(listener.plane, self, limits.max_frame_bytes, limits.in_flight_bytes_per_connection)
+        if limits.handover_requests:
+            self.wire.crossings_told = limits.handover_requests
         self._handing_over = False
         self._first_frame: asyncio.TimerHandle | None = None
         if state is None:
@@ -68,6 +70,9 @@ class Client:
             self._listener.dispatcher.start(self.connection, frame, self._rebinding(reply))
             return
         self._listener.dispatcher.start(self.connection, frame, reply)
+        self._watch_for_handover()
+
+    def _watch_for_handover(self) -> None:
         if not self.wire.wants_owner and self._wants_handover():
             self.wire.wants_owner = True
 
@@ -88,6 +93,10 @@ class Client:
 
     def note_local(self) -> None:
         self.connection.note_route(self._listener.balance.number)
+
+    def note_crossings(self, shard: int, count: int) -> None:
+        self.connection.note_route(shard, count)
+        self._watch_for_handover()
 
     def on_change(self) -> None:
         wire = self.wire

@@ -1,4 +1,4 @@
-"""Routes of sends and polls: from the bytes that name a partition in a request to its log.
+"""Routes of sends and polls: from the bytes that name a partition to its log, or of sends to the peer that owns it.
 
 One is found once for a connection and revision of the metadata: name, permission and owner are looked at here, and hold
 until a change is applied. What is not answered by a route goes the long way, through the dispatcher.
@@ -10,6 +10,7 @@ from functools import partial
 
 from shardserver.core.context import ShardContext
 from shardserver.core.handlers import CONSUMER, choose_fixed_partition, consumer_number, resolve_partition
+from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
@@ -18,6 +19,8 @@ from shardserver.net.wire import Route
 from shardserver.protocol.messages import BY_OFFSET, PollRequest, SendRequest
 from shardserver.protocol.primitives import flag, u8, u32, u64
 from shardserver.protocol.table import TABLE, Command
+
+Place = tuple[int, int, int]  # ids of stream, topic and partition
 
 SEND_ROW, POLL_ROW = TABLE[Command.SEND_MESSAGES], TABLE[Command.POLL_MESSAGES]
 ANY_POLL = u8(BY_OFFSET) + u64(0) + u32(1) + flag(False)
@@ -31,9 +34,10 @@ class Routes:
         self._revision = -1
         self._routes: dict[int, Route] = {}
         self._polls: dict[bytes, PollRoute] = {}
+        self._taken: list[tuple[int, int, int]] = []  # by routes of former revisions
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
-        """key: identifiers and partitioning of a send. None: not bound, refused, elsewhere, or placed anew by each."""
+        """key: identifiers and partitioning of a send. None: not bound, refused, or placed anew by each."""
         if not connection.is_bound:
             return None
         metadata = self._context.metadata
@@ -44,15 +48,29 @@ class Routes:
             check_right(metadata, connection.user_id, SEND_ROW, request)
             stream, topic = metadata.find_topic(request.stream, request.topic)
             partition = choose_fixed_partition(topic, request)
-            if partition is None or partition.shard != self._context.shards.number:
+            if partition is None:
                 return None
+            place = (stream.id, topic.id, partition.id)
+            if partition.shard != self._context.shards.number:
+                return self._crossing_route(connection, partition, place)
             log = self._context.shards.local.log_of(partition.uid)
         except ShardServerError:  # the long way says why
             return None
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
-            self._routes[partition.uid] = Route(log, partition.uid, stream.id, topic.id, partition.id)
+            self._routes[partition.uid] = Route(log, partition.uid, *place)
         return self._routes[partition.uid]
+
+    def _crossing_route(self, connection: Connection, partition: Partition, place: Place) -> Route | None:
+        """Of one connection: what it sends again after a 57 is compared with what was late. The owner counts its load.
+
+        None: there is no such shard.
+        """
+        owner = self._context.shards.remote.get(partition.shard)
+        if owner is None:
+            return None
+        target = owner.target(partition.uid, connection.unanswered)
+        return Route(target, partition.uid, *place, crosses_to=partition.shard)
 
     def find_poll(self, connection: Connection, key: bytes) -> PollRoute | None:
         """key: consumer, topic and partition of a poll. None: not bound, refused, or elsewhere."""
@@ -81,13 +99,12 @@ class Routes:
 
     def _begin_revision(self, revision: int) -> None:
         if revision != self._revision:
-            self.count_loads()
+            self._taken = self.take_loads()
             self._revision, self._routes, self._polls = revision, {}, {}
 
-    def count_loads(self) -> None:
-        """Tell the meter what was taken by routes since it was last told."""
+    def take_loads(self) -> list[tuple[int, int, int]]:
+        """[(uid, requests, bytes)] taken by routes of this shard's partitions since the last call."""
+        taken, self._taken = self._taken, []
         routes: list[Route | PollRoute] = [*self._routes.values(), *self._polls.values()]
-        for route in routes:
-            requests, size = route.take_load()
-            if requests:
-                self._context.shards.local.load.add(route.uid, requests, size)
+        loads = [(route.uid, *route.take_load()) for route in routes]
+        return taken + [load for load in loads if load[1]]

@@ -40,6 +40,7 @@ cdef struct Slot:  # a request and, once it has completed, its reply
 cdef class Route:
     cdef readonly Target target
     cdef readonly uint64_t uid
+    cdef readonly int crosses_to
     cdef uint32_t _place[3]
     cdef uint64_t _requests
     cdef uint64_t _bytes
@@ -68,7 +69,11 @@ cdef class Wire(Waiter):
     cdef readonly bint is_closed
     cdef readonly uint64_t in_flight_bytes
     cdef readonly uint64_t frames
+    # Sends by routes in a row: _is_local: to this shard; else _crossings to another one that the owner was not told of.
     cdef bint _is_local
+    cdef int _crosses_to
+    cdef uint64_t _crossings
+    cdef public uint64_t crossings_told
     cdef size_t _max_frame_bytes
     cdef size_t _in_flight_limit
     cdef Output _output
@@ -132,6 +137,8 @@ cdef class Wire(Waiter):
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
     ) except -1
+    cdef int note_direction(self, Route route) except -1
+    cdef int tell_crossings(self) except -1
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1
     cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1
     cdef Slot* started(self, uint64_t number) noexcept

@@ -39,6 +39,7 @@ cdef enum:
     OP_SEND = 160
     POLL_MESSAGES = 100  # the code of an OP_READ
     ROUTES_KEPT = 64
+    CROSSINGS_TOLD = 64
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
     SIZE = 48
@@ -89,11 +90,14 @@ cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
 cdef class Route:
     """Where sends with one key (identifiers and partitioning, as their bytes) go, while the metadata has one revision.
 
-    target: takes the batches. requests, bytes: taken since they were last asked for.
+    target: takes the batches. crosses_to: the shard that owns the partition; -1: this one.
+    requests, bytes: taken since they were last asked for.
     """
 
-    def __init__(self, Target target, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id):
-        self.target, self.uid = target, uid
+    def __init__(
+        self, Target target, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id, crosses_to=-1
+    ):
+        self.target, self.uid, self.crosses_to = target, uid, crosses_to
         self._place[0], self._place[1], self._place[2] = stream_id, topic_id, partition_id
 
     def take_load(self):
@@ -129,13 +133,16 @@ cdef class Wire(Waiter):
     """Consecutive sends overlap; any other request starts when all earlier ones have completed.
 
     owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None, `find_poll_route(key)` -> PollRoute | None; told
-    `note_local()`, once in a row of requests by routes, and `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
+    `note_local()`, once in a row of requests by routes of this shard, `note_crossings(shard, count)` after so many
+    (`crossings_told`) or fewer by routes of another, before it is asked or told anything else of requests, and
+    `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
     """
 
     def __cinit__(self, WireContext context, owner, size_t max_frame_bytes, size_t in_flight_limit):
         self.context, self.owner = context, owner
         self._max_frame_bytes, self._in_flight_limit = max_frame_bytes, in_flight_limit
         self.close_reason = ""
+        self.crossings_told = CROSSINGS_TOLD
         self._output = Output()
         self._routes, self._poll_routes = {}, {}
 
@@ -434,6 +441,7 @@ cdef class Wire(Waiter):
         cdef FrameReply reply = FrameReply.__new__(FrameReply)
         view = memoryview(raw)
         reply._connection, reply._number = self, number
+        self.tell_crossings()
         self._is_local = False
         self.owner.start(Frame(RequestHeader.decode(view), view[HEADER:]), reply)
         return 0
@@ -528,15 +536,36 @@ cdef class Wire(Waiter):
         memcpy(self.slot(number).place, route._place, 12)
         route._requests += 1
         route._bytes += block.size
-        self.note_local()
+        self.note_direction(route)
         try:
             route.target.take(block, count, self, number)
         except ShardServerError as error:
             self.refuse(number, error)
         return 0
 
+    cdef int note_direction(self, Route route) except -1:
+        """Where the connection sends to: its owner is told now and then, as telling costs more than the send."""
+        if route.crosses_to < 0:
+            return self.note_local()
+        if route.crosses_to != self._crosses_to:
+            self.tell_crossings()
+            self._crosses_to = route.crosses_to
+        self._is_local = False
+        self._crossings += 1
+        if self._crossings >= self.crossings_told:
+            self.tell_crossings()
+        return 0
+
+    cdef int tell_crossings(self) except -1:
+        cdef uint64_t count = self._crossings
+        if count:
+            self._crossings = 0
+            self.owner.note_crossings(self._crosses_to, count)
+        return 0
+
     cdef int note_local(self) except -1:
         if not self._is_local:
+            self.tell_crossings()
             self._is_local = True
             self.owner.note_local()
         return 0

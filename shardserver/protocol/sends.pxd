@@ -20,3 +20,11 @@ cdef class Target:
 
 cdef class CallbackTarget(Target):
     cdef object _append
+
+
+cdef class Ticket:
+    cdef Waiter _waiter
+    cdef uint64_t _number
+
+
+cdef Ticket make_ticket(Waiter waiter, uint64_t number)

@@ -50,17 +50,20 @@ cdef class Target:
         self.take(batch, count, CallbackWaiter(done), 0)
 
 
-cdef class _Ticket:
-    """The `done` of one send whose target is a callable."""
-
-    cdef Waiter _waiter
-    cdef uint64_t _number
+cdef class Ticket:
+    """A waiter and its ticket as a `done`, for who is told of the outcome in Python."""
 
     def __call__(self, outcome):
         if isinstance(outcome, int):
             self._waiter.confirm(self._number, outcome)
         else:
             self._waiter.refuse(self._number, outcome)
+
+
+cdef Ticket make_ticket(Waiter waiter, uint64_t number):
+    cdef Ticket made = Ticket.__new__(Ticket)
+    made._waiter, made._number = waiter, number
+    return made
 
 
 cdef class CallbackTarget(Target):
@@ -70,7 +73,5 @@ cdef class CallbackTarget(Target):
         self._append = append
 
     cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
-        cdef _Ticket done = _Ticket.__new__(_Ticket)
-        done._waiter, done._number = waiter, ticket
-        self._append(batch, count, done)
+        self._append(batch, count, make_ticket(waiter, ticket))
         return 0

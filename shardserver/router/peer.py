@@ -6,83 +6,39 @@ the rings or the arena have no room for waits here, in order, apart by what it m
 only half of a ring's slots, lent answers wait for memory in our arena, and other answers for nothing. That last one
 holds because no more requests are out than half of the ring for their answers has slots: an answer that says what is
 durable stands in the ring when the next publish shows it. Slots: docs/formats/ring-messages.md.
+
+Sends in the usual case do not come here: the lane (send_lane.pyx) does them alone, and its peer takes over what is late
+and what a dead process has left.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import os
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from shardserver.errors import ArenaFullError, BackpressureError, CorruptionError, PeerGoneError, ShardServerError
-from shardserver.memory.arena import Arena, LentBuffer
+from shardserver.memory.arena import Arena, Block, LentBuffer
 from shardserver.router.answers import Answer, Buffer, decode_error, encode_error
+from shardserver.router.questions import LENT, Answered, Kind, Loan, Question, Request, ServeRequest, Waiting
 from shardserver.router.ring import Consumer, Producer
 from shardserver.router.ring_python import INLINE_BYTES, Slot
+from shardserver.router.send_lane import SendLane
+from shardserver.router.send_lane_python import SentRecord
 
 log = logging.getLogger(__name__)
 
+__all__ = ["LENT", "Answered", "Kind", "Peer", "PeerStatistics", "Question", "Request", "Rings", "ServeRequest"]
+
 DRAIN_SLOTS = 256
 _PART = struct.Struct("<QQ")  # position, length
-
-
-class Kind(IntEnum):
-    """What a slot is. flags: the operation of a request; 1 for an answer whose buffers are lent."""
-
-    HELLO = 1
-    REQUEST = 2
-    REPEAT = 3
-    ANSWER = 4
-    ERROR = 5
-    RETURN = 6
-
-
-LENT = 1
-
-
-class Answered(Protocol):
-    def __call__(self, outcome: Answer | ShardServerError, /) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Question:
-    """A request of ours, until its answer. survives: it is asked again of the peer's next process, as a repeat.
-
-    late, deadline: for whoever asks, to be called when the answer is late.
-    """
-
-    number: int
-    operation: int
-    inline: bytes
-    payload: Buffer | None
-    done: Answered
-    survives: bool
-    late: Callable[[], None] | None = None
-    deadline: float = 0.0
-    block: Buffer | None = None
-    was_pushed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a peer asks of us. payload: in its arena, and good until we have answered. generation: of its process."""
-
-    peer: int
-    operation: int
-    inline: bytes
-    payload: memoryview
-    is_repeat: bool
-    generation: int = 0
-
-
-ServeRequest = Callable[[Request, Answered], None]
+_BASE = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,49 +63,48 @@ class Rings:
     doorbell: int
 
 
-class Loan:
-    """An answer's buffers, held by the views of them; the last one to go gives them back."""
-
-    __slots__ = ("_number", "_returned", "_wake")
-
-    def __init__(self, number: int, returned: list[int], wake: Callable[[], None]) -> None:
-        self._number, self._returned, self._wake = number, returned, wake
-
-    def __del__(self) -> None:
-        self._returned.append(self._number)
-        self._wake()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Slots that found no room, in order, by what they may wait for."""
-
-    answers: deque[Callable[[], bool]] = field(default_factory=deque)
-    lent: deque[Callable[[], bool]] = field(default_factory=deque)
-    requests: deque[Callable[[], bool]] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self.answers) + len(self.lent) + len(self.requests)
-
-
 class Peer:
     """Lives as long as we do; `attach` and `detach` follow its processes. wake: something is to be published."""
 
     def __init__(self, number: int, arena: Arena, serve: ServeRequest, wake: Callable[[], None]) -> None:
         self.number, self._arena, self._serve, self._wake = number, arena, serve, wake
-        self.is_serving = False
         self.generation = 0  # counts its processes
         self.on_hello: Callable[[Peer, bool], None] = lambda peer, serving: None
         self.prepare_repeat: Callable[[Question], None] = lambda question: None
-        self.rings: Rings | None = None
+        self.begin_sends: Callable[[], float] = _no_sends
+        self.question_of: Callable[[SentRecord], Question] = _no_question
+        self._rings: Rings | None = None
         self.questions: dict[int, Question] = {}
-        self._last_number = 0
         self._asked: set[int] = set()  # numbers that its present process has been given and has not answered
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
+        self.lane = SendLane(arena, self, self._asked, self._waiting.requests, self._waiting.answers)
         self._lent: dict[int, list[Buffer]] = {}
         self._returned: list[int] = []
-        self._publish_due = False
-        self._slots_sent = self._slots_taken = self._doorbells = 0
+        self._doorbells = 0
+
+    @property
+    def rings(self) -> Rings | None:
+        return self._rings
+
+    @rings.setter
+    def rings(self, rings: Rings | None) -> None:
+        self._rings = rings
+        if rings is None:
+            self.lane.detach()
+        else:
+            self.lane.attach(rings.producer, rings.consumer, rings.arena)
+
+    @property
+    def is_serving(self) -> bool:
+        return self.lane.is_serving
+
+    @is_serving.setter
+    def is_serving(self, serving: bool) -> None:
+        self.lane.is_serving = serving
+
+    def wake(self) -> None:
+        """The lane has something to publish."""
+        self._wake()
 
     @property
     def has_waiting(self) -> bool:
@@ -177,9 +132,11 @@ class Peer:
                 pass
         except CorruptionError as error:  # what it says from there on counts as not said
             log.error("ring_corrupt", extra={"fields": {"peer": self.number, "error": str(error)}})
-        rings, self.rings, self.is_serving = self.rings, None, False
+        rings, self.rings = self.rings, None
         os.close(rings.doorbell)
-        self._waiting, self._returned = _Waiting(), []
+        self.take_over(math.inf)
+        self._waiting.clear()
+        self._returned = []
         self._lent.clear()
         self._asked.clear()
         for question in list(self.questions.values()):
@@ -194,12 +151,24 @@ class Peer:
         """done is called once. Raises BackpressureError: the peer has no process."""
         if self.rings is None:
             raise BackpressureError(f"shard {self.number} is down")
-        self._last_number += 1
+        self.lane.last_number += 1
         given = payload if payload is not None and len(payload) else None
-        question = Question(self._last_number, operation, inline, given, done, survives)
+        question = Question(self.lane.last_number, operation, inline, given, done, survives)
         self.questions[question.number] = question
         self._send(self._waiting.requests, partial(self._push_question, question, Kind.REQUEST))
+        if not question.was_pushed and question.payload is not None:
+            self._wait_with_payload(question, question.payload)
         return question
+
+    def _wait_with_payload(self, question: Question, payload: Buffer) -> None:
+        """What lies in the arena may wait there, yet not behind one that waits for room in it: neither would go."""
+        is_ours = self._is_ours(payload)
+        if is_ours and not self._waiting.for_memory:
+            question.block, question.payload = payload, None
+            return
+        question.payload = bytes(payload) if is_ours else payload
+        question.waits_for_memory = True
+        self._waiting.for_memory += 1
 
     def give_up(self, question: Question) -> None:
         """Its answer is of no interest any more. What it names in our arena stays until the answer."""
@@ -214,13 +183,15 @@ class Peer:
 
     def _push_question(self, question: Question, kind: Kind) -> bool:
         assert self.rings is not None
-        if len(self._asked) >= self.rings.consumer.slots // 2:
+        if len(self._asked) + self.lane.out >= self.rings.consumer.slots // 2:
             return False
         if question.payload is not None and question.block is None:
             try:
-                question.block, question.payload = self._arena.copy(question.payload), None
+                question.block, question.payload = self._own_block(question.payload), None
             except ArenaFullError:
                 return False
+            self._waiting.for_memory -= question.waits_for_memory
+            question.waits_for_memory = False
         block = question.block
         position, length = (self._arena.position_of(block), len(block)) if block is not None else (0, 0)
         pushed = self._push(kind, question.operation, length, question.number, position, question.inline, True)
@@ -228,6 +199,22 @@ class Peer:
             question.was_pushed = True
             self._asked.add(question.number)
         return pushed
+
+    def _own_block(self, payload: Buffer) -> Buffer:
+        """A block of our arena is given away by who asks; what lies elsewhere is copied into one."""
+        return payload if self._is_ours(payload) else self._arena.copy(payload)
+
+    def _is_ours(self, payload: Buffer) -> bool:
+        return isinstance(payload, Block) and self._arena.position_of(payload) >= 0
+
+    def take_over(self, until: float) -> None:
+        """Sends of the lane whose deadline is `until` or before are questions from now on, in order with the others."""
+        taken = self.lane.take_sends(until)
+        for sent in taken:
+            self.questions[sent.number] = self.question_of(sent)
+            self._asked.add(sent.number)
+        if taken:
+            self.questions = dict(sorted(self.questions.items()))
 
     def _end(self, question: Question, outcome: Answer | ShardServerError) -> None:
         self.questions.pop(question.number, None)
@@ -251,6 +238,12 @@ class Peer:
             self._send(self._waiting.lent, partial(self._lend, number, outcome))
             return
         self._send(self._waiting.answers, partial(self._push, kind, 0, len(inline), number, 0, inline, False))
+
+    def answer_send(self, number: int, outcome: int | ShardServerError) -> None:
+        """For the lane: what it served is refused, or finds no slot."""
+        assert self.rings is not None
+        answer = outcome if isinstance(outcome, ShardServerError) else Answer(_BASE.pack(outcome))
+        self._answer(self.rings, number, answer)
 
     def _lend(self, number: int, answer: Answer) -> bool:
         """Describe the answer's buffers in our arena; what lies elsewhere is copied into it first."""
@@ -289,8 +282,8 @@ class Peer:
     ) -> bool:
         assert self.rings is not None
         pushed = self.rings.producer.try_push(kind, flags, length, number, position, inline, is_request)
-        self._slots_sent += pushed
-        self._publish_due = self._publish_due or pushed
+        self.lane.slots_sent += pushed
+        self.lane.is_publish_due = self.lane.is_publish_due or pushed
         return bool(pushed)
 
     def publish(self) -> None:
@@ -301,10 +294,9 @@ class Peer:
         for waiting in (self._waiting.answers, self._waiting.lent, self._waiting.requests):
             while waiting and waiting[0]():
                 waiting.popleft()
-        if self._publish_due and self.rings.producer.publish():
+        if self.lane.publish():
             self._doorbells += 1
             os.eventfd_write(self.rings.doorbell, 1)
-        self._publish_due = False
 
     def _push_returned(self) -> None:
         while self._returned:
@@ -317,15 +309,13 @@ class Peer:
         """Take up to `limit` slots and act on them; gives their number."""
         if self.rings is None:
             return 0
-        slots = self.rings.consumer.take(limit)
-        self._slots_taken += len(slots)
-        for slot in slots:
-            self._take(slot)
-        if slots and self._waiting:  # an answer or a return may be what the first of them waits for
+        taken = self.lane.drain(limit)
+        if taken and self._waiting:  # an answer or a return may be what the first of them waits for
             self._wake()
-        return len(slots)
+        return taken
 
-    def _take(self, slot: Slot) -> None:
+    def take(self, slot: Slot) -> None:
+        """Act on a slot that the lane leaves to us."""
         kind, flags, length, number, position, inline = slot
         rings = self.rings
         if rings is None:
@@ -368,10 +358,10 @@ class Peer:
         return PeerStatistics(
             self.number,
             self.is_serving,
-            self._slots_sent,
-            self._slots_taken,
+            self.lane.slots_sent,
+            self.lane.slots_taken,
             self._doorbells,
-            len(self.questions),
+            len(self.questions) + self.lane.out,
             len(self._waiting),
             len(self._lent),
         )
@@ -379,3 +369,11 @@ class Peer:
 
 def _ignore(outcome: Answer | ShardServerError, /) -> None:
     """For an answer that nobody waits for."""
+
+
+def _no_sends() -> float:
+    raise AssertionError("a send without an owner")
+
+
+def _no_question(sent: SentRecord, /) -> Question:
+    raise AssertionError("a send without an owner")

@@ -7,9 +7,11 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from shardserver.errors import CorruptionError
 from shardserver.memory.arena import Arena
+from shardserver.protocol.sends import Target
 from shardserver.router.peer import Answered, Peer, PeerStatistics, Question, Request, Rings, ServeRequest
 from shardserver.router.ring import Consumer, Producer
 
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Nobody tells a producer that its ring has room again, unless the peer has something to say itself.
 RETRY_S = 0.001
+
+FindTarget = Callable[[int], Target | None]
 
 __all__ = ["Answered", "Peer", "PeerStatistics", "Peers", "Question", "Request"]
 
@@ -32,8 +36,10 @@ class Peers:
         self._arena, self._doorbell, self._serve = arena, doorbell, serve
         self._peers: dict[int, Peer] = {}
         self._publish_due = self._turn_due = False
+        self._due: set[int] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._is_serving = False
+        self._find_target: FindTarget | None = None
         self.on_serving: Callable[[int], None] = lambda number: None
         self.on_corrupt: Callable[[CorruptionError], None] = lambda error: None
         self._loop = asyncio.get_running_loop()
@@ -45,8 +51,9 @@ class Peers:
     def peer(self, number: int) -> Peer:
         """The peer of that number, whether it has a process or not."""
         if number not in self._peers:
-            self._peers[number] = Peer(number, self._arena, self._serve, self.schedule_publish)
+            self._peers[number] = Peer(number, self._arena, self._serve, partial(self._note_due, number))
             self._peers[number].on_hello = self._on_hello
+            self._peers[number].lane.find_target = self._find_target
         return self._peers[number]
 
     def _on_hello(self, peer: Peer, serving: bool) -> None:
@@ -72,10 +79,25 @@ class Peers:
         for peer in self._peers.values():
             peer.say_hello(serving=True)
 
+    def serve_sends(self, find_target: FindTarget) -> None:
+        """Sends of peers go to its targets, without `serve`. None: `serve` has to look at this one."""
+        self._find_target = find_target
+        for peer in self._peers.values():
+            peer.lane.find_target = find_target
+
+    def take_loads(self) -> list[tuple[int, int, int]]:
+        """[(uid, requests, bytes)] of sends that were not served by `serve`, since the last call."""
+        return [load for peer in self._peers.values() for load in peer.lane.take_loads()]
+
     def now(self) -> float:
         return self._loop.time()
 
     # The loop
+
+    def _note_due(self, number: int) -> None:
+        """That peer has something to publish. With many of them, those that have nothing are not looked at."""
+        self._due.add(number)
+        self.schedule_publish()
 
     def schedule_publish(self) -> None:
         if not self._publish_due and not self._loop.is_closed():  # a loan may end with the process
@@ -85,9 +107,12 @@ class Peers:
     def publish(self) -> None:
         """One store of each tail, and a doorbell for each peer that sleeps."""
         self._publish_due = False
-        for peer in list(self._peers.values()):
+        for number in list(self._due):
+            peer = self._peers[number]
             self._guarded(peer, peer.publish)
-        if any(peer.has_waiting for peer in self._peers.values()) and self._retry is None:
+            if not peer.has_waiting:
+                self._due.discard(number)
+        if self._due and self._retry is None:
             self._retry = self._loop.call_later(RETRY_S, self._end_retry)
 
     def _end_retry(self) -> None:
@@ -100,8 +125,7 @@ class Peers:
         except BlockingIOError:
             return
         for peer in self._peers.values():
-            if peer.rings is not None:
-                peer.rings.consumer.unpark()
+            peer.lane.unpark()
         self._turn()
 
     def _schedule_turn(self) -> None:
@@ -114,13 +138,14 @@ class Peers:
         will send more, and a doorbell costs both sides more than a look at the rings.
         """
         self._turn_due = False
-        if any([self._guarded(peer, peer.drain) for peer in list(self._peers.values())]):  # all of them: no short cut
+        busy = [peer for peer in self._peers.values() if peer.lane.has_slots()]
+        for peer in busy:
+            self._guarded(peer, peer.drain)
+        if busy or not self._try_park():
             self._schedule_turn()
-            return
-        reached = [(peer, peer.rings.consumer) for peer in self._peers.values() if peer.rings is not None]
-        parked = [self._guarded(peer, consumer.try_park) for peer, consumer in reached]  # all of them: each park counts
-        if not all(parked):
-            self._schedule_turn()
+
+    def _try_park(self) -> bool:
+        return all([peer.lane.try_park() for peer in self._peers.values()])  # all of them: each park counts
 
     def _guarded(self, peer: Peer, step: Callable[[], object]) -> object:
         try:

@@ -29,3 +29,4 @@ cdef class Producer(End):
 
 cdef class Consumer(End):
     cpdef int64_t waiting(self) except -1
+    cdef int64_t copy_slots(self, SlotBytes* into, int64_t limit) except -1

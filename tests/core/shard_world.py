@@ -72,6 +72,8 @@ class ShardProcess:
         self.memory = mmap.mmap(-1, ARENA_BYTES)
         self.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.peers = Peers(Arena(self.memory, BOARD_BYTES), self.doorbell, self.service.serve)
+        self.peers.serve_sends(self.local.target_of)
+        self.local.load.sources = [self.peers.take_loads]
         self.peer_served = asyncio.Event()
         self.peers.on_serving = lambda peer: self.peer_served.set()
         self.shards = Shards(number, world.count, self.local, self.peers, self.sessions)

@@ -233,6 +233,7 @@ class Served:
     def __init__(self, world: World) -> None:
         self.service = PeerService(world.owner)
         self.here, self.asker = Process(0, self.service.serve), Process(1, lambda request, answer: None)
+        self.here.peers.serve_sends(world.owner.target_of)
         join(self.here, self.asker)
 
     def ask(self, operation: Operation, inline: bytes, payload: Any = None) -> list[Answered]:
@@ -335,7 +336,7 @@ def test_requests_of_peers_leave_no_cycles_behind() -> None:
         try:
             for _ in range(200):
                 await ask_all()
-            await until(lambda: served.here.arena.used_bytes == served.asker.arena.used_bytes == 0)
+            await until(lambda: served.here.peers.peer(1).statistics().lent == served.asker.arena.used_bytes == 0)
             assert gc.collect() == 0
         finally:
             gc.enable()
@@ -396,7 +397,6 @@ def test_an_answer_is_shown_before_the_write_with_the_hint_that_covers_its_batch
         await until(lambda: world.logs.partition(1).has_work)
         # From here on nothing but the hook shows what the owner's shard says, and the asker takes nothing.
         served.here.peers.schedule_publish = lambda: None  # type: ignore[method-assign]
-        served.here.peers.peer(1)._wake = lambda: None
         served.asker.peers._turn = lambda: None  # type: ignore[method-assign]
         await until(lambda: world.logs.partition(1).high_watermark == 1)
         await world.logs.flush_partitions([world.logs.partition(1)])

@@ -13,6 +13,7 @@ import pytest
 from shardserver.core.calls import U64, OffsetCall, Operation, PollCall, SendCall
 from shardserver.core.remote_owner import ANSWER_DEADLINE_S, OUTCOME_KEPT_S, UNANSWERED_KEPT, RemoteOwner, Unanswered
 from shardserver.errors import BackpressureError, Code, NotCommittedError, RejectedError, ShardServerError
+from shardserver.router import peer, send_lane, send_lane_python
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Answered, Request
 from tests.moved_time import move, run_moved
@@ -23,12 +24,30 @@ BATCH, OTHER_BATCH = b"one batch" * 100, b"another batch" * 100
 POLL = PollCall(7, 0, 10, 1, 1 << 20, 1, 1, False)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(("", send_lane), id="called"),
+        pytest.param(("", send_lane_python), id="called, plain lane"),
+        pytest.param(("target", send_lane), id="by target"),
+        pytest.param(("target", send_lane_python), id="by target, plain lane"),
+    ],
+    autouse=True,
+)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How sends are made: by a call of the owner, or to a target, as routes do."""
+    by_target, lane = request.param
+    monkeypatch.setattr(World, "sends_by_target", bool(by_target))
+    monkeypatch.setattr(peer, "SendLane", lane.SendLane)
+
+
 def is_late(outcome: object) -> bool:
     return isinstance(outcome, NotCommittedError)
 
 
 class World:
     """This shard, and shard 1 that answers when it is told to."""
+
+    sends_by_target = False
 
     def __init__(self) -> None:
         self.here = Process(0, lambda request, answer: None)
@@ -51,7 +70,10 @@ class World:
 
     def send(self, batch: bytes = BATCH, uid: int = 7, count: int = 3) -> list[Outcome]:
         got: list[Outcome] = []
-        self.owner.send(SendCall(uid, count), batch, got.append, self.unanswered)
+        if self.sends_by_target:
+            self.owner.target(uid, self.unanswered).send(self.here.arena.copy(batch), count, got.append)
+        else:
+            self.owner.send(SendCall(uid, count), batch, got.append, self.unanswered)
         return got
 
     async def asked_again(self, count: int) -> None:

@@ -50,6 +50,9 @@ class Recorder:
     def note_local(self) -> None:
         raise AssertionError("there are no routes")
 
+    def note_crossings(self, shard: int, count: int) -> None:
+        raise AssertionError("there are no routes")
+
     def on_change(self) -> None:
         raise AssertionError("there is no socket")
 

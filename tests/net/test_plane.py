@@ -106,6 +106,9 @@ class Owner:
     def note_local(self) -> None:
         self.local += 1
 
+    def note_crossings(self, shard: int, count: int) -> None:
+        raise AssertionError("all routes stay here")
+
     def on_change(self) -> None:
         if self.wire.is_broken or (self.wire.close_reason and self.wire.is_idle):
             self.end()

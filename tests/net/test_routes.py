@@ -15,21 +15,27 @@ from shardserver.protocol.sends import Target
 
 
 class World:
-    """Shard 1 of 2; topic `t` of stream `s` has partition 0 on shard 0, and 1 and 2 here."""
+    """Shard 1 of 3; topic `t` of stream `s` has partition 0 on shard 0, 1 and 2 here, and 3 on shard 2 (gone)."""
 
     def __init__(self) -> None:
         self.metadata = md.Metadata()
         md.apply(self.metadata, md.StreamCreated(0, "s", 1))
-        md.apply(self.metadata, md.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13], [0, 1, 1]))
+        md.apply(self.metadata, md.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13, 14], [0, 1, 1, 2]))
         self.gone: set[int] = set()
         self.load = LoadMeter(lambda: 0.0)
         self.logs = {uid: Target() for uid in (12, 13)}
         local = SimpleNamespace(log_of=self.log_of, load=self.load)
-        context: Any = SimpleNamespace(metadata=self.metadata, shards=SimpleNamespace(number=1, local=local))
+        remote = {0: SimpleNamespace(target=self.target_elsewhere)}
+        shards = SimpleNamespace(number=1, local=local, remote=remote)
+        context: Any = SimpleNamespace(metadata=self.metadata, shards=shards)
         self.routes = Routes(context)
         sessions = Sessions(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         sessions.bind(self.connection, md.ROOT_ID, b"c" * 16)
+
+    def target_elsewhere(self, uid: int, unanswered: list[Any]) -> Target:
+        assert unanswered is self.connection.unanswered
+        return self.logs.setdefault(uid, Target())
 
     def log_of(self, uid: int) -> Target:
         if uid in self.gone:
@@ -47,12 +53,21 @@ def test_a_partition_of_this_shard_has_a_route_by_name_by_id_and_by_key() -> Non
     assert found[0] is found[1] and found[0] is not None and found[0].uid == 12
     assert found[0].target is world.logs[12]
     keyed = {getattr(world.routes.find(world.connection, key(KIND_KEY, bytes([n]))), "uid", None) for n in range(20)}
-    assert keyed == {None, 12, 13}
+    assert keyed == {11, 12, 13, None}
+
+
+def test_a_partition_of_another_shard_has_a_route_of_its_own_for_each_connection() -> None:
+    world = World()
+    first, again = (world.routes.find(world.connection, key(value=b"\0\0\0\0")) for _ in range(2))
+    assert first is not None and again is not None and first is not again
+    assert first.target is again.target is world.logs[11] and (first.uid, first.crosses_to) == (11, 0)
+    here = world.routes.find(world.connection, key())
+    assert here is not None and here.crosses_to == -1
 
 
 def test_there_is_none_for_what_is_elsewhere_unknown_placed_anew_or_refused() -> None:
     world = World()
-    assert world.routes.find(world.connection, key(value=b"\0\0\0\0")) is None
+    assert world.routes.find(world.connection, key(value=b"\3\0\0\0")) is None
     assert world.routes.find(world.connection, key(value=b"\7\0\0\0")) is None
     assert world.routes.find(world.connection, key(topic="other")) is None
     assert world.routes.find(world.connection, key(KIND_BALANCED, b"")) is None

@@ -16,6 +16,8 @@ from shardserver.router.answers import Answer, decode_error, encode_error
 from shardserver.router.peer import LENT, Kind, Peer
 from tests.router.pair import MIB, Outcome, Side, connect, die, make_pair, settle, turn
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 TAGS_OWN_CLASS = {
     errors.RejectedError,
     errors.DiskFullError,

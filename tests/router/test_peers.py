@@ -14,6 +14,8 @@ from shardserver.router.peer import Answered, Request
 from tests.router.pair import Outcome
 from tests.router.peers_pair import Process, join, until
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 
 def echo(request: Request, answer: Answered) -> None:
     answer(Answer(request.inline.rstrip(b"\0")))
