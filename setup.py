@@ -21,7 +21,12 @@ EXTENSIONS = [
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.tail", ["shardserver/storage/tail.pyx"], extra_compile_args=["-O3"]),
-    Extension("shardserver.storage.staging", ["shardserver/storage/staging.pyx"], extra_compile_args=["-O3"]),
+    Extension(
+        "shardserver.storage.staging",
+        ["shardserver/storage/staging.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
     Extension("shardserver.storage.gather", ["shardserver/storage/gather.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),

@@ -81,6 +81,7 @@ cdef class AppendLog(Target):
     cdef public object set_aside
     cdef public int running
     cdef public bint is_served
+    cdef public bint is_late
     cdef bint _is_dirty
     cdef bint _is_cached
 
@@ -93,7 +94,7 @@ cdef class AppendLog(Target):
     cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1
     cdef uint64_t visible_end(self) noexcept nogil
     cdef bint has_due_work(self) noexcept nogil
-    cdef bint is_bulk(self, bint lingered) noexcept nogil
+    cdef bint is_bulk(self) noexcept nogil
     cdef uint64_t gather_bytes(self) noexcept nogil
     cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
     cpdef int note_written(self, uint64_t end) except -1

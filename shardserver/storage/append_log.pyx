@@ -92,7 +92,8 @@ cdef class AppendLog(Target):
     What refuses reads: `closed` (another shard may have its files), `set_aside` (recovery could not bring back all: reads
     at the end say so). waiting_bytes: of batches without an offset. backlog_bytes: stamped, and neither in the journal nor
     in a segment yet. running: a run is in flight. pinned_sequence: the journal file that is kept for it; 0: none.
-    is_served: its shard has not forgotten it.
+    is_served: its shard has not forgotten it. is_late: what nobody waits for has waited for its time; it is to be written
+    now.
     """
 
     def __init__(self, resources, identity, Wakers wakers, TailTotal total):
@@ -246,6 +247,8 @@ cdef class AppendLog(Target):
             return self._waiting.length() > 0 or self.backlog_bytes >= self._max_write_bytes
         if self.running:
             return False
+        if self.is_late and self.journaled_end < self.next_offset:
+            return True
         if self.backlog_bytes >= self.gather_bytes():
             return True
         return 0 < self._save_messages <= self.next_offset - self.journaled_end
@@ -253,15 +256,16 @@ cdef class AppendLog(Target):
     cdef uint64_t gather_bytes(self) noexcept nogil:
         return min(self._save_bytes if self._save_bytes else <uint64_t>MAX_GATHER_BYTES, self._flush_run_bytes)
 
-    def wants_run(self, *, bint lingered):
-        """So much waits that a run of its own is cheaper than the journal. lingered: it has waited its second."""
-        return self.is_bulk(lingered)
+    @property
+    def wants_run(self):
+        """So much waits that a run of its own is cheaper than the journal."""
+        return self.is_bulk()
 
-    cdef bint is_bulk(self, bint lingered) noexcept nogil:
+    cdef bint is_bulk(self) noexcept nogil:
         cdef uint64_t least = self._direct_bytes
         if self.running:
             return False
-        if self._visible == APPENDED and not lingered:
+        if self._visible == APPENDED and not self.is_late:
             least = max(least, self.gather_bytes())
         return self.waiting_bytes + self.backlog_bytes >= least
 

@@ -61,6 +61,7 @@ class AppendLog:
         self.fenced: StorageError | None = None
         self.refusal: NotOwnerError | None = None
         self.running = IDLE
+        self.is_late = False
 
     @property
     def uid(self) -> int:
@@ -151,6 +152,8 @@ class AppendLog:
             return bool(self._waiting) or self.backlog_bytes >= self._settings.max_write_bytes
         if self.running:
             return False
+        if self.is_late and self.journaled_end < self.next_offset:
+            return True
         gathered = self.next_offset - self.journaled_end
         return self.backlog_bytes >= self._gather_bytes or 0 < self.identity.save_messages <= gathered
 
@@ -158,11 +161,14 @@ class AppendLog:
     def _gather_bytes(self) -> int:
         return min(self.identity.save_bytes or MAX_GATHER_BYTES, self._settings.flush_run_bytes)
 
-    def wants_run(self, *, lingered: bool) -> bool:
+    @property
+    def wants_run(self) -> bool:
         if self.running:
             return False
         least = self._settings.direct_bytes
-        return self.unwritten_bytes >= (max(least, self._gather_bytes) if self.is_memory and not lingered else least)
+        return self.unwritten_bytes >= (
+            max(least, self._gather_bytes) if self.is_memory and not self.is_late else least
+        )
 
     def recount_backlog(self) -> None:
         self.backlog_bytes = self.tail.bytes_from(self.journaled_end)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardserver.errors import StorageError
-from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.memory.aligned import aligned_buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.settings import LogSettings
@@ -75,15 +75,18 @@ class Journal:
         self._writes = 0
         self._written_bytes = 0
         self.in_flight = False
+        self.files_in_use = 0
+        self._count_files()
 
     @property
     def sequence(self) -> int:
         """Sequence of the file that the next record goes to."""
         return self._last_sequence if self._current is not None else self._last_sequence + 1
 
-    @property
-    def files_in_use(self) -> int:
-        return sum(1 for file in self._files if file.sequence and file.sequence >= self._published_oldest_live)
+    def _count_files(self) -> None:
+        """Whenever one is taken into use, or freed."""
+        oldest = max(self._published_oldest_live, 1)
+        self.files_in_use = sum(1 for file in self._files if file.sequence >= oldest)
 
     @property
     def journal_id(self) -> int:
@@ -104,6 +107,7 @@ class Journal:
         """Continue after what recovery found: the next opening links to that end."""
         self._previous, self._last_sequence = (sequence, end), sequence
         self._published_oldest_live = oldest_live
+        self._count_files()
 
     def begin(self) -> bool:
         """Start building a write. False while one is in flight, or while no file can take batches."""
@@ -123,27 +127,21 @@ class Journal:
         """Write what was staged and sync it. on_end gets a StorageError when that failed: this journal is over then."""
         current = self._current
         assert current is not None
-        length = align_up(self.staging.used, fmt.BLOCK_BYTES)
-        staged = self.staging.finish(length)
         first = self._position == fmt.BLOCK_BYTES
         flags = (fmt.FLAG_FILE_START if first else 0) | (fmt.FLAG_CLEAN if clean else 0)
         flags |= fmt.FLAG_OPENING if self._opening else 0
-        fmt.seal_write(
-            staged,
-            fmt.WriteHeader(
-                flags=flags,
-                length=length,
-                journal_id=self._journal_id,
-                nonce=self._nonce,
-                sequence=current.sequence,
-                position=self._position,
-                previous_sequence=self._previous[0],
-                previous_end=self._previous[1],
-                oldest_live=oldest_live,
-                records=self.staging.records,
-                records_bytes=self.staging.used - fmt.WRITE_HEADER_BYTES,
-            ),
+        previous_sequence, previous_end = self._previous
+        staged = self.staging.seal(
+            flags,
+            self._journal_id,
+            self._nonce,
+            current.sequence,
+            self._position,
+            previous_sequence,
+            previous_end,
+            oldest_live,
         )
+        length = len(staged)
         self.in_flight, self._opening = True, False
         position, self._position = self._position, self._position + length
         self._writes += 1
@@ -151,8 +149,10 @@ class Journal:
 
         def ended(error: StorageError | None) -> None:
             if error is None:  # else in_flight stays: nothing may be written behind a write whose fate is unknown
-                self._published_oldest_live = max(self._published_oldest_live, oldest_live)
                 self.in_flight = False
+                if oldest_live > self._published_oldest_live:
+                    self._published_oldest_live = oldest_live
+                    self._count_files()
             on_end(error)
 
         start_synced_write(self._disk, self._faults, current.file, position, [staged], on_written, ended)
@@ -187,6 +187,7 @@ class Journal:
         self._last_sequence += 1
         chosen.sequence = self._last_sequence
         self._current, self._position = chosen, fmt.BLOCK_BYTES
+        self._count_files()
         return True
 
     async def grow(self, directory: str) -> None:

@@ -104,7 +104,7 @@ class ShardLog:
         self._bulk_bytes = 0  # of direct runs in flight
         self._small_at = 0.0
         self._linger: asyncio.TimerHandle | None = None
-        self._lingered = False
+        self._lingered = False  # hints and offsets have waited for their time
         self._force_write = False
         self._flush_task: asyncio.Task[None] | None = None
         self._flush_error: StorageError | None = None
@@ -226,6 +226,7 @@ class ShardLog:
     def _end_linger(self) -> None:
         self._stop_linger()
         self._lingered = True
+        self._turn.mark_late()
         self._schedule_turn()
 
     def _stop_linger(self) -> None:
@@ -238,14 +239,16 @@ class ShardLog:
         if self.failed is not None:
             return
         self._start_runs()
-        if not self._has_work():
-            self._linger_turn()
-        elif not self.journal.in_flight:
+        if self.journal.in_flight:
+            return  # its end looks again
+        if self._has_work():
             self._build_write()
+        else:
+            self._linger_turn()
 
     def _start_runs(self) -> None:
         """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
-        bulk = self._turn.bulk(lingered=self._lingered)
+        bulk = self._turn.bulk()
         if not bulk:
             return
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
@@ -307,9 +310,7 @@ class ShardLog:
             content = WriteContent()
         else:
             content = None
-        if content is None or not (
-            content.checkpoint_sequence >= 0 and (self.journal.staging.records or self._force_write)
-        ):
+        if content is None or not (self.journal.staging.records or self._force_write):
             self._refuse_when_full()
             return
         self._submit(content, clean=False)
@@ -332,9 +333,12 @@ class ShardLog:
         content = WriteContent()
         self._add_checkpoint(content)
         if not self._checkpoint:
-            self._add_hints()
-            self._add_adoptions(content)
-            self._add_offsets(content)
+            if self._hints:
+                self._add_hints()
+            if self._adoptions:
+                self._add_adoptions(content)
+            if self.offsets.waiting:
+                self._add_offsets(content)
             self._add_batches(content)
         return content
 
@@ -851,7 +855,7 @@ class ShardLog:
     async def _drain(self) -> None:
         """Until nothing waits any more; a partition that cannot be written is given up after one failed try."""
         while self.failed is None and any(one.has_work for one in self._partitions.values()):
-            self._lingered = True
+            self._turn.mark_late()
             self._schedule_turn()
             self._published.clear()
             waits = {asyncio.ensure_future(self._published.wait())}

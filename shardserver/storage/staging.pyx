@@ -7,13 +7,40 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Re
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from shardserver.storage.journal_format import RECORD_HEADER_BYTES, WRITE_HEADER_BYTES
+from shardserver.storage import journal_format as fmt
+
+cdef extern from "xxhash.h" nogil:
+    uint64_t XXH3_64bits(const void *data, size_t length)
 
 cdef enum:
+    BLOCK = 4096
     WRITE_HEADER = 128
     RECORD_HEADER = 24
+    VERSION = 1
 
-assert (WRITE_HEADER, RECORD_HEADER) == (WRITE_HEADER_BYTES, RECORD_HEADER_BYTES)
+
+cdef packed struct WriteHeader:
+    char magic[8]
+    uint16_t version
+    uint16_t flags
+    uint32_t length
+    uint64_t journal_id
+    uint64_t nonce
+    uint64_t sequence
+    uint64_t position
+    uint64_t previous_sequence
+    uint64_t previous_end
+    uint64_t oldest_live
+    uint32_t records
+    uint32_t records_bytes
+    uint8_t zeros[40]
+    uint64_t checksum
+
+
+cdef const char* MAGIC = fmt.WRITE_MAGIC
+
+assert (BLOCK, VERSION) == (fmt.BLOCK_BYTES, fmt.FORMAT_VERSION) and len(fmt.WRITE_MAGIC) == 8
+assert (sizeof(WriteHeader), WRITE_HEADER, RECORD_HEADER) == (128, fmt.WRITE_HEADER_BYTES, fmt.RECORD_HEADER_BYTES)
 
 
 cdef class Staging:
@@ -61,9 +88,32 @@ cdef class Staging:
         self.records += 1
         return 0
 
-    def finish(self, size_t length):
-        """The write's bytes, padded with zeros to length; its header is the caller's."""
-        if not self.used <= length <= self._size:
-            raise ValueError(f"a write of {length} bytes, {self.used} are used of {self._size}")
+    def seal(
+        self,
+        uint16_t flags,
+        uint64_t journal_id,
+        uint64_t nonce,
+        uint64_t sequence,
+        uint64_t position,
+        uint64_t previous_sequence,
+        uint64_t previous_end,
+        uint64_t oldest_live,
+    ):
+        """The write's bytes, whole: padded with zeros to a block, header and checksum in place.
+
+        The fields are those of journal_format.WriteHeader; those it has beside them are known here.
+        """
+        cdef size_t length = (self.used + BLOCK - 1) // BLOCK * BLOCK
+        cdef WriteHeader* header = <WriteHeader*>self._data
+        if length > self._size:
+            raise ValueError(f"a write of {length} bytes, room for {self._size}")
         memset(self._data + self.used, 0, length - self.used)
+        memset(header, 0, WRITE_HEADER)
+        memcpy(header.magic, MAGIC, 8)
+        header.version, header.flags, header.length = VERSION, flags, <uint32_t>length
+        header.journal_id, header.nonce, header.sequence, header.position = journal_id, nonce, sequence, position
+        header.previous_sequence, header.previous_end = previous_sequence, previous_end
+        header.oldest_live = oldest_live
+        header.records, header.records_bytes = self.records, <uint32_t>(self.used - WRITE_HEADER)
+        header.checksum = XXH3_64bits(self._data, length)
         return self._memory[:length]

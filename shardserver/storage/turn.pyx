@@ -87,7 +87,7 @@ cdef class Turn(Wakers):
     def take(self, AppendLog log not None):
         """It is dirty no more."""
         if log._is_dirty:
-            log._is_dirty = False
+            log._is_dirty = log.is_late = False
             del self.dirty[log]
 
     def forget(self, AppendLog log not None):
@@ -99,17 +99,23 @@ cdef class Turn(Wakers):
 
     # Writing
 
-    def bulk(self, *, bint lingered):
+    def bulk(self):
         """Dirty logs that want a run of their own."""
         cdef AppendLog log
-        return [log for log in self.dirty if log.is_bulk(lingered)]
+        return [log for log in self.dirty if log.is_bulk()]
+
+    def mark_late(self):
+        """All that is dirty now has waited for its time."""
+        cdef AppendLog log
+        for log in self.dirty:
+            log.is_late = True
 
     @property
     def is_due(self):
         """Something that does not want a run of its own does not linger either."""
         cdef AppendLog log
         for log in self.dirty:
-            if not log.is_bulk(False) and log.has_due_work():
+            if not log.is_bulk() and log.has_due_work():
                 return True
         return False
 
@@ -119,7 +125,7 @@ cdef class Turn(Wakers):
         cdef AppendLog log
         cdef int64_t end
         for log in list(self.dirty):
-            if log.is_bulk(False):
+            if log.is_bulk():
                 continue  # its run is held back; through the journal it would cost the others more
             end = log.journal_into(staging, shard, sequence)
             if end >= 0:
@@ -132,7 +138,7 @@ cdef class Turn(Wakers):
                 if not staging.fits(least_bytes):
                     break
             else:
-                log._is_dirty = False
+                log._is_dirty = log.is_late = False
         return staged
 
     # Memory

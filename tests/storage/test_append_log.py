@@ -59,13 +59,13 @@ class Side:
     def journal(self, room: int, sequence: int) -> tuple[int, bytes]:
         self.staging.begin(room)
         end = self.log.journal_into(self.staging, SHARD, sequence)
-        return end, bytes(self.staging.finish(-(-self.staging.used // 4096) * 4096)[128:])
+        return end, bytes(self.staging.seal(0, 1, 2, 3, 4, 5, 6, 7))
 
     def state(self) -> tuple[object, ...]:
         log = self.log
         ends = (log.next_offset, log.journaled_end, log.durable_end, log.written_end, log.last_timestamp)
         sizes = (log.waiting_bytes, log.backlog_bytes, log.unwritten_bytes, log.tail.bytes)
-        flags = (log.has_waiting, log.has_work, log.is_due, log.wants_run(lingered=False), log.wants_run(lingered=True))
+        flags = (log.has_waiting, log.has_work, log.is_due, log.wants_run, log.is_late)
         tail = [
             (one.base_offset, one.count, one.timestamp, one.sequence, bytes(one.data))
             for one in log.tail.from_offset(0)
@@ -88,7 +88,7 @@ def sides(durability: Durability, save_messages: int = 0, save_bytes: int = 0) -
 
 
 OFTEN = ("append", "append", "append", "journal", "journal", "durable", "durable")
-RARELY = ("written", "run", "fail run", "clock", "evict", "refuse waiting", "flush")
+RARELY = ("written", "run", "fail run", "clock", "evict", "refuse waiting", "flush", "late")
 steps = st.lists(st.tuples(st.sampled_from(OFTEN + RARELY), st.integers(0, 900), st.integers(1, 4)), max_size=30)
 
 
@@ -111,6 +111,8 @@ def act(side: Side, step: str, number: int, size: int, count: int) -> object:
         return log.tail.evict_oldest(min(log.durable_end, size))
     elif step == "refuse waiting":
         log.fail_waiting(StorageError("full"))
+    elif step == "late":
+        log.is_late = count % 2 == 0
     elif step == "flush":
         log.running = count % 2
     return None

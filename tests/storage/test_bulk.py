@@ -8,7 +8,7 @@ import pytest
 
 from shardserver.storage import shard_log
 from shardserver.storage.recovery import RecoveryInput, recover_shard
-from shardserver.storage.settings import LogSettings, PartitionIdentity
+from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk
@@ -76,3 +76,38 @@ def test_runs_in_flight_are_few_while_small_appends_wait(small: bool, monkeypatc
         assert disk.most <= 4 * BATCH_BYTES  # a run may take one batch more than its share
     else:
         assert disk.most > 4 * BATCH_BYTES
+
+
+@pytest.mark.parametrize("size, count", [(4000, 60), (900, 30)], ids=["in runs", "in the journal"])
+def test_what_lingered_in_memory_topics_is_all_written_after_one_linger(
+    size: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is more than one journal write, or the runs in flight, may hold."""
+    monkeypatch.setattr(shard_log, "BULK_BESIDE_SMALL_BYTES", 150_000)
+    monkeypatch.setattr(shard_log, "BULK_BYTES", 150_000)
+    lingers = 0
+
+    async def run() -> None:
+        nonlocal lingers
+        identities = [PartitionIdentity(uid, 1, uid, durability=Durability.MEMORY) for uid in range(1, PARTITIONS + 1)]
+        source = RecoveryInput(0, PARTITIONS + 1, identities)
+        logs = await recover_shard(FaultDisk(1), "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        end_linger = logs._end_linger
+
+        def count_linger() -> None:
+            nonlocal lingers
+            lingers += 1
+            end_linger()
+
+        logs._end_linger = count_linger  # type: ignore[method-assign]
+        for number in range(count):
+            for uid in range(1, PARTITIONS + 1):
+                await append(logs, uid, number, size)
+        assert any(one.has_work for one in logs.partitions)
+        async with asyncio.timeout(30):
+            while any(one.has_work for one in logs.partitions):
+                await asyncio.sleep(0)
+        assert lingers == 1
+        await logs.close()
+
+    asyncio.run(run())
