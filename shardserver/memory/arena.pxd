@@ -32,12 +32,14 @@ cdef class Arena:
     cdef object _memory
     cdef uint8_t* _start
     cdef uint64_t _first
+    cdef uint64_t _present  # whole pages below it are there
     cdef uint64_t _bytes
     cdef uint64_t _used_units
     cdef uint64_t _blocks
     cdef Buddies _buddies
 
     cpdef Block allocate(self, Py_ssize_t size)
+    cdef void make_present(self) noexcept
     cpdef Block copy(self, data)
     cdef Block copy_bytes(self, const uint8_t* data, Py_ssize_t size)
     cpdef int64_t position_of(self, buffer) except -2
