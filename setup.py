@@ -62,8 +62,10 @@ EXTENSIONS = [
 ]
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(
         EXTENSIONS,
+        nthreads=os.cpu_count() or 1,
         language_level=3,
         compiler_directives={"boundscheck": CHECKED, "profile": CHECKED, "wraparound": False},
     )
