@@ -68,5 +68,5 @@ setup(
         nthreads=os.cpu_count() or 1,
         language_level=3,
         compiler_directives={"boundscheck": CHECKED, "profile": CHECKED, "wraparound": False},
-    )
+    ),
 )

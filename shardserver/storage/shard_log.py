@@ -238,7 +238,8 @@ class ShardLog:
         self._turn.is_scheduled = False
         if self.failed is not None:
             return
-        self._start_runs()
+        if self._turn.has_bulk:
+            self._start_runs()
         if self.journal.in_flight:
             return  # its end looks again
         if self._has_work():
@@ -249,8 +250,6 @@ class ShardLog:
     def _start_runs(self) -> None:
         """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
         bulk = self._turn.bulk()
-        if not bulk:
-            return
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
         small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or len(bulk) < len(self._turn.dirty)
         limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
@@ -412,6 +411,7 @@ class ShardLog:
     def _commit(self, content: WriteContent) -> None:
         self._in_flight = None
         self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
+        self._take_turn()  # before the answers: the disk goes on while they leave
         content.batches.note_durable()
         for record in content.offsets:
             for done in record.done:
@@ -421,10 +421,8 @@ class ShardLog:
         self._published.set()
         self._progress.set()
         self._turn.evict_to(self._settings.tail_bytes)
-        if self._has_work():
+        if not self.journal.in_flight and self._has_work():  # by who was answered
             self._schedule_turn()
-        else:
-            self._linger_turn()
         if self.journal.files_in_use > self.journal.files // 2:
             self._start_flush(self._free_files)
 

@@ -99,6 +99,14 @@ cdef class Turn(Wakers):
 
     # Writing
 
+    @property
+    def has_bulk(self):
+        cdef AppendLog log
+        for log in self.dirty:
+            if log.is_bulk():
+                return True
+        return False
+
     def bulk(self):
         """Dirty logs that want a run of their own."""
         cdef AppendLog log
