@@ -11,6 +11,7 @@ from shardserver.errors import ShardServerError
 from shardserver.protocol.batch import slice_batch
 
 from shardserver.net.output cimport Output
+from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
 from shardserver.storage.append_log cimport AppendLog
 from shardserver.storage.tail cimport Entry
 
@@ -20,26 +21,6 @@ cdef enum:
     NEXT = 5
     HEAD = 16  # before the batches: partition, current offset, count
     SIZE = 48  # in a reply's header
-
-
-cdef inline uint64_t read_u64(const uint8_t* at) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, at, 8)
-    return value
-
-
-cdef inline uint32_t read_u32(const uint8_t* at) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, at, 4)
-    return value
-
-
-cdef inline void write_u64(uint8_t* at, uint64_t value) noexcept nogil:
-    memcpy(at, &value, 8)
-
-
-cdef inline void write_u32(uint8_t* at, uint32_t value) noexcept nogil:
-    memcpy(at, &value, 4)
 
 
 cdef class PollRoute:
