@@ -7,13 +7,16 @@ import errno
 import os
 import random
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 
 from shardserver.errors import StorageError
-from shardserver.io_uring import ring as module
-from shardserver.io_uring.threads import OpenFile
+from shardserver.io_uring import ring as compiled
+from shardserver.io_uring import ring_python as plain
+from shardserver.io_uring.open_file import OpenFile
+from shardserver.io_uring.queues import Queues
 from shardserver.memory.aligned import aligned_buffer
 
 BLOCK = 4096
@@ -30,19 +33,19 @@ class Entry:
 
 
 @dataclass
-class ScriptedQueues:
+class ScriptedQueues(Queues):
     """Executes writes on `content`. `writes` and `syncs` script results; then all succeeds. Order is shuffled."""
 
     writes: list[int] = field(default_factory=list)
     syncs: list[int] = field(default_factory=list)
     refusals: int = 0
-    can_skip: bool = True
     is_told: ClassVar[bool] = True  # there is somebody to tell when the write was taken
     silences_links: ClassVar[bool] = True
     content: bytearray = field(default_factory=bytearray)
     log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.can_skip = True
         self.queue: list[Entry] = []
         self.done: list[tuple[int, int]] = []
         self.eventfd = -1
@@ -85,9 +88,11 @@ class ScriptedQueues:
         self.content[entry.position : entry.position + len(taken)] = taken
         return result
 
-    def take_completions(self) -> list[tuple[int, int]]:
-        taken, self.done = self.done, []
-        return taken
+    def next_completion(self) -> bool:
+        if not self.done:
+            return False
+        self.key, self.result = self.done.pop(0)
+        return True
 
     def close(self) -> None: ...
 
@@ -98,79 +103,83 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ScriptedQueues, "silences_links", request.param != "skipped, links not")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, script: ScriptedQueues, *, sync: bool, blocks: int = 4) -> None:
+@pytest.fixture(params=[compiled, plain], ids=["compiled", "plain"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    found: ModuleType = request.param
+    return found
+
+
+def run(module: ModuleType, script: ScriptedQueues, *, sync: bool, blocks: int = 4) -> None:
     """Write `blocks` blocks in two buffers. Raises what the future raised."""
-    monkeypatch.setattr(module, "Queues", lambda entries: script)
     marks: list[str] = []
 
     async def body() -> None:
-        ring = module.Ring(asyncio.get_running_loop())
+        ring = module.Ring(asyncio.get_running_loop(), script)
         data = aligned_buffer(blocks * BLOCK)
         data[:] = bytes(range(256)) * (blocks * 16)
-        outcome = asyncio.get_running_loop().create_future()
         file = OpenFile("f", True, 0)
         parts = [data[: 3 * BLOCK], data[3 * BLOCK :]]
         on_written = (lambda: marks.append("written")) if script.is_told else None
-        operation = module.make_operation(file, 0, parts, outcome, sync=sync, on_written=on_written)
-        ring.start(operation)
+        outcome = ring.write(file, 0, parts, sync, on_written)
+        assert file.in_flight == ring.in_flight == 1
         try:
-            await outcome
+            assert await outcome == len(data)
         finally:
             await ring.close()
+            assert ring.open_entries == ring.in_flight == file.in_flight == 0
         assert script.content == data
-        assert ring._open_entries == 0 and not ring._open
 
     asyncio.run(body())
     assert marks == ["written"] * script.is_told
 
 
-def test_write_and_sync_are_one_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_and_sync_are_one_submission(module: ModuleType) -> None:
     script = ScriptedQueues()
-    run(monkeypatch, script, sync=True)
+    run(module, script, sync=True)
     assert script.log == ["write 16384", "sync 0"]
 
 
-def test_a_short_write_goes_on_at_a_whole_block_with_a_new_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_goes_on_at_a_whole_block_with_a_new_sync(module: ModuleType) -> None:
     script = ScriptedQueues(writes=[BLOCK + 512])
-    run(monkeypatch, script, sync=True)
+    run(module, script, sync=True)
     assert script.log == ["write 4608", f"sync {-errno.ECANCELED}", "write 12288", "sync 0"]
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINTR])
-def test_an_interrupted_write_is_made_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_an_interrupted_write_is_made_again(module: ModuleType, number: int) -> None:
     script = ScriptedQueues(writes=[-number, 2 * BLOCK, -number])
-    run(monkeypatch, script, sync=True)
+    run(module, script, sync=True)
     assert script.log[-2:] == ["write 8192", "sync 0"]
 
 
-def test_a_cancelled_or_interrupted_sync_is_made_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_or_interrupted_sync_is_made_again_alone(module: ModuleType) -> None:
     script = ScriptedQueues(syncs=[-errno.EINTR, -errno.ECANCELED])
-    run(monkeypatch, script, sync=True)
+    run(module, script, sync=True)
     assert script.log == ["write 16384", f"sync {-errno.EINTR}", f"sync {-errno.ECANCELED}", "sync 0"]
 
 
-def test_a_failed_sync_is_never_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sync_is_never_made_again(module: ModuleType) -> None:
     script = ScriptedQueues(syncs=[-errno.EIO])
     with pytest.raises(StorageError, match="sync f") as error:
-        run(monkeypatch, script, sync=True)
+        run(module, script, sync=True)
     assert error.value.errno == errno.EIO and script.log.count(f"sync {-errno.EIO}") == 1 and len(script.log) == 2
 
 
-def test_a_failed_write_fails_once_and_nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_fails_once_and_nothing_is_synced(module: ModuleType) -> None:
     script = ScriptedQueues(writes=[-errno.EIO])
     with pytest.raises(StorageError, match="write f"):
-        run(monkeypatch, script, sync=True)
+        run(module, script, sync=True)
     assert script.log == [f"write {-errno.EIO}", f"sync {-errno.ECANCELED}"]
 
 
-def test_a_device_that_takes_no_whole_block_is_an_error_and_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_takes_no_whole_block_is_an_error_and_no_endless_loop(module: ModuleType) -> None:
     script = ScriptedQueues(writes=[512, 512, 512])
     with pytest.raises(StorageError):
-        run(monkeypatch, script, sync=False)
+        run(module, script, sync=False)
     assert script.log == ["write 512"]
 
 
-def test_entries_that_the_kernel_does_not_take_now_are_handed_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_that_the_kernel_does_not_take_now_are_handed_in_again(module: ModuleType) -> None:
     script = ScriptedQueues(refusals=2)
-    run(monkeypatch, script, sync=True)
+    run(module, script, sync=True)
     assert script.log == ["write 16384", "sync 0"] and script.refusals == 0
