@@ -41,7 +41,8 @@ cdef class Queues:
         self._open = True
 
     def __dealloc__(self):
-        self.close()
+        if self._open:
+            io_uring_queue_exit(&self._ring)
 
     cpdef close(self):
         """Give the ring back; a second time is fine. What is in flight must have completed."""

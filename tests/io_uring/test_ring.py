@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import random
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardserver.errors import StorageError
 from shardserver.io_uring import ring as compiled
@@ -30,13 +33,15 @@ class Entry:
     key: int = 0
     link: bool = False
     skip: bool = False
+    target: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 @dataclass
 class ScriptedQueues(Queues):
-    """Executes writes on `content`. `writes` and `syncs` script results; then all succeeds. Order is shuffled."""
+    """Executes on `content`. `writes`, `reads` and `syncs` script results; then all succeeds. Order is shuffled."""
 
     writes: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
     syncs: list[int] = field(default_factory=list)
     refusals: int = 0
     is_told: ClassVar[bool] = True  # there is somebody to tell when the write was taken
@@ -58,6 +63,9 @@ class ScriptedQueues(Queues):
         self, descriptor: int, buffers: list[memoryview], position: int, key: int, link: bool, skip: bool
     ) -> None:
         self.queue.append(Entry("write", position, b"".join(buffers), key, link, skip))
+
+    def push_read(self, descriptor: int, buffers: list[memoryview], position: int, key: int) -> None:
+        self.queue.append(Entry("read", position, key=key, target=buffers[0]))
 
     def push_sync(self, descriptor: int, key: int) -> None:
         self.queue.append(Entry("sync", key=key))
@@ -83,9 +91,17 @@ class ScriptedQueues(Queues):
     def _execute(self, entry: Entry) -> int:
         if entry.kind == "sync":
             return self.syncs.pop(0) if self.syncs else 0
-        result = self.writes.pop(0) if self.writes else len(entry.data)
+        if entry.kind == "read":
+            return self._read(entry)
+        result = min(self.writes.pop(0), len(entry.data)) if self.writes else len(entry.data)
         taken = entry.data[: max(0, result)]
         self.content[entry.position : entry.position + len(taken)] = taken
+        return result
+
+    def _read(self, entry: Entry) -> int:
+        found = self.content[entry.position :][: len(entry.target)]
+        result = self.reads.pop(0) if self.reads else len(found)
+        entry.target[: max(0, result)] = found[: max(0, result)]
         return result
 
     def next_completion(self) -> bool:
@@ -183,3 +199,96 @@ def test_entries_that_the_kernel_does_not_take_now_are_handed_in_again(module: M
     script = ScriptedQueues(refusals=2)
     run(module, script, sync=True)
     assert script.log == ["write 16384", "sync 0"] and script.refusals == 0
+
+
+def read(module: ModuleType, script: ScriptedQueues, blocks: int) -> bytes:
+    """Read into a buffer of `blocks` blocks; gives what was read. Raises what the future raised."""
+
+    async def body() -> bytes:
+        ring, file = module.Ring(asyncio.get_running_loop(), script), OpenFile("f", True, 0)
+        buffer = aligned_buffer(blocks * BLOCK)
+        try:
+            return bytes(buffer[: await ring.read(file, 0, buffer)])
+        finally:
+            await ring.close()
+            assert ring.open_entries == ring.in_flight == file.in_flight == 0
+
+    return asyncio.run(body())
+
+
+def test_a_short_read_goes_on_and_ends_where_the_file_does(module: ModuleType) -> None:
+    content = bytearray(range(256)) * 40  # two blocks and a half
+    script = ScriptedQueues(content=content, reads=[BLOCK, -errno.EINTR])
+    assert read(module, script, 8) == content
+    assert script.log == ["read 4096", f"read {-errno.EINTR}", f"read {len(content) - BLOCK}"]
+    assert read(module, ScriptedQueues(), 1) == b""
+
+
+def test_a_failed_read_says_so(module: ModuleType) -> None:
+    with pytest.raises(StorageError, match="read f"):
+        read(module, ScriptedQueues(reads=[-errno.EIO]), 1)
+
+
+def test_nothing_to_do_ends_at_once_and_asks_no_kernel(module: ModuleType) -> None:
+    async def body() -> None:
+        script, file = ScriptedQueues(), OpenFile("f", True, 0)
+        ring = module.Ring(asyncio.get_running_loop(), script)
+        assert ring.write(file, 0, [memoryview(b"")], False, None).result() == 0
+        assert ring.read(file, 0, memoryview(bytearray())).result() == 0
+        assert file.in_flight == ring.in_flight == ring.submissions == 0
+        assert await ring.sync(file) == 0 and script.log == ["sync 0"]
+        await ring.close()
+
+    asyncio.run(body())
+
+
+def test_the_operations_of_a_turn_are_one_submission_and_a_cancelled_one_is_counted_to_its_end(
+    module: ModuleType,
+) -> None:
+    async def body() -> None:
+        script, file, idle = ScriptedQueues(), OpenFile("f", True, 0), list[int]()
+        ring = module.Ring(asyncio.get_running_loop(), script)
+        data = aligned_buffer(BLOCK)
+        outcomes = [ring.write(file, number * BLOCK, [data], True, None) for number in range(5)]
+        file.on_idle = lambda: idle.append(file.in_flight)
+        outcomes[0].cancel()
+        assert await asyncio.gather(*outcomes[1:]) == [BLOCK] * 4
+        await ring.close()
+        assert ring.submissions == 1 and len(script.log) == 10 and idle == [0]
+
+    asyncio.run(body())
+
+
+def test_a_buffer_is_kept_until_its_write_has_ended(module: ModuleType) -> None:
+    async def body() -> None:
+        ring = module.Ring(asyncio.get_running_loop(), ScriptedQueues(refusals=1))
+        memory = bytearray(BLOCK)
+        outcome = ring.write(OpenFile("f", True, 0), 0, [memoryview(memory)], True, None)
+        for _ in range(2):
+            with pytest.raises(BufferError):
+                memory.append(1)
+            await asyncio.sleep(0)
+        await outcome
+        del outcome
+        await ring.close()
+        gc.collect()
+        memory.append(1)
+
+    asyncio.run(body())
+
+
+RESULTS = st.sampled_from([BLOCK, 2 * BLOCK, BLOCK + 512, 512, 0, -errno.EAGAIN, -errno.EINTR, -errno.EIO])
+SYNCS = st.sampled_from([0, -errno.EINTR, -errno.EAGAIN, -errno.EIO])
+
+
+@given(writes=st.lists(RESULTS, max_size=5), syncs=st.lists(SYNCS, max_size=4), sync=st.booleans())
+def test_both_rings_do_the_same_whatever_the_kernel_gives(writes: list[int], syncs: list[int], sync: bool) -> None:
+    def whole(module: ModuleType) -> tuple[list[str], bytes, str]:
+        script, told = ScriptedQueues(list(writes), syncs=list(syncs)), "done"
+        try:
+            run(module, script, sync=sync)
+        except StorageError as error:
+            told = str(error)
+        return script.log, bytes(script.content), told
+
+    assert whole(compiled) == whole(plain)
