@@ -44,7 +44,7 @@ def check_disk(kind: str, path: str) -> None:
 
 def _unsupported() -> str:
     try:
-        from shardserver.io_uring.ring import unsupported_reason
+        from shardserver.io_uring.queues import unsupported_reason
     except ImportError as error:
         return f"the binding cannot be loaded: {error}"
     return unsupported_reason()

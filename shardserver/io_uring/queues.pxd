@@ -29,12 +29,14 @@ cdef extern from "<liburing.h>" nogil:
     unsigned IORING_FEAT_CQE_SKIP
     unsigned IORING_FEAT_SUBMIT_STABLE
     unsigned IORING_FSYNC_DATASYNC
-    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC
+    int IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC
 
     int io_uring_queue_init(unsigned entries, io_uring* ring, unsigned flags)
     void io_uring_queue_exit(io_uring* ring)
     int io_uring_register_eventfd(io_uring* ring, int descriptor)
     io_uring_sqe* io_uring_get_sqe(io_uring* ring)
+    void io_uring_prep_read(io_uring_sqe* sqe, int descriptor, void* data, unsigned size, uint64_t offset)
+    void io_uring_prep_write(io_uring_sqe* sqe, int descriptor, const void* data, unsigned size, uint64_t offset)
     void io_uring_prep_readv(io_uring_sqe* sqe, int descriptor, const iovec* vectors, unsigned count, uint64_t offset)
     void io_uring_prep_writev(io_uring_sqe* sqe, int descriptor, const iovec* vectors, unsigned count, uint64_t offset)
     void io_uring_prep_fsync(io_uring_sqe* sqe, int descriptor, unsigned flags)
@@ -51,8 +53,16 @@ cdef class Queues:
     cdef io_uring _ring
     cdef bint _open
     cdef list _vectors
-    cdef readonly bint can_skip
+    cdef public bint can_skip
+    cdef public uint64_t key
+    cdef public int result
 
     cpdef close(self)
+    cpdef register_eventfd(self, int descriptor)
+    cpdef push_read(self, int descriptor, list buffers, uint64_t position, uint64_t key)
+    cpdef push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip)
+    cpdef push_sync(self, int descriptor, uint64_t key)
+    cpdef unsigned submit(self) except? 0xFFFFFFFF
+    cpdef bint next_completion(self) except -1
     cdef io_uring_sqe* _entry(self) except NULL
-    cdef object _vector(self, list buffers, int access)
+    cdef iovec* _vector(self, list buffers, int access) except NULL

@@ -9,9 +9,10 @@ import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.errno cimport EBADF
 
 cdef enum:
-    BATCH = 64  # completions taken at a time
+    SINGLE_BYTES = 1 << 30  # one entry moves less than 2 GiB, and a short one would cancel what is linked to it
 
 
 def _raise(int result, str what):
@@ -19,11 +20,17 @@ def _raise(int result, str what):
 
 
 cdef class Queues:
-    """Owned by one thread. Buffers and descriptors belong to the caller, who keeps them until their completion."""
+    """Owned by one thread. Buffers and descriptors belong to the caller, who keeps them until their completion.
 
-    def __cinit__(self, unsigned entries):
-        self._open = False
+    key, result: of the completion that was taken last; a result below 0 is -errno. A subclass that does not call
+    __init__ and overrides what a Ring calls stands in for the kernel (tests/io_uring/test_ring.py).
+    """
+
+    def __cinit__(self):
         self._vectors = []
+
+    def __init__(self, unsigned entries):
+        self.close()
         # Completions need no interrupt of a busy loop: it looks at them at its next entry into the kernel.
         cdef int result = io_uring_queue_init(entries, &self._ring, IORING_SETUP_COOP_TASKRUN)
         if result == -errno.EINVAL:  # a kernel before 5.19
@@ -34,7 +41,8 @@ cdef class Queues:
         self._open = True
 
     def __dealloc__(self):
-        self.close()
+        if self._open:
+            io_uring_queue_exit(&self._ring)
 
     cpdef close(self):
         """Give the ring back; a second time is fine. What is in flight must have completed."""
@@ -50,6 +58,8 @@ cdef class Queues:
         if not self._ring.features & IORING_FEAT_SUBMIT_STABLE:
             return ["IORING_FEAT_SUBMIT_STABLE"]
         needed = [
+            ("IORING_OP_READ", IORING_OP_READ),
+            ("IORING_OP_WRITE", IORING_OP_WRITE),
             ("IORING_OP_READV", IORING_OP_READV),
             ("IORING_OP_WRITEV", IORING_OP_WRITEV),
             ("IORING_OP_FSYNC", IORING_OP_FSYNC),
@@ -58,79 +68,109 @@ cdef class Queues:
         io_uring_free_probe(probe)
         return missing
 
-    def register_eventfd(self, int descriptor):
+    cpdef register_eventfd(self, int descriptor):
         """Have each completion signal this eventfd."""
         cdef int result = io_uring_register_eventfd(&self._ring, descriptor)
         if result < 0:
             _raise(result, "io_uring_register_eventfd")
 
     cdef io_uring_sqe* _entry(self) except NULL:
-        cdef io_uring_sqe* entry = io_uring_get_sqe(&self._ring)
+        cdef io_uring_sqe* entry = io_uring_get_sqe(&self._ring) if self._open else NULL
         if entry == NULL:
-            raise OSError(errno.EBUSY, "the submission queue is full")
+            raise OSError(errno.EBUSY, "the submission queue is full" if self._open else "the ring is closed")
         return entry
 
-    cdef object _vector(self, list buffers, int access):
+    cdef iovec* _vector(self, list buffers, int access) except NULL:
         """The iovec array, in memory that Python counts. Each address stays good as long as its memoryview lives."""
         cdef bytearray vector = bytearray(len(buffers) * sizeof(iovec))
         cdef iovec* parts = <iovec*>PyByteArray_AS_STRING(vector)
-        cdef Py_buffer view
         cdef Py_ssize_t number
         for number in range(len(buffers)):
-            PyObject_GetBuffer(buffers[number], &view, access)
-            parts[number].iov_base = view.buf
-            parts[number].iov_len = view.len
-            PyBuffer_Release(&view)
-        return vector
-
-    def push_read(self, int descriptor, list buffers, uint64_t position, uint64_t key):
-        """Queue a readv into writable memoryviews."""
-        cdef bytearray vector = self._vector(buffers, PyBUF_WRITABLE)
-        cdef io_uring_sqe* entry = self._entry()
-        io_uring_prep_readv(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
-        entry.user_data = key
+            parts[number] = part_of(buffers[number], access)
         self._vectors.append(vector)
+        return parts
 
-    def push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip):
-        """Queue a writev. link: the next entry starts once this one was taken whole, else it is cancelled.
+    cpdef push_read(self, int descriptor, list buffers, uint64_t position, uint64_t key):
+        """Queue a read into writable memoryviews."""
+        cdef iovec one
+        cdef bint single = len(buffers) == 1
+        if single:
+            one = part_of(buffers[0], PyBUF_WRITABLE)
+            single = one.iov_len <= SINGLE_BYTES
+        cdef iovec* parts = NULL if single else self._vector(buffers, PyBUF_WRITABLE)
+        cdef io_uring_sqe* entry = self._entry()
+        if single:
+            io_uring_prep_read(entry, descriptor, one.iov_base, <unsigned>one.iov_len, position)
+        else:
+            io_uring_prep_readv(entry, descriptor, parts, <unsigned>len(buffers), position)
+        entry.user_data = key
+
+    cpdef push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip):
+        """Queue a write. link: the next entry starts once this one was taken whole, else it is cancelled.
 
         skip (where can_skip is true): no completion of a write that was taken whole; and when it was not, none of the
         entry linked to it.
         """
-        cdef bytearray vector = self._vector(buffers, PyBUF_SIMPLE)
+        cdef iovec one
+        cdef bint single = len(buffers) == 1
+        if single:
+            one = part_of(buffers[0], PyBUF_SIMPLE)
+            single = one.iov_len <= SINGLE_BYTES
+        cdef iovec* parts = NULL if single else self._vector(buffers, PyBUF_SIMPLE)
         cdef io_uring_sqe* entry = self._entry()
-        io_uring_prep_writev(entry, descriptor, <iovec*>PyByteArray_AS_STRING(vector), len(buffers), position)
+        if single:
+            io_uring_prep_write(entry, descriptor, one.iov_base, <unsigned>one.iov_len, position)
+        else:
+            io_uring_prep_writev(entry, descriptor, parts, <unsigned>len(buffers), position)
         entry.user_data = key
         if link:
             entry.flags |= IOSQE_IO_LINK
         if skip:
             entry.flags |= IOSQE_CQE_SKIP_SUCCESS
-        self._vectors.append(vector)
 
-    def push_sync(self, int descriptor, uint64_t key):
+    cpdef push_sync(self, int descriptor, uint64_t key):
         """Queue an fdatasync."""
         cdef io_uring_sqe* entry = self._entry()
         io_uring_prep_fsync(entry, descriptor, IORING_FSYNC_DATASYNC)
         entry.user_data = key
 
-    def submit(self):
+    cpdef unsigned submit(self) except? 0xFFFFFFFF:
         """Hand all queued entries to the kernel; gives how many it left queued (no memory, or a signal): try again."""
-        cdef int result = io_uring_submit(&self._ring)
+        cdef int result = io_uring_submit(&self._ring) if self._open else -EBADF
+        cdef unsigned left
         if result < 0 and -result not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
             _raise(result, "io_uring_submit")
         left = io_uring_sq_ready(&self._ring)
-        if left == 0:
+        if left == 0 and self._vectors:
             self._vectors.clear()  # what the kernel has taken it has copied (IORING_FEAT_SUBMIT_STABLE)
         return left
 
-    def take_completions(self):
-        """All completions that are there, as (key, result), in the kernel's order; a result below 0 is -errno."""
-        cdef io_uring_cqe* entries[BATCH]
-        cdef unsigned count = BATCH, number
-        cdef list taken = []
-        while count == BATCH:
-            count = io_uring_peek_batch_cqe(&self._ring, entries, BATCH)
-            for number in range(count):
-                taken.append((entries[number].user_data, entries[number].res))
-            io_uring_cq_advance(&self._ring, count)
-        return taken
+    cpdef bint next_completion(self) except -1:
+        """Take a completion, in the kernel's order, into key and result. False: there is none."""
+        cdef io_uring_cqe* entry
+        if not self._open or io_uring_peek_batch_cqe(&self._ring, &entry, 1) == 0:
+            return False
+        self.key, self.result = entry.user_data, entry.res
+        io_uring_cq_advance(&self._ring, 1)
+        return True
+
+
+cdef iovec part_of(object buffer, int access) except *:
+    """Where the bytes of a buffer are."""
+    cdef Py_buffer view
+    cdef iovec part
+    PyObject_GetBuffer(buffer, &view, access)
+    part.iov_base, part.iov_len = view.buf, <size_t>view.len
+    PyBuffer_Release(&view)
+    return part
+
+
+def unsupported_reason():
+    """Why this process cannot use io_uring; empty when it can. Asks the kernel, never its version."""
+    try:
+        queues = Queues(4)
+    except OSError as error:
+        return str(error)
+    missing = queues.missing_operations()
+    queues.close()
+    return f"the kernel lacks {', '.join(missing)}" if missing else ""

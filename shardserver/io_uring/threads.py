@@ -10,11 +10,11 @@ import os
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.group import write_group
+from shardserver.io_uring.open_file import OpenFile as OpenFile
 from shardserver.storage.disk import GroupWrite
 
 log = logging.getLogger(__name__)
@@ -22,15 +22,6 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 4096
 IOV_MAX = 1024
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenFile:
-    """A descriptor of ours."""
-
-    path: str
-    direct: bool
-    descriptor: int
 
 
 def storage_error(error: OSError, what: str) -> StorageError:
@@ -108,8 +99,6 @@ class ThreadDisk:
 
     def __init__(self, threads: int = 8) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk")
-        self._in_flight: dict[OpenFile, int] = {}
-        self._closing: dict[OpenFile, Callable[[], None]] = {}
 
     def _run(self, what: str, work: Callable[[], T], *files: OpenFile) -> Future[T]:
         """Start work in a thread. files: what it uses, so that a close waits for it even if nobody else does."""
@@ -118,7 +107,7 @@ class ThreadDisk:
 
         def finish(result: T | None, error: StorageError | None) -> None:
             for file in files:
-                self._leave(file)
+                file.leave()
             if outcome.done():  # cancelled: needs no answer
                 return
             if error is not None:
@@ -136,20 +125,9 @@ class ThreadDisk:
                 loop.call_soon_threadsafe(finish, result, failure)
 
         for file in files:
-            self._enter(file)
+            file.enter()
         self._pool.submit(in_thread)
         return outcome
-
-    def _enter(self, file: OpenFile) -> None:
-        self._in_flight[file] = self._in_flight.get(file, 0) + 1
-
-    def _leave(self, file: OpenFile) -> None:
-        self._in_flight[file] -= 1
-        if self._in_flight[file] == 0:
-            del self._in_flight[file]
-            close = self._closing.pop(file, None)
-            if close is not None:
-                close()
 
     def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[OpenFile]:
         return self._run(f"open {path}", lambda: open_file(path, create, direct, lock))
@@ -161,8 +139,8 @@ class ThreadDisk:
             closed = self._run(f"close {file.path}", lambda: os.close(file.descriptor))
             closed.add_done_callback(lambda done: _hand_on(done, outcome))
 
-        if file in self._in_flight:
-            self._closing[file] = start
+        if file.in_flight:
+            file.on_idle = start
         else:
             start()
         return outcome

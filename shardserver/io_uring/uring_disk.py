@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
-from shardserver.io_uring.ring import Operation, Ring, make_operation
+from shardserver.io_uring.queues import Queues
+from shardserver.io_uring.ring import ENTRIES, Ring
 from shardserver.io_uring.threads import OpenFile, ThreadDisk
 
 
@@ -24,13 +25,9 @@ class UringDisk(ThreadDisk):
         super().__init__(threads=4)
         self._ring: Ring | None = None
 
-    def _start(self, operation: Operation) -> Future[int]:
-        if self._ring is None:
-            self._ring = Ring(asyncio.get_running_loop())
-        self._enter(operation.file)
-        operation.on_end = partial(self._leave, operation.file)
-        self._ring.start(operation)
-        return operation.outcome
+    def _make_ring(self) -> Ring:
+        self._ring = Ring(asyncio.get_running_loop(), Queues(ENTRIES))
+        return self._ring
 
     def write(
         self,
@@ -40,19 +37,17 @@ class UringDisk(ThreadDisk):
         *,
         sync: bool = False,
         on_written: Callable[[], None] | None = None,
-    ) -> Future[None]:
-        outcome = asyncio.get_running_loop().create_future()
-        self._start(make_operation(file, position, buffers, outcome, sync=sync, on_written=on_written))
-        return outcome
+    ) -> Future[Any]:
+        ring = self._ring or self._make_ring()
+        return ring.write(file, position, buffers, sync, on_written)
 
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
-        outcome = asyncio.get_running_loop().create_future()
-        return self._start(make_operation(file, position, [buffer], outcome, is_read=True))
+        ring = self._ring or self._make_ring()
+        return ring.read(file, position, buffer)
 
-    def sync(self, file: OpenFile) -> Future[None]:
-        outcome = asyncio.get_running_loop().create_future()
-        self._start(make_operation(file, 0, [], outcome, sync=True))
-        return outcome
+    def sync(self, file: OpenFile) -> Future[Any]:
+        ring = self._ring or self._make_ring()
+        return ring.sync(file)
 
     def shut_down(self) -> Future[None]:
         return asyncio.ensure_future(self._shut_down())

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.io_uring.ring import ENTRIES, unsupported_reason
+from shardserver.io_uring.queues import unsupported_reason
+from shardserver.io_uring.ring import ENTRIES
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.io_uring.uring_disk import UringDisk
 from shardserver.memory.aligned import aligned_buffer

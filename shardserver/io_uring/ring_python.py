@@ -1,4 +1,4 @@
-"""Operations on a submission and a completion queue that survive what a kernel may do.
+"""Operations on a submission and a completion queue that survive what a kernel may do: ring.pyx, to be read.
 
 A turn of the loop collects submissions; one `io_uring_submit` sends them all. Completions arrive by a registered
 eventfd, in any order. An operation ends when all that was asked for is done: a short transfer, EAGAIN, EINTR and a
@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shardserver.io_uring.open_file import OpenFile
 from shardserver.io_uring.queues import Queues
-from shardserver.io_uring.threads import BLOCK_BYTES, IOV_MAX, OpenFile, storage_error
+from shardserver.io_uring.threads import BLOCK_BYTES, IOV_MAX, storage_error
 
 ENTRIES = 256
 RETRY_S = 0.001  # the kernel was short of memory for entries
@@ -34,7 +35,6 @@ class Operation:
     is_read: bool = False
     sync: bool = False
     on_written: Callable[[], None] | None = None
-    on_end: Callable[[], None] = lambda: None  # also when nobody waits for the outcome any more
     left: int = 0
     moved: int = 0
     entries: int = 0
@@ -56,42 +56,59 @@ class Operation:
             self.buffers[0] = self.buffers[0][moved:]
 
 
-def unsupported_reason() -> str:
-    """Why this process cannot use io_uring; empty when it can. Asks the kernel, never its version."""
-    try:
-        queues = Queues(4)
-    except OSError as error:
-        return str(error)
-    missing = queues.missing_operations()
-    queues.close()
-    return f"the kernel lacks {', '.join(missing)}" if missing else ""
-
-
 class Ring:
     """Owned by one loop: made and used on it only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, queues: Queues) -> None:
+        """queues: with room for ENTRIES; the ring closes them."""
         self._loop = loop
-        self._queues = Queues(ENTRIES)
+        self._queues = queues
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._queues.register_eventfd(self._eventfd)
         loop.add_reader(self._eventfd, self._take_completions)
         self._waiting: deque[Operation] = deque()
         self._open: dict[int, Operation] = {}
         self._last_key = 0
-        self._open_entries = 0
+        self.open_entries = 0
         self._submit_due = False
         self._idle: Future[None] | None = None
         self.submissions = 0
 
-    def start(self, operation: Operation) -> None:
+    @property
+    def in_flight(self) -> int:
+        """Operations that have not ended."""
+        return len(self._open) + len(self._waiting)
+
+    def write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        sync: bool,
+        on_written: Callable[[], None] | None,
+    ) -> Future[int]:
+        """As Disk.write. Gives the bytes written."""
+        kept = [memoryview(one) for one in buffers if len(one)]
+        return self._start(Operation(file, position, kept, self._loop.create_future(), False, sync, on_written))
+
+    def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
+        """As Disk.read."""
+        kept = [memoryview(buffer)] if len(buffer) else []
+        return self._start(Operation(file, position, kept, self._loop.create_future(), is_read=True))
+
+    def sync(self, file: OpenFile) -> Future[int]:
+        """As Disk.sync. Gives 0."""
+        return self._start(Operation(file, 0, [], self._loop.create_future(), sync=True))
+
+    def _start(self, operation: Operation) -> Future[int]:
         """Queue an operation for this turn's submission."""
         operation.left = sum(map(len, operation.buffers))
         if operation.left or operation.sync:
+            operation.file.enter()
             self._queue(operation)
         else:
             operation.outcome.set_result(0)
-            operation.on_end()
+        return operation.outcome
 
     def _queue(self, operation: Operation) -> None:
         self._waiting.append(operation)
@@ -103,7 +120,7 @@ class Ring:
         """Fill the submission queue from what waits. Never more open entries than half the completion queue."""
         self._submit_due = False
         filled = False
-        while self._waiting and self._open_entries + 2 <= ENTRIES:
+        while self._waiting and self.open_entries + 2 <= ENTRIES:
             self._fill(self._waiting.popleft())
             filled = True
         if filled:
@@ -131,18 +148,18 @@ class Ring:
             self._queues.push_sync(descriptor, transfer_key | 1)
         operation.entries = bool(operation.left) + linked
         operation.awaited = operation.entries - skips
-        self._open_entries += operation.entries
+        self.open_entries += operation.entries
 
     def _take_completions(self) -> None:
         try:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
             return
-        for key, result in self._queues.take_completions():
-            self._complete_entry(key, result)
+        while self._queues.next_completion():
+            self._complete_entry(self._queues.key, self._queues.result)
         if self._waiting and not self._submit_due:
             self._submit()
-        if self._idle is not None and not self._open and not self._waiting and not self._idle.done():
+        if self._idle is not None and self.in_flight == 0 and not self._idle.done():
             self._idle.set_result(None)
 
     def _complete_entry(self, key: int, result: int) -> None:
@@ -161,7 +178,7 @@ class Ring:
         # Both entries of a link are awaited before anything is done again: the order of completions says nothing.
         if operation.awaited == 0:
             del self._open[key >> 1]
-            self._open_entries -= operation.entries
+            self.open_entries -= operation.entries
             self._conclude(operation)
 
     def _take_transfer(self, operation: Operation, result: int) -> None:
@@ -198,27 +215,13 @@ class Ring:
             )
         else:
             operation.outcome.set_result(operation.moved)
-        operation.on_end()
+        operation.file.leave()  # also when nobody waits for the outcome any more
 
     async def close(self) -> None:
         """Wait until nothing is in flight, then give the ring back."""
-        if self._open or self._waiting:
+        if self.in_flight:
             self._idle = self._loop.create_future()
             await self._idle
         self._loop.remove_reader(self._eventfd)
         self._queues.close()
         os.close(self._eventfd)
-
-
-def make_operation(
-    file: OpenFile,
-    position: int,
-    buffers: Sequence[memoryview],
-    outcome: Future[int],
-    *,
-    is_read: bool = False,
-    sync: bool = False,
-    on_written: Callable[[], None] | None = None,
-) -> Operation:
-    kept = [memoryview(one) for one in buffers if len(one)]
-    return Operation(file, position, kept, outcome, is_read, sync, on_written)

@@ -1,0 +1,11 @@
+"""The open file for cimport. Docstrings in open_file.pyx."""
+
+cdef class OpenFile:
+    cdef readonly str path
+    cdef readonly bint direct
+    cdef readonly int descriptor
+    cdef readonly unsigned in_flight
+    cdef public object on_idle
+
+    cpdef enter(self)
+    cpdef leave(self)
