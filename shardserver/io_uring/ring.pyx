@@ -196,6 +196,8 @@ cdef class Ring:
         cdef Py_ssize_t before = operation.left
         if result < 0:
             operation.error = 0 if is_repeated(result) else -result
+        elif result > before:
+            operation.error = EIO  # more than was asked for: no kernel says that, and the rest is unknown
         elif operation.is_read and (result == 0 or (operation.file.direct and result % BLOCK != 0)):  # the file's end
             operation.moved += result
             operation.left = 0

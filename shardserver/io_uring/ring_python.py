@@ -186,6 +186,9 @@ class Ring:
             operation.error = 0 if -result in _REPEATED else -result
             return
         before = operation.left
+        if result > before:
+            operation.error = errno.EIO  # more than was asked for: no kernel says that, and the rest is unknown
+            return
         at_end = operation.is_read and (result == 0 or (operation.file.direct and result % BLOCK_BYTES != 0))
         if at_end:
             operation.moved += result

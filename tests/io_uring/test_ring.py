@@ -93,7 +93,7 @@ class ScriptedQueues(Queues):
             return self.syncs.pop(0) if self.syncs else 0
         if entry.kind == "read":
             return self._read(entry)
-        result = min(self.writes.pop(0), len(entry.data)) if self.writes else len(entry.data)
+        result = self.writes.pop(0) if self.writes else len(entry.data)
         taken = entry.data[: max(0, result)]
         self.content[entry.position : entry.position + len(taken)] = taken
         return result
