@@ -20,6 +20,7 @@ from shardserver.router.answers import decode_error
 from shardserver.router.send_lane_python import SentRecord
 
 from shardserver.memory.arena cimport Arena, Block
+from shardserver.protocol.little_endian cimport read_u32, read_u64
 from shardserver.protocol.sends cimport Target, Waiter, make_ticket
 from shardserver.router.ring cimport Consumer, Producer, SlotBytes
 
@@ -33,18 +34,6 @@ cdef enum:
     KIND_ERROR = 5
     OPERATION_SEND = 1
     BASE_BYTES = 8
-
-
-cdef inline uint64_t read_u64(const uint8_t* at) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, at, 8)
-    return value
-
-
-cdef inline uint32_t read_u32(const uint8_t* at) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, at, 4)
-    return value
 
 
 cdef tuple slot_tuple(const SlotBytes* slot):
