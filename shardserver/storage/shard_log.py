@@ -98,6 +98,7 @@ class ShardLog:
         self._checkpoint: deque[PartitionLog] = deque()
         self._checkpoint_started = 0
         self._checkpoint_sequence = 0
+        self._snapshot_order = asyncio.Lock()
         self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
         self._pinned: dict[int, dict[PartitionLog, None]] = {}
         self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
@@ -530,6 +531,10 @@ class ShardLog:
         self._progress.set()
 
     async def _snapshot_offsets(self) -> None:
+        async with self._snapshot_order:  # a start and a flush may both want one, and its file is built under one name
+            await self._make_snapshot()
+
+    async def _make_snapshot(self) -> None:
         """Records of files before `covered` are in the snapshot; those of `covered` itself are replayed once more."""
         covered = self.journal.sequence
         terms = {uid: one.identity.term for uid, one in self._partitions.items()}

@@ -106,7 +106,7 @@ def act(side: Side, step: str, number: int, size: int, count: int) -> object:
     elif step in ("run", "fail run"):
         run(side, size, fails=step == "fail run")
     elif step == "clock":
-        side.clock[0] += size - 100  # it may go back
+        side.clock[0] = max(0, side.clock[0] + size - 100)  # it may go back
     elif step == "evict":
         return log.tail.evict_oldest(min(log.durable_end, size))
     elif step == "refuse waiting":
