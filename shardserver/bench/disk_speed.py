@@ -1,4 +1,7 @@
-"""How fast the file system below a directory is by itself: one writer or reader, one file whose extents are written.
+"""How fast the file system below a directory is by itself, on extents in the state in which the log's are.
+
+A journal's files are written once at creation, so its writes are measured on a file whose extents are written; segments
+grow, so theirs are measured on files that grow, as many as are written at the same time.
 
 fio measures where it is installed; else a loop of ours does, and the figures say so.
 """
@@ -23,6 +26,7 @@ from typing import Any
 from shardserver.errors import ShardServerError
 
 FILE_BYTES, FILL_BYTES = 256 << 20, 1 << 20
+GROWING_BYTES = 4 << 30  # of all files of a job together; it ends there
 OWN_LOOP = "own loop (fio is not installed)"
 
 
@@ -32,22 +36,37 @@ class DiskMeasureError(ShardServerError):
 
 @dataclass(frozen=True, slots=True)
 class DiskJob:
-    """depth: operations in flight. syncs: an fdatasync behind every write, inside its latency."""
+    """depth: operations in flight on one file. syncs: an fdatasync behind every write, inside its latency.
+
+    growing_files: new files, each written from its start by a writer of its own; 0: one file of written extents.
+    """
 
     block_bytes: int
     depth: int = 1
     reads: bool = False
     syncs: bool = False
+    growing_files: int = 0
 
     @property
     def text(self) -> str:
         size = f"{self.block_bytes >> 20} MiB" if self.block_bytes >= 1 << 20 else f"{self.block_bytes >> 10} KiB"
         what = "read" if self.reads else "write + fdatasync" if self.syncs else "write"
-        return f"{size} {what}" + (f", {self.depth} in flight" if self.depth > 1 else "")
+        growing = f", {self.growing_files} growing files" if self.growing_files else ""
+        return f"{size} {what}" + (f", {self.depth} in flight" if self.depth > 1 else "") + growing
+
+    @property
+    def loops(self) -> int:
+        """Writers or readers at the same time."""
+        return self.growing_files or self.depth
+
+    @property
+    def share_bytes(self) -> int:
+        """What each of them has."""
+        return (GROWING_BYTES if self.growing_files else FILE_BYTES) // self.loops
 
 
 SMALL_SYNC, SMALL_WRITE = DiskJob(4096, syncs=True), DiskJob(4096)
-LARGE_SYNC, LARGE_WRITE = DiskJob(1 << 20, syncs=True), DiskJob(1 << 20, depth=4)
+LARGE_SYNC, LARGE_WRITE = DiskJob(1 << 20, syncs=True, growing_files=8), DiskJob(1 << 20, growing_files=8)
 LARGE_READ = DiskJob(1 << 20, depth=4, reads=True)
 
 
@@ -72,19 +91,19 @@ def measure_disk(directory: Path, job: DiskJob, seconds: float) -> DiskSpeed:
 
 
 def measure_jobs(directory: Path, jobs: list[DiskJob], seconds: float) -> list[DiskSpeed]:
-    """One after the other, on one file."""
-    with tempfile.NamedTemporaryFile(dir=directory, prefix="disk-speed-") as made:
-        is_direct = _fill(made.name)
+    """One after the other, in a directory of their own that is removed."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix="disk-speed-") as made:
+        is_direct = _fill(os.path.join(made, "written"))
         fio = shutil.which("fio")
         if fio is None:
-            return [_measure_own(made.name, job, seconds, is_direct) for job in jobs]
-        return [_measure_fio(fio, made.name, job, seconds, is_direct) for job in jobs]
+            return [_measure_own(made, job, seconds, is_direct) for job in jobs]
+        return [_measure_fio(fio, made, job, seconds, is_direct) for job in jobs]
 
 
 def _fill(path: str) -> bool:
     """Write every extent once; gives whether O_DIRECT works there."""
     data = _aligned(FILL_BYTES)
-    with _opened(path, os.O_WRONLY) as (descriptor, is_direct):
+    with _opened(path, os.O_WRONLY | os.O_CREAT) as (descriptor, is_direct):
         for position in range(0, FILE_BYTES, FILL_BYTES):
             _whole(os.pwrite(descriptor, data, position), FILL_BYTES)
         os.fsync(descriptor)
@@ -119,27 +138,29 @@ def _whole(done: int, wanted: int) -> None:
 # fio
 
 
-def fio_command(fio: str, path: str, job: DiskJob, seconds: float, is_direct: bool) -> list[str]:
+def fio_command(fio: str, directory: str, job: DiskJob, seconds: float, is_direct: bool) -> list[str]:
     options = {
         "name": "ceiling",
-        "filename": path,
-        "size": str(FILE_BYTES),
         "rw": "read" if job.reads else "write",
-        "overwrite": "1",
         "bs": str(job.block_bytes),
         "ioengine": "psync" if job.depth == 1 else "io_uring",
         "iodepth": str(job.depth),
         "direct": str(int(is_direct)),
         "fdatasync": str(int(job.syncs)),
-        "time_based": "1",
         "runtime": f"{max(1, round(seconds * 1000))}ms",
         "output-format": "json",
     }
+    if job.growing_files:
+        options |= {"directory": directory, "size": str(job.share_bytes), "numjobs": str(job.growing_files)}
+        options |= {"group_reporting": "1", "fallocate": "none", "overwrite": "0", "unlink": "1"}
+    else:
+        options |= {"filename": os.path.join(directory, "written"), "size": str(FILE_BYTES), "overwrite": "1"}
+        options |= {"time_based": "1"}
     return [fio, *(f"--{name}={value}" for name, value in options.items())]
 
 
-def _measure_fio(fio: str, path: str, job: DiskJob, seconds: float, is_direct: bool) -> DiskSpeed:
-    done = subprocess.run(fio_command(fio, path, job, seconds, is_direct), capture_output=True, text=True)
+def _measure_fio(fio: str, directory: str, job: DiskJob, seconds: float, is_direct: bool) -> DiskSpeed:
+    done = subprocess.run(fio_command(fio, directory, job, seconds, is_direct), capture_output=True, text=True)
     if done.returncode:
         raise DiskMeasureError(f"fio: {done.stderr.strip()}")
     return read_fio(json.loads(done.stdout[done.stdout.index("{") :]), job, is_direct)
@@ -164,7 +185,7 @@ def _fio_p50(latencies: dict[str, Any]) -> int:
 
 @dataclass(slots=True)
 class _Loop:
-    """One thread of a job, going round in its share of the file."""
+    """One thread of a job, going round in its share of the file, or once through a file of its own."""
 
     path: str
     job: DiskJob
@@ -180,11 +201,13 @@ class _Loop:
             self.error = error
 
     def _run(self) -> None:
-        size, share = self.job.block_bytes, FILE_BYTES // self.job.depth
+        size, share = self.job.block_bytes, self.job.share_bytes
         data = _aligned(size)
-        with _opened(self.path, os.O_RDONLY if self.job.reads else os.O_WRONLY) as (descriptor, _):
+        with _opened(self.path, os.O_RDONLY if self.job.reads else os.O_WRONLY | os.O_CREAT) as (descriptor, _):
             now = time.monotonic_ns()
             while now < self.end_ns or not self.latencies:
+                if self.job.growing_files and len(self.latencies) * size >= share:
+                    return
                 self._operate(descriptor, data, self.first + len(self.latencies) * size % share)
                 after = time.monotonic_ns()
                 self.latencies.append(after - now)
@@ -199,16 +222,24 @@ class _Loop:
             os.fdatasync(descriptor)
 
 
-def _measure_own(path: str, job: DiskJob, seconds: float, is_direct: bool) -> DiskSpeed:
+def _own_loops(directory: str, job: DiskJob, end_ns: int) -> list[_Loop]:
+    if job.growing_files:
+        return [_Loop(os.path.join(directory, f"growing.{n}"), job, 0, end_ns) for n in range(job.growing_files)]
+    written = os.path.join(directory, "written")
+    return [_Loop(written, job, number * job.share_bytes, end_ns) for number in range(job.depth)]
+
+
+def _measure_own(directory: str, job: DiskJob, seconds: float, is_direct: bool) -> DiskSpeed:
     begun = time.monotonic_ns()
-    end = begun + int(seconds * 1e9)
-    loops = [_Loop(path, job, number * (FILE_BYTES // job.depth), end) for number in range(job.depth)]
+    loops = _own_loops(directory, job, begun + int(seconds * 1e9))
     threads = [threading.Thread(target=one.run) for one in loops]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     elapsed_s = (time.monotonic_ns() - begun) / 1e9
+    for path in {one.path for one in loops if job.growing_files}:
+        os.unlink(path)
     for one in loops:
         if one.error is not None:
             raise one.error
