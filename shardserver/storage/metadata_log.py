@@ -88,7 +88,8 @@ class MetadataLog:
             await self._disk.unlink(self._path(generation))
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
-        return await self._take_entries(path, buffer[:got])
+        # Whole blocks: a file that somebody cut in the padding of its last entry still holds it.
+        return await self._take_entries(path, buffer[: align_up(got, BLOCK_BYTES)])
 
     async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
         snapshot: bytes | None = None
