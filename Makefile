@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test fuzz bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test fuzz chaos bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -43,6 +43,9 @@ powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS
 
 fuzz: setup ## Coverage-guided fuzzing of all that reads foreign bytes, and its plants, SECONDS=120
 	@$(BIN)/python -m tests.fuzz.fuzz_test --seconds $(SECONDS)
+
+chaos: setup ## Kills, pauses, a full disk, clock steps and a crowd of connections under load, SECONDS=60
+	@$(BIN)/python -m tests.chaos.chaos_test --seconds $(SECONDS)
 
 bench: setup ## Ours beside the ceilings of this machine, at most 15 minutes; SECONDS=2: few rows, tiny
 	@sh scripts/fio
