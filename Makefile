@@ -38,8 +38,9 @@ scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
 
-powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS=60
+powercut-test: setup ## Power cuts on an ext4 image, then on a FUSE layer that forgets (root), SECONDS=60 each
 	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)
+	@$(BIN)/python -m tests.powercut.fuse_test --seconds $(SECONDS)
 
 fuzz: setup ## Coverage-guided fuzzing of all that reads foreign bytes, and its plants, SECONDS=120
 	@$(BIN)/python -m tests.fuzz.fuzz_test --seconds $(SECONDS)
