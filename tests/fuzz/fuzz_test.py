@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def install_fuzzer() -> bool:
     try:
         import atheris  # noqa: F401  # only whether it is there
     except ImportError:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[fuzz]"]
-        return subprocess.run([*command, "--no-build-isolation"], check=False).returncode == 0
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", *extras["fuzz"]]
+        return subprocess.run(command, check=False).returncode == 0
     return True
 
 
