@@ -42,6 +42,8 @@ EPOCH_BYTES = 500 << 20
 BEFORE_S, BEHIND_S = 0.3, 0.3
 SEND_LIMIT_S = 28.0
 MOST_CONNECTIONS = 10_000
+# A run of so many seconds has at least one blow of each kind.
+ALL_BLOWS_S = 100.0
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
 
 
@@ -79,23 +81,25 @@ class ChaosTest:
         self._where = mounted or directory
         self._connections = connections
         self._blows = Blows(self.server, self.counts, clock, mounted, CORES)
-        self._load, self._bulk, self.totals = Load(), Bulk(), Totals()
+        self._load, self._bulk, self.totals, self._free_bytes = Load(), Bulk(), Totals(), 0
 
     async def run(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
         await asyncio.to_thread(self.server.serve)
         self._free_bytes = self._free()
         await self._begin_epoch()
-        kinds = list(self._kinds())
-        while time.monotonic() < end or kinds:
-            if not kinds:
-                kinds = list(self._kinds())
+        end = time.monotonic() + seconds
+        kinds: list[str] = []
+        while time.monotonic() < end:
+            kinds = kinds or list(self._kinds())
             await self._round(kinds.pop())
             self._look()
             if self._free_bytes - self._free() > EPOCH_BYTES:
                 await self._end_epoch()
                 await self._begin_epoch()
         await self._end_epoch()
+        missing = [kind for kind in self._blows.kinds if not self.counts[kind]]
+        if missing and seconds >= ALL_BLOWS_S:
+            self.totals.faults.append(f"there was no time for: {', '.join(missing)}")
         return self._tell()
 
     def _kinds(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """make fuzz: every reader of foreign bytes under a coverage-guided fuzzer, then a running server, then plants.
 
-SECONDS is shared by the targets; a plant is given the time of its target once more, and ends when it is found. A crash
-leaves its input in build/fuzz/…/crash-…; `python -m tests.fuzz.run_target NAME that-file` runs it again.
+SECONDS is shared by the targets; a plant has the time of its target once more, 10 s at least, and ends when found. A
+crash leaves its input in build/fuzz/…/crash-…; `python -m tests.fuzz.run_target NAME that-file` runs it again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tests.fuzz.trees import BUILD, make_tree
 
 # Of the time, what a running server gets.
 SERVER_SHARE = 0.15
+# A plant's time in a short run: most are found in a second, a few take a hundred thousand executions.
+PLANT_LEAST_S = 10.0
 
 
 def install_fuzzer() -> bool:
@@ -65,7 +67,7 @@ def run_plants(target: Target, seconds: float, work: Path) -> bool:
         plant, name = plants[target.name], f"{target.name}-{kind.replace(' ', '-')}"
         tree = make_tree(name, (), plant)
         start = time.monotonic()
-        run = fuzz_target(target, tree, work / name, seconds, with_asan=plant.is_compiled)
+        run = fuzz_target(target, tree, work / name, max(seconds, PLANT_LEAST_S), with_asan=plant.is_compiled)
         found = run.found and re.search(plant.shows, run.printed) is not None
         took = f"found after {run.executions} executions" if found else "NOT FOUND"
         print(
