@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -221,6 +222,13 @@ def small_disk(directory: Path) -> Iterator[Path | None]:
         image.unmount()
 
 
+def own_descriptors() -> int:
+    """As many as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60)
@@ -230,7 +238,8 @@ def main() -> int:
     seed = arguments.seed or int(time.time())
     random.seed(seed)
     print(f"seed {seed}")
-    connections = arguments.connections or min(MOST_CONNECTIONS, int(30 * arguments.seconds))
+    wanted = arguments.connections or min(MOST_CONNECTIONS, int(30 * arguments.seconds))
+    connections = min(wanted, own_descriptors() - 1000)
     with tempfile.TemporaryDirectory() as name, small_disk(Path(name)) as mounted:
         test = ChaosTest(Path(name), mounted, connections)
         try:
