@@ -72,7 +72,10 @@ FOREIGN = {
     "options": Plant(TLV, "    except ValueError as", "    except ZeroDivisionError as", "ValueError|DecodeError"),
     "batches": Plant(BATCH_VALUES, "raise RejectedError(Code.INVALID_MESSAGE_CHECKSUM,", "raise KeyError(", "KeyError"),
     "journal": Plant(
-        JOURNAL, "payload_bytes == sizes.get(kind, payload_bytes)", "kind in (2, 3, 4, kind)", "error: unpack"
+        JOURNAL,
+        'raise CorruptionError(path, header.position + position, f"a record of',
+        'raise KeyError(f"a record of',
+        "KeyError",
     ),
     "journal-ring": Plant(
         RING, "    if header is None or name != fmt.file_name", "    if name != fmt.file_name", "AttributeError"
