@@ -16,6 +16,7 @@ cdef extern from "sys/socket.h" nogil:
         iovec* msg_iov
         size_t msg_iovlen
     ssize_t sendmsg(int fd, const msghdr* msg, int flags)
+    ssize_t send(int fd, const void* data, size_t length, int flags)
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
@@ -89,11 +90,15 @@ cdef class Output:
         cdef iovec vectors[IOVECS]
         cdef msghdr message
         cdef ssize_t sent
+        cdef size_t count
         while self.total:
-            memset(&message, 0, sizeof(message))
-            message.msg_iov = vectors
-            message.msg_iovlen = self.gather(vectors)
-            sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            count = self.gather(vectors)
+            if count == 1:  # as most small replies are; a message header costs the kernel two more copies
+                sent = send(fd, vectors[0].iov_base, vectors[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+            else:
+                memset(&message, 0, sizeof(message))
+                message.msg_iov, message.msg_iovlen = vectors, count
+                sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent < 0:
                 if errno == EINTR:
                     continue
@@ -133,7 +138,8 @@ cdef class Output:
 
     cdef int clear(self) except -1:
         self._used = self._count = self._first = self.total = 0
-        self._kept = []
+        if self._kept:
+            self._kept = []
         return 0
 
     cdef bytes joined(self):

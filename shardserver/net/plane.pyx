@@ -44,6 +44,7 @@ cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
+    ssize_t recv(int fd, void* buffer, size_t length, int flags)
     ssize_t recvmsg(int fd, msghdr* msg, int flags)
     enum:
         MSG_DONTWAIT
@@ -148,11 +149,14 @@ cdef class PlaneConnection(Wire):
         cdef iovec vectors[2]
         cdef msghdr message
         cdef ssize_t got
-        memset(&message, 0, sizeof(message))
-        vectors[0].iov_base, vectors[0].iov_len = self._into + self._filled, rest
-        vectors[1].iov_base, vectors[1].iov_len = self.plane.scratch, more
-        message.msg_iov, message.msg_iovlen = vectors + (rest == 0), 1 + (rest > 0)
-        got = recvmsg(self.fd, &message, MSG_DONTWAIT)
+        if rest == 0:
+            got = recv(self.fd, self.plane.scratch, more, MSG_DONTWAIT)
+        else:
+            memset(&message, 0, sizeof(message))
+            vectors[0].iov_base, vectors[0].iov_len = self._into + self._filled, rest
+            vectors[1].iov_base, vectors[1].iov_len = self.plane.scratch, more
+            message.msg_iov, message.msg_iovlen = vectors, 2
+            got = recvmsg(self.fd, &message, MSG_DONTWAIT)
         if got <= 0:
             return got
         if rest:
