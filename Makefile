@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test fuzz chaos bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -38,8 +38,15 @@ scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
 
-powercut-test: setup ## Power cuts on an ext4 image (root, loop mounts), SECONDS=60
+powercut-test: setup ## Power cuts on an ext4 image, then on a FUSE layer that forgets (root), SECONDS=60 each
 	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)
+	@$(BIN)/python -m tests.powercut.fuse_test --seconds $(SECONDS)
+
+fuzz: setup ## Coverage-guided fuzzing of all that reads foreign bytes, and its plants, SECONDS=120
+	@$(BIN)/python -m tests.fuzz.fuzz_test --seconds $(SECONDS)
+
+chaos: setup ## Kills, pauses, a full disk, clock steps and a crowd of connections under load, SECONDS=60
+	@$(BIN)/python -m tests.chaos.chaos_test --seconds $(SECONDS)
 
 bench: setup ## Ours beside the ceilings of this machine, at most 15 minutes; SECONDS=2: few rows, tiny
 	@sh scripts/fio

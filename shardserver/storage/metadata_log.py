@@ -88,7 +88,8 @@ class MetadataLog:
             await self._disk.unlink(self._path(generation))
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
-        return await self._take_entries(path, buffer[:got])
+        # Whole blocks: a file that somebody cut in the padding of its last entry still holds it.
+        return await self._take_entries(path, buffer[: align_up(got, BLOCK_BYTES)])
 
     async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
         snapshot: bytes | None = None
@@ -124,8 +125,10 @@ class MetadataLog:
         if end == 0:
             raise CorruptionError(path, 0, "a metadata snapshot of version 2")
         for position in range(end + BLOCK_BYTES, len(raw), BLOCK_BYTES):
-            entry = _decode(raw[position:])
-            if entry is not None and entry[2] == self._generation and entry[1] > self._revision:
+            # The cheap fields first: each leftover may claim all that follows, and its checksum would read all that.
+            _, _, _, revision, generation, _ = _HEADER.unpack_from(raw, position)
+            is_later = generation == self._generation and revision > self._revision
+            if is_later and _decode(raw[position:]) is not None:
                 raise CorruptionError(path, end, f"the entry before the valid one at {position}")
 
     async def _make_durable(self, last_entry: memoryview, position: int, *, torn: bool) -> None:

@@ -16,6 +16,26 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = "1"
 
 
+def _make_directories(path: str) -> list[str]:
+    """Those that were missing, path last; it alone is closed to others."""
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    for one in missing:
+        with contextlib.suppress(FileExistsError):  # another server, which fails at the lock, or we do
+            os.mkdir(one, 0o700 if one == missing[-1] else 0o777)
+    return missing
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class DataDirectory:
     """Held by the supervisor for as long as the server runs."""
 
@@ -36,10 +56,10 @@ class DataDirectory:
         if require_data and not os.path.exists(os.path.join(self.path, "format")):
             raise ConfigError(f"{self.path} holds no data, and data is required: is the volume mounted?")
         try:
-            os.makedirs(self.run, mode=0o700, exist_ok=True)
+            made = _make_directories(self.run)
             self._take_lock()
             self._remove("ready.json", "ready.json.new", "control.sock")
-            self._check_format()
+            self._check_format(made)
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
@@ -56,7 +76,7 @@ class DataDirectory:
         with contextlib.suppress(OSError):
             os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
 
-    def _check_format(self) -> None:
+    def _check_format(self, made: list[str]) -> None:
         path = os.path.join(self.path, "format")
         if os.path.exists(path):
             with open(path) as file:
@@ -72,9 +92,10 @@ class DataDirectory:
             file.flush()
             os.fsync(file.fileno())
         os.rename(path + ".new", path)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        # The directory's own name too, or a power cut takes all that is in it: it may be older than this process, which
+        # another one may have made and not synced.
+        for one in {self.path, *map(os.path.dirname, (self.path, *made))}:
+            _sync_directory(one)
 
     def write_ready(self, content: dict[str, Any]) -> None:
         """Atomically: a reader sees the former or the new content.

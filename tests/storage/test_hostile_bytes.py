@@ -92,6 +92,16 @@ def test_a_metadata_log_with_changed_bytes_replays_its_records_or_refuses(change
     assert [one.hex() for one in records] in ([], [values["entries"][1]["payload"]])
 
 
+def test_a_metadata_log_cut_in_the_padding_of_its_last_record_keeps_it() -> None:
+    values, raw = load("metadata-log")
+    disk = FaultDisk(1)
+    content = raw[: 4096 + 100]
+    disk.files["data/metadata/metadata.1"] = Node(bytearray(content), bytearray(content))
+    _, records = asyncio.run(MetadataLog(disk, "data/metadata").replay())
+    assert [one.hex() for one in records] == [values["entries"][1]["payload"]]
+    assert bytes(disk.files["data/metadata/metadata.1"].durable) == raw
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 @given(data=st.data())
 def test_a_damaged_stretch_of_the_ring_costs_no_write_that_it_does_not_touch(data: st.DataObject) -> None:

@@ -1,0 +1,85 @@
+"""A volatile file system in a process of its own, with a switch for its power."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.powercut.fuse import FuseMount, MountError
+from tests.powercut.volatile_tree import VolatileTree
+
+ANSWER_WAIT_S = 60.0
+
+
+def serve(directory: Path, pipe: Connection) -> None:
+    """The process: commands are (name, argument), each is answered; `end` is the last."""
+    tree = VolatileTree()
+    mount: FuseMount | None = None
+    thread = threading.Thread()
+    while True:
+        command, argument = pipe.recv()
+        answer: Any = None
+        if command == "mount":
+            try:
+                mount = FuseMount(tree, directory)
+                thread = threading.Thread(target=mount.serve, daemon=True)
+                thread.start()
+            except MountError as error:
+                answer = str(error)
+        elif command == "cut" and mount is not None:
+            mount.cut(argument)
+        elif command == "syncs":
+            answer = tree.synced
+        elif command in ("unmount", "end") and mount is not None:
+            mount.unmount()
+            thread.join(ANSWER_WAIT_S)
+            mount = None
+        pipe.send(answer)
+        if command == "end":
+            return
+
+
+class FuseImage:
+    """As Image, as far as the power-cut test asks. `cut` instead of a copy."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(directory, theirs), daemon=True)
+
+    def _ask(self, command: str, argument: Any = None) -> Any:
+        self._pipe.send((command, argument))
+        assert self._pipe.poll(ANSWER_WAIT_S), f"the file system does not answer {command}"
+        return self._pipe.recv()
+
+    def create(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._process.start()
+
+    def mount(self) -> None:
+        """Raises MountError."""
+        refused = self._ask("mount")
+        if refused:
+            raise MountError(refused)
+
+    def flushes(self) -> int:
+        """Syncs of files and directories."""
+        return int(self._ask("syncs"))
+
+    def cut(self, seed: int) -> None:
+        """The power goes: at once, whoever is writing."""
+        self._ask("cut", seed)
+
+    def remount(self) -> None:
+        """When no process has a file open there: what the cut has left."""
+        self._ask("unmount")
+        self.mount()
+
+    def unmount(self) -> None:
+        if self._process.is_alive():
+            self._ask("end")
+            self._process.join(ANSWER_WAIT_S)
