@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
+from shardserver.cli import stopped_commands
 from shardserver.cli.control import NoServerError, ask
 from shardserver.cli.placement import placement_text
 from shardserver.cli.root_password import first_password_hash, given_password
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("status", "stats", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
+    stopped_commands.add_parsers(commands)
     return made
 
 
@@ -211,4 +213,5 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     "move-partition": _move_partition,
     "rebalance": _rebalance,
     "placement": _placement,
+    **stopped_commands.COMMANDS,
 }

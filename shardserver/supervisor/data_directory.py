@@ -43,8 +43,29 @@ class DataDirectory:
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
+    def open_unchanged(self) -> None:
+        """Lock a stopped server's directory, and change nothing in it. Raises ConfigError as open does."""
+        if not os.path.exists(os.path.join(self.path, "format")):
+            raise ConfigError(f"{self.path} holds no data")
+        try:
+            self._lock_file(os.O_RDONLY)
+            self._check_format()
+        except OSError as error:
+            raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
+
+    def close_unchanged(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _take_lock(self) -> None:
-        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_file(os.O_RDWR | os.O_CREAT)
+        # For the sentence of others only, so a full disk may refuse it; in place, so that it needs no new block.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
+
+    def _lock_file(self, flags: int) -> None:
+        self._lock = os.open(os.path.join(self.path, "lock"), flags | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,9 +73,6 @@ class DataDirectory:
             raise ConfigError(
                 f"the data directory {self.path} is in use by the server with process id {holder}"
             ) from None
-        # For the sentence above only, so a full disk may refuse it; in place, so that it needs no new block.
-        with contextlib.suppress(OSError):
-            os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
 
     def _check_format(self) -> None:
         path = os.path.join(self.path, "format")
