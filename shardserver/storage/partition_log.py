@@ -25,6 +25,7 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
+from shardserver.storage.event_rate import EventRate
 from shardserver.storage.flush import FlushWrite, flush_group
 from shardserver.storage.gather import build_run
 from shardserver.storage.identity_file import read_identity, write_identity
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
 MAX_COUNT = 1 << 62
+FENCED = EventRate()  # of this process, which is one shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,16 @@ class PartitionLog(PartitionState):
             self.tail.bytes,
             self.waiting_bytes,
         )
+
+    def fence_after_bug(self, what: str, error: Exception) -> None:
+        """Once a partition; many at a time are one event, with how many were left out before it."""
+        refused_bytes = self.waiting_bytes
+        super().fence_after_bug(what, error)
+        left_out = FENCED.take()
+        if left_out is not None:
+            fields = {"partition": self.uid, "what": what, "high_watermark": self.high_watermark}
+            fields |= {"next_offset": self.next_offset, "refused_bytes": refused_bytes, "left_out": left_out}
+            log.error("partition_fenced", exc_info=error, extra={"fields": fields})
 
     # Runs
 

@@ -246,7 +246,8 @@ def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput,
 
 
 def _set_aside(partition: PartitionLog, error: StorageError) -> None:
-    log.error("partition_set_aside", extra={"fields": {"partition": partition.uid, "error": str(error)}})
+    fields = {"partition": partition.uid, "next_offset": partition.next_offset, "error": str(error)}
+    log.error("partition_set_aside", extra={"fields": fields})
     partition.set_aside = error
     partition.fence(error)
 

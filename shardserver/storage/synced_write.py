@@ -11,10 +11,13 @@ import asyncio
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk, File, GroupWrite
 
+# A device that flushes its cache takes some milliseconds at worst; from here on clients notice.
+SLOW_S = 0.1
 Ended = Callable[[StorageError | None], None]
 
 
@@ -26,13 +29,21 @@ def _ignore(count: int) -> None:
     """There is nobody to tell."""
 
 
+def _ignore_slow(path: str, seconds: float) -> None:
+    """There is nobody to tell."""
+
+
 @dataclass(slots=True)
 class SyncFaults:
-    """How many synced writes have failed, in any file. others: those of other shards; on_fault is told of ours."""
+    """How many synced writes have failed, in any file. others: those of other shards; on_fault is told of ours.
+
+    on_slow: told of each synced write that took SLOW_S or longer, with its path and seconds.
+    """
 
     own: int = 0
     others: Callable[[], int] = _none
     on_fault: Callable[[int], None] = _ignore
+    on_slow: Callable[[str, float], None] = _ignore_slow
 
     @property
     def number(self) -> int:
@@ -53,10 +64,12 @@ def start_synced_write(
     on_end: Ended,
 ) -> None:
     """Write and fdatasync. on_end: it is durable, or (StorageError) its fate is unknown. Without a task."""
-    before = faults.number
+    before, began = faults.number, monotonic()
 
     def ended(written: Future[None]) -> None:
-        error = written.exception()
+        error, seconds = written.exception(), monotonic() - began
+        if seconds >= SLOW_S:
+            faults.on_slow(file.path, seconds)
         if error is not None:
             faults.note()
             error = error if isinstance(error, StorageError) else StorageError(f"a write failed in its disk: {error!r}")

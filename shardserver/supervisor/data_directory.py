@@ -38,7 +38,7 @@ class DataDirectory:
         try:
             os.makedirs(self.run, mode=0o700, exist_ok=True)
             self._take_lock()
-            self._remove("ready.json", "ready.json.new", "control.sock")
+            self._remove("ready.json", "ready.json.new", "state.json", "state.json.new", "control.sock")
             self._check_format()
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
@@ -109,7 +109,15 @@ class DataDirectory:
                     os.unlink(os.path.join(self.path, "reserve"))
 
     def _write_ready(self, content: dict[str, Any]) -> None:
-        path = os.path.join(self.run, "ready.json")
+        self._write("ready.json", content)
+
+    def write_state(self, content: dict[str, Any]) -> None:
+        """As write_ready; on a full disk the former one stays, as `status` asks the server itself."""
+        with contextlib.suppress(OSError):
+            self._write("state.json", content)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        path = os.path.join(self.run, name)
         with open(path + ".new", "w") as file:
             json.dump(content, file)
         os.rename(path + ".new", path)
@@ -124,6 +132,6 @@ class DataDirectory:
 
     def close(self) -> None:
         if self._lock >= 0:
-            self._remove("ready.json", "control.sock")
+            self._remove("ready.json", "state.json", "control.sock")
             os.close(self._lock)
             self._lock = -1
