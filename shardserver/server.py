@@ -119,7 +119,6 @@ class Shard:
         link.on_stop, link.on_serve, link.on_own = lambda: os._exit(0), self._may_serve.set, self._on_own
         link.on_peer, link.on_peer_gone = self._on_peer, self._on_peer_gone
         link.start()
-        LoopWatch(self._number).start()
         await self._own.wait()
         progress = self._background(self._report_progress())
         try:
@@ -441,4 +440,9 @@ class Shard:
 
 async def run_shard(arguments: ShardArguments, link: ShardLink) -> int:
     """Run one shard until its supervisor stops it; gives the exit code."""
-    return await Shard(arguments, link).run()
+    watch = LoopWatch(arguments.shard)
+    watch.start()
+    try:
+        return await Shard(arguments, link).run()
+    finally:
+        watch.stop()
