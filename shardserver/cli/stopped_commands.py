@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 
 from shardserver.config import Config, Sources
 from shardserver.errors import ConfigError
-from shardserver.supervisor import logs
 
 UNUSABLE = 2
 Command = Callable[[Config, Sources, argparse.Namespace], int]
@@ -37,12 +37,14 @@ def add_parsers(commands: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _run(work: Coroutine[None, None, int]) -> int:
-    logs.configure("critical", "text")  # what is found is printed by the command itself
+    logging.disable(logging.ERROR)  # what is found is printed by the command itself
     try:
         return asyncio.run(work)
     except ConfigError as error:
         print(f"shardserver: {error}", file=sys.stderr)
         return UNUSABLE
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _verify(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from apache_iggy import Consumer, IggyClient, PollingStrategy, SendMessage
 
+from shardserver.cli.main import main
 from shardserver.storage import journal_format as fmt
 from tests.sdk_client import connect
-from tests.server_process import ServerProcess
-from tests.supervisor.servers import command
+from tests.server_process import PASSWORD, ServerProcess
 
 CONFIG = "[journal]\nfiles = 4\nfile_bytes = 2097152\n[storage]\nreserve_bytes = 0\n"
-SENDS = 60
+SENDS = 30
+OnStopped = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -27,9 +28,16 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
     made.kill()
 
 
-def on_stopped(server: ServerProcess, *arguments: str, **environment: str) -> tuple[int, str]:
-    code, printed, said = command(*arguments, "--data", str(server.data), **environment)
-    return code, printed + said
+@pytest.fixture
+def on_stopped(server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> OnStopped:
+    """Exit code and all that was printed by a command on the server's directory."""
+    monkeypatch.setenv("SHARDSERVER_ROOT_PASSWORD", PASSWORD)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = main([*arguments, "--data", str(server.data)])
+        return code, "".join(capsys.readouterr())
+
+    return run
 
 
 async def send(client: IggyClient, first: int, count: int) -> None:
@@ -96,41 +104,41 @@ def damage_journal(server: ServerProcess) -> None:
     flip(newest[1], 4096 + 130)
 
 
-def test_a_damaged_directory_is_repaired_and_serves_the_rest(server: ServerProcess) -> None:
+def test_a_damaged_directory_is_repaired_and_serves_the_rest(server: ServerProcess, on_stopped: OnStopped) -> None:
     asyncio.run(make(start(server)))
-    code, said = on_stopped(server, "verify")
+    code, said = on_stopped("verify")
     assert code == 2 and "in use by the server with process id" in said
     assert server.stop() == 0
-    assert on_stopped(server, "verify") == (0, "clean\n")
+    assert on_stopped("verify") == (0, "clean\n")
     path, position = damage_segment(server, 7)
     damage_journal(server)
 
-    code, said = on_stopped(server, "verify")
+    code, said = on_stopped("verify")
     assert code == 1 and f"damage segment {path} at byte {position}: no valid batch with offset 7;" in said
     assert "damage journal shards/0/journal/" in said
-    code, said = on_stopped(server, "repair", "--dry-run")
+    code, said = on_stopped("repair", "--dry-run")
     assert code == 1 and "would take the damage out of partition" in said
-    code, said = on_stopped(server, "repair")
+    code, said = on_stopped("repair")
     assert code == 0 and "kept in " in said, said
-    assert on_stopped(server, "verify")[0] == 0
+    assert on_stopped("verify")[0] == 0
 
     found = sorted(asyncio.run(served(start(server))), key=len)
     assert found == [[one for one in range(SENDS) if one != 7], list(range(SENDS))]
-    assert server.stop() == 0 and on_stopped(server, "verify") == (0, "clean\n")
+    assert server.stop() == 0 and on_stopped("verify") == (0, "clean\n")
 
 
-def test_a_killed_server_without_its_metadata_gets_it_back(server: ServerProcess) -> None:
+def test_a_killed_server_without_its_metadata_gets_it_back(server: ServerProcess, on_stopped: OnStopped) -> None:
     asyncio.run(make(start(server)))
     assert server.stop() == 0  # so that both partitions have a directory
     address = start(server)
     asyncio.run(_more(address))
     server.kill()
     shutil.rmtree(server.data / "metadata")
-    assert on_stopped(server, "verify")[0] == 1
-    code, said = on_stopped(server, "rebuild-metadata")
+    assert on_stopped("verify")[0] == 1
+    code, said = on_stopped("rebuild-metadata")
     assert code == 0 and "1 streams, 1 topics, 2 partitions, 1 users" in said
-    assert on_stopped(server, "reset-root-password", SHARDSERVER_ROOT_PASSWORD="secret")[0] == 0
-    assert on_stopped(server, "verify")[0] == 0
+    assert on_stopped("reset-root-password")[0] == 0
+    assert on_stopped("verify")[0] == 0
     assert asyncio.run(served(start(server))) == [[*range(SENDS), 500], [*range(SENDS), 500]]
 
 
