@@ -29,6 +29,11 @@ EXTENSIONS = [
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),
+    Extension("shardserver.storage.synced_write", ["shardserver/storage/synced_write.pyx"], extra_compile_args=["-O3"]),
+    Extension(
+        "shardserver.storage.journal_writer", ["shardserver/storage/journal_writer.pyx"], extra_compile_args=["-O3"]
+    ),
+    Extension("shardserver.storage.shard_turn", ["shardserver/storage/shard_turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.gather", ["shardserver/storage/gather.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.storage.disk import GroupWrite
+from shardserver.storage.disk import Ended, GroupWrite, tell_end
 
 BLOCK_BYTES = 4096
 SECTOR_BYTES = 512
@@ -128,7 +128,22 @@ async def errors_of(operations: list[Future]) -> list[StorageError | None]:
     return [one if isinstance(one, StorageError) else None for one in results]
 
 
-class FaultDisk:
+class StartsByFuture:
+    """For a disk whose `write` is what tests look at."""
+
+    def start_synced_write(
+        self,
+        file: FaultFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None:
+        write: Callable[..., Future[Any]] = self.write  # type: ignore[attr-defined]
+        tell_end(write(file, position, buffers, sync=True, on_written=on_written), on_end)
+
+
+class FaultDisk(StartsByFuture):
     """See the module. `died` is set at the moment of death."""
 
     name = "fault"

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.storage.disk import GroupWrite
-from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, write_group_by_parts
+from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, StartsByFuture, write_group_by_parts
 
 
 class Locks:
@@ -34,7 +34,7 @@ class Locks:
             freed.set()
 
 
-class ProcessDisk:
+class ProcessDisk(StartsByFuture):
     """die_at, fail_at: as FaultDisk, by the operations of this process. died: called at the moment of its death."""
 
     name = "process"

@@ -12,6 +12,7 @@ cdef class Operation:
     cdef list buffers
     cdef object outcome
     cdef object on_written
+    cdef object on_end
     cdef bint is_read
     cdef bint sync
     cdef bint skips
@@ -44,4 +45,4 @@ cdef class Ring:
     cdef int _complete_entry(self, uint64_t key, int result) except -1
     cdef int _take_transfer(self, Operation operation, int result) except -1
     cdef int _conclude(self, Operation operation) except -1
-    cdef int _answer(self, Operation operation, int error) except -1
+    cdef int _tell(self, Operation operation, int error) except -1

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from shardserver.io_uring.open_file import OpenFile
 from shardserver.io_uring.queues import Queues
+from shardserver.storage.disk import Ended
 
 ENTRIES: int
 
@@ -23,6 +24,14 @@ class Ring:
         sync: bool,
         on_written: Callable[[], None] | None,
     ) -> Future[int]: ...
+    def start_synced_write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None: ...
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]: ...
     def sync(self, file: OpenFile) -> Future[int]: ...
     async def close(self) -> None: ...

@@ -90,6 +90,16 @@ cdef class Ring:
         operation.sync, operation.on_written = sync, on_written
         return self._start(operation)
 
+    def start_synced_write(self, OpenFile file not None, uint64_t position, buffers, on_written, on_end):
+        """As Disk.start_synced_write. The kernel has it, and all that waited before it, when this returns."""
+        cdef Operation operation = make_operation(file, position, None)
+        for buffer in buffers:
+            operation.keep(buffer)
+        operation.sync, operation.on_written, operation.on_end = True, on_written, on_end
+        file.enter()
+        self._waiting.append(operation)
+        self._submit()
+
     def read(self, OpenFile file not None, uint64_t position, buffer):
         """As Disk.read."""
         cdef Operation operation = make_operation(file, position, self._loop.create_future())
@@ -215,18 +225,23 @@ cdef class Ring:
             error = 0 if is_repeated(sync_result) or sync_result == -ECANCELED else -sync_result
         if error == 0 and (operation.left or (operation.sync and sync_result != 0)):
             return self._queue(operation)
-        if not operation.outcome.done():  # else it was cancelled: needs no answer
-            self._answer(operation, error)
         operation.file.leave()  # also when nobody waits for the outcome any more
+        if operation.on_end is not None:
+            self._tell(operation, error)
+        elif operation.outcome.done():  # cancelled: needs no answer
+            pass
+        elif error == 0:
+            operation.outcome.set_result(operation.moved)
+        else:
+            operation.outcome.set_exception(failure_of(operation, error))
         return 0
 
-    cdef int _answer(self, Operation operation, int error) except -1:
-        if error == 0:
-            operation.outcome.set_result(operation.moved)
-            return 0
-        what = "sync" if not operation.error else "read" if operation.is_read else "write"
-        failure = OSError(error, os.strerror(error))
-        operation.outcome.set_exception(storage_error(failure, f"{what} {operation.file.path}"))
+    cdef int _tell(self, Operation operation, int error) except -1:
+        on_end, operation.on_end = operation.on_end, None
+        try:
+            on_end(failure_of(operation, error) if error else None)
+        except Exception as bug:  # others in this round have to hear of theirs
+            self._loop.call_exception_handler({"message": "the end of a write was not taken", "exception": bug})
         return 0
 
     async def close(self):
@@ -237,6 +252,11 @@ cdef class Ring:
         self._loop.remove_reader(self._eventfd)
         self._queues.close()
         os.close(self._eventfd)
+
+
+cdef object failure_of(Operation operation, int error):
+    what = "sync" if not operation.error else "read" if operation.is_read else "write"
+    return storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")
 
 
 cdef Operation make_operation(OpenFile file, uint64_t position, object outcome):

@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shardserver.errors import StorageError
 from shardserver.io_uring.open_file import OpenFile
 from shardserver.io_uring.queues import Queues
 from shardserver.io_uring.threads import BLOCK_BYTES, IOV_MAX, storage_error
+from shardserver.storage.disk import Ended
 
 ENTRIES = 256
 RETRY_S = 0.001  # the kernel was short of memory for entries
@@ -31,10 +33,11 @@ class Operation:
     file: OpenFile
     position: int
     buffers: list[memoryview]
-    outcome: Future[int]
+    outcome: Future[int] | None  # None: on_end is told
     is_read: bool = False
     sync: bool = False
     on_written: Callable[[], None] | None = None
+    on_end: Ended | None = None
     left: int = 0
     moved: int = 0
     entries: int = 0
@@ -89,26 +92,45 @@ class Ring:
     ) -> Future[int]:
         """As Disk.write. Gives the bytes written."""
         kept = [memoryview(one) for one in buffers if len(one)]
-        return self._start(Operation(file, position, kept, self._loop.create_future(), False, sync, on_written))
+        outcome = self._loop.create_future()
+        return self._start(Operation(file, position, kept, outcome, False, sync, on_written), outcome)
+
+    def start_synced_write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None:
+        """As Disk.start_synced_write. The kernel has it, and all that waited before it, when this returns."""
+        kept = [memoryview(one) for one in buffers if len(one)]
+        operation = Operation(file, position, kept, None, False, True, on_written, on_end)
+        operation.left = sum(map(len, kept))
+        file.enter()
+        self._waiting.append(operation)
+        self._submit()
 
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
         """As Disk.read."""
         kept = [memoryview(buffer)] if len(buffer) else []
-        return self._start(Operation(file, position, kept, self._loop.create_future(), is_read=True))
+        outcome = self._loop.create_future()
+        return self._start(Operation(file, position, kept, outcome, is_read=True), outcome)
 
     def sync(self, file: OpenFile) -> Future[int]:
         """As Disk.sync. Gives 0."""
-        return self._start(Operation(file, 0, [], self._loop.create_future(), sync=True))
+        outcome = self._loop.create_future()
+        return self._start(Operation(file, 0, [], outcome, sync=True), outcome)
 
-    def _start(self, operation: Operation) -> Future[int]:
+    def _start(self, operation: Operation, outcome: Future[int]) -> Future[int]:
         """Queue an operation for this turn's submission."""
         operation.left = sum(map(len, operation.buffers))
         if operation.left or operation.sync:
             operation.file.enter()
             self._queue(operation)
         else:
-            operation.outcome.set_result(0)
-        return operation.outcome
+            outcome.set_result(0)
+        return outcome
 
     def _queue(self, operation: Operation) -> None:
         self._waiting.append(operation)
@@ -209,16 +231,23 @@ class Ring:
         if not error and (operation.left or (operation.sync and sync_result != 0)):
             self._queue(operation)
             return
-        if operation.outcome.done():  # cancelled: needs no answer
+        operation.file.leave()  # also when nobody waits for the outcome any more
+        outcome = operation.outcome
+        if outcome is None:
+            self._tell(operation, error)
+        elif outcome.done():  # cancelled: needs no answer
             pass
         elif error:
-            what = "sync" if not operation.error else "read" if operation.is_read else "write"
-            operation.outcome.set_exception(
-                storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")
-            )
+            outcome.set_exception(_failure_of(operation, error))
         else:
-            operation.outcome.set_result(operation.moved)
-        operation.file.leave()  # also when nobody waits for the outcome any more
+            outcome.set_result(operation.moved)
+
+    def _tell(self, operation: Operation, error: int) -> None:
+        assert operation.on_end is not None
+        try:
+            operation.on_end(_failure_of(operation, error) if error else None)
+        except Exception as bug:  # others in this round have to hear of theirs
+            self._loop.call_exception_handler({"message": "the end of a write was not taken", "exception": bug})
 
     async def close(self) -> None:
         """Wait until nothing is in flight, then give the ring back."""
@@ -228,3 +257,8 @@ class Ring:
         self._loop.remove_reader(self._eventfd)
         self._queues.close()
         os.close(self._eventfd)
+
+
+def _failure_of(operation: Operation, error: int) -> StorageError:
+    what = "sync" if not operation.error else "read" if operation.is_read else "write"
+    return storage_error(OSError(error, os.strerror(error)), f"{what} {operation.file.path}")

@@ -15,7 +15,7 @@ from typing import TypeVar
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.group import write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
-from shardserver.storage.disk import GroupWrite
+from shardserver.storage.disk import Ended, GroupWrite, tell_end
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +164,16 @@ class ThreadDisk:
                 os.fdatasync(file.descriptor)
 
         return self._run(f"write {file.path}", work, file)
+
+    def start_synced_write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None:
+        tell_end(self.write(file, position, buffers, sync=True, on_written=on_written), on_end)
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
         group = [(file.descriptor, position, list(buffers)) for file, position, buffers in writes]

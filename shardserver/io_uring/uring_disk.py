@@ -14,6 +14,7 @@ from typing import Any
 from shardserver.io_uring.queues import Queues
 from shardserver.io_uring.ring import ENTRIES, Ring
 from shardserver.io_uring.threads import OpenFile, ThreadDisk
+from shardserver.storage.disk import Ended
 
 
 class UringDisk(ThreadDisk):
@@ -40,6 +41,17 @@ class UringDisk(ThreadDisk):
     ) -> Future[Any]:
         ring = self._ring or self._make_ring()
         return ring.write(file, position, buffers, sync, on_written)
+
+    def start_synced_write(
+        self,
+        file: OpenFile,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None:
+        ring = self._ring or self._make_ring()
+        ring.start_synced_write(file, position, buffers, on_written, on_end)
 
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
         ring = self._ring or self._make_ring()

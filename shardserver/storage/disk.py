@@ -35,6 +35,8 @@ class OpenFile(Protocol):
 File: TypeAlias = Any
 # file, position, buffers that are written back to back there
 GroupWrite: TypeAlias = tuple[File, int, Sequence[memoryview]]
+# Told None: durable; or why it is not known to be.
+Ended: TypeAlias = Callable[[StorageError | None], None]
 
 
 class Disk(Protocol):
@@ -77,6 +79,17 @@ class Disk(Protocol):
         The future completes when all asked for is done. on_written is called (on the loop, before the
         future completes) as soon as the device has taken the whole write, sync or not.
         """
+        ...
+
+    def start_synced_write(
+        self,
+        file: File,
+        position: int,
+        buffers: Sequence[memoryview],
+        on_written: Callable[[], None] | None,
+        on_end: Ended,
+    ) -> None:
+        """As write with sync, without a future: on_end is called on the loop, after this call has returned."""
         ...
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
@@ -134,3 +147,15 @@ class Disk(Protocol):
     def shut_down(self) -> Future[None]:
         """Wait for what is in flight, then release threads and rings."""
         ...
+
+
+def tell_end(written: Future[Any], on_end: Ended) -> None:
+    """Have on_end told how a future ends: for engines whose writes give one."""
+
+    def ended(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is not None and not isinstance(error, StorageError):
+            error = StorageError(f"a write failed in its disk: {error!r}")
+        on_end(error)
+
+    written.add_done_callback(ended)

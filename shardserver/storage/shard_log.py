@@ -1,8 +1,6 @@
 """All logs of one shard: its partitions, their one journal, and their committed offsets.
 
-One turn, in this order: start the direct runs that are due, then, if no journal write is in flight,
-build one from the checkpoint, hints, committed offsets and small appends that wait, and submit it.
-Acknowledgements follow its completion. Nothing waits for a timer but `memory` records and hints.
+Its turns, and what is done for each journal write, are those of its base (shard_turn.pyx).
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, StorageError
@@ -24,16 +21,15 @@ from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
-from shardserver.storage.committed_offsets import CommittedOffsets, OffsetRecord
 from shardserver.storage.flush import flush_group, take_group
 from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
-from shardserver.storage.journal import Journal, JournalStatistics
+from shardserver.storage.journal import JournalStatistics
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
-from shardserver.storage.turn import Staged, Turn
+from shardserver.storage.shard_turn import ShardTurn, WriteContent
 
 Result = TypeVar("Result")
 
@@ -47,8 +43,6 @@ SMALL_LASTS_S = 0.1
 # So much of the cache goes at a time when the arena is full, or the next append would have to look again.
 LEAST_DROP_BYTES = 1 << 20
 DRAIN_LOOK_S = 1.0
-# So often the loop may look at its sockets after a journal write before the next one begins.
-GATHER_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +57,7 @@ class ShardLogStatistics:
     memory: ArenaStatistics
 
 
-@dataclass(slots=True)
-class WriteContent:
-    """What one journal write carries, to be answered when it completes. adoptions: those that end in it."""
-
-    batches: Staged = field(default_factory=Staged)
-    offsets: list[OffsetRecord] = field(default_factory=list)
-    adoptions: list[Adoption] = field(default_factory=list)
-    checkpoint_sequence: int = 0
-
-
-class ShardLog:
+class ShardLog(ShardTurn):
     """Owned by one shard. `on_failure` is told when the journal is broken: the shard must end and recover."""
 
     def __init__(
@@ -84,41 +68,24 @@ class ShardLog:
         on_failure: Callable[[StorageError], None],
         reserve: Reserve,
     ) -> None:
-        self.resources, self._reserve, self._shard = resources, reserve, shard
+        super().__init__(resources, shard)
+        self._reserve, self._on_failure = reserve, on_failure
         self._disk, self._settings = resources.disk, resources.settings
-        self._on_failure = on_failure
         self.directory = os.path.join(data_directory, "shards", str(shard))
         self.partitions_directory = os.path.join(data_directory, "partitions")
-        self.journal: Journal
         self.journal_id = 0
-        self.failed: StorageError | None = None
         self.recovery_bytes = 0
-        self._partitions: dict[int, PartitionLog] = {}
-        self.offsets = CommittedOffsets(self._on_offset)
-        self._turn = Turn(self._schedule_turn, self._linger_turn)
-        self._hints: dict[int, PartitionLog] = {}
-        self._checkpoint: deque[PartitionLog] = deque()
-        self._checkpoint_started = 0
-        self._checkpoint_sequence = 0
         self._snapshot_order = asyncio.Lock()
-        self._uncovered_offsets = 0  # sequence of the oldest offset record that no snapshot covers; 0: none
-        self._pinned: dict[int, dict[PartitionLog, None]] = {}
         self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
         self._bulk_bytes = 0  # of direct runs in flight
-        self._small_at = 0.0
-        self._linger: asyncio.TimerHandle | None = None
-        self._lingered = False  # hints and offsets have waited for their time
-        self._force_write = False
         self._flush_task: asyncio.Task[None] | None = None
         self._flush_error: StorageError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushes = 0
         self._started = self._closing = False
         self._growing = False
-        self._published = asyncio.Event()
+        self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
-        self._in_flight: WriteContent | None = None
-        self._adoptions: deque[Adoption] = deque()
         self._moves: dict[object, asyncio.Task[Any]] = {}
         self._released: dict[PartitionLog, ReleasedPartition] = {}
 
@@ -205,50 +172,7 @@ class ShardLog:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _on_offset(self, record: OffsetRecord) -> None:
-        if record.done:
-            self._schedule_turn()
-        else:
-            self._linger_turn()
-
-    # The turn
-
-    def _schedule_turn(self) -> None:
-        if not self._turn.is_scheduled and self.failed is None:
-            self._turn.is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._take_turn)
-
-    def _linger_turn(self) -> None:
-        """What nobody waits for goes with the next write, or after linger_s."""
-        waits = self._turn.dirty or self.offsets.waiting or self._hints
-        if waits and self._linger is None and self.failed is None:
-            loop = asyncio.get_running_loop()
-            self._linger = loop.call_later(self._settings.linger_s, self._end_linger)
-            self._turn.is_lingering = True
-
-    def _end_linger(self) -> None:
-        self._stop_linger()
-        self._lingered = True
-        self._turn.mark_late()
-        self._schedule_turn()
-
-    def _stop_linger(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger, self._turn.is_lingering = None, False
-
-    def _take_turn(self) -> None:
-        self._turn.is_scheduled = False
-        if self.failed is not None:
-            return
-        if self._turn.has_bulk:
-            self._start_runs()
-        if self.journal.in_flight:
-            return  # its end looks again
-        if self._has_work():
-            self._build_write()
-        else:
-            self._linger_turn()
+    # What a turn does beside journal writes
 
     def _start_runs(self) -> None:
         """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
@@ -300,22 +224,6 @@ class ShardLog:
         except StorageError as error:  # a hint: without it the next start reads more
             log.warning("index_not_saved", extra={"fields": {"path": segment.path, "error": str(error)}})
 
-    def _build_write(self) -> None:
-        self._stop_linger()
-        self._lingered = False
-        if not (self._turn.dirty or self.offsets.waiting or self._hints or self._adoptions or self._force_write):
-            return
-        if self.journal.begin():
-            content = self._fill()
-        elif self.journal.begin_reserved():
-            content = WriteContent()
-        else:
-            content = None
-        if content is None or not (self.journal.staging.records or self._force_write):
-            self._refuse_when_full()
-            return
-        self._submit(content, clean=False)
-
     def _refuse_when_full(self) -> None:
         """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
         self._start_flush(self._free_files)
@@ -326,30 +234,12 @@ class ShardLog:
             self._refuse_adoptions(self._flush_error)
             self._progress.set()
 
-    def _fill(self) -> WriteContent:
-        sequence = self.journal.sequence
-        if sequence != self._checkpoint_started:
-            self._checkpoint_started = sequence
-            self._checkpoint = deque(self._partitions.values())
-        content = WriteContent()
-        self._add_checkpoint(content)
-        if not self._checkpoint:
-            if self._hints:
-                self._add_hints()
-            if self._adoptions:
-                self._add_adoptions(content)
-            if self.offsets.waiting:
-                self._add_offsets(content)
-            self._add_batches(content)
-        return content
-
-    def _add_checkpoint(self, content: WriteContent) -> None:
+    def _add_checkpoint(self) -> None:
         """The head of every file: where each partition's segment is synced up to (storage rule 11)."""
         while self._checkpoint:
             if not self._add_hint(self._checkpoint[0]):
                 return
             self._checkpoint.popleft()
-        content.checkpoint_sequence = self._checkpoint_started
 
     def _add_hint(self, partition: PartitionLog) -> bool:
         hint = partition.hint() if self.serves(partition) else None
@@ -380,68 +270,12 @@ class ShardLog:
                 self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
             content.offsets.append(self.offsets.take_first())
 
-    def _add_batches(self, content: WriteContent) -> None:
-        sequence, least_bytes = self.journal.sequence, self._settings.direct_bytes
-        content.batches = self._turn.stage(self.journal.staging, self._shard, sequence, least_bytes)
-        for partition in content.batches.unpinned:
-            self._pin(partition, sequence)
-
-    def _submit(self, content: WriteContent, *, clean: bool) -> None:
-        self._force_write = False
-        if content.batches or content.offsets:
-            self._small_at = asyncio.get_running_loop().time()
-        oldest_live = self._oldest_live()
-        self.resources.hooks.before_submit()
-        self._in_flight, self._turn.is_writing = content, True
-        on_written = content.batches.note_written if content.batches.shows_written else None
-        self.journal.submit(oldest_live, clean=clean, on_written=on_written, on_end=partial(self._end_write, content))
-
-    def _end_write(self, content: WriteContent, error: StorageError | None) -> None:
-        try:
-            if error is None:
-                self._commit(content)
-        except Exception as bug:  # some of what the write carried may never be answered
-            log.exception("log_task_failed")
-            error = StorageError(f"a journal write was answered in part: {bug!r}")
-        if error is not None:
-            for record in content.offsets:
-                for refused in record.done:
-                    refused(error)
-            self._refuse_adoptions(error, content.adoptions)
-            self._fail(error)
-
-    def _commit(self, content: WriteContent) -> None:
-        self._in_flight, self._turn.is_writing = None, False
-        self._turn.is_scheduled = True
-        self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
-        content.batches.note_durable()
-        for record in content.offsets:
-            for done in record.done:
-                done(None)
-        for adoption in content.adoptions:
-            adoption.journaled()
+    def _note_progress(self) -> None:
         self._published.set()
         self._progress.set()
-        self._turn.evict_to(self._settings.tail_bytes)
-        self._gather(GATHER_ROUNDS, -1)
-        if self.journal.files_in_use > self.journal.files // 2:
-            self._start_flush(self._free_files)
 
-    def _gather(self, rounds: int, seen: int) -> None:
-        """Have the next turn once the loop has sent the answers, and its sockets bring nothing new.
-
-        Who was just answered asks again at once, and half as many journal writes cost less than a disk that waits.
-        """
-        loop, wakes = asyncio.get_running_loop(), self._turn.wakes
-        if rounds and wakes != seen:
-            loop.call_soon(self._gather, rounds - 1, wakes if rounds < GATHER_ROUNDS else -1)
-        else:
-            self._take_turn()
-
-    def _has_work(self) -> bool:
-        if self._lingered or self._checkpoint or self._force_write or self._adoptions:
-            return True
-        return self.offsets.waited_for > 0 or self._turn.is_due
+    def _free_journal(self) -> None:
+        self._start_flush(self._free_files)
 
     def _fail(self, error: StorageError) -> None:
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
@@ -470,13 +304,6 @@ class ShardLog:
                 del self._pinned[partition.pinned_sequence]
         partition.pinned_sequence = 0
 
-    def _oldest_live(self) -> int:
-        """The oldest file that recovery would need: nothing in older ones is unflushed, uncovered or the checkpoint."""
-        oldest = min(self._pinned, default=self.journal.sequence)
-        if self._uncovered_offsets:
-            oldest = min(oldest, self._uncovered_offsets)
-        return min(oldest, self._checkpoint_sequence or oldest)
-
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._flush_task is None and not self._closing and self.failed is None:
             self._flush_task = self._track(self._flush_in_background(work))
@@ -494,7 +321,7 @@ class ShardLog:
             self._flush_task = None
 
     async def _free_files(self) -> None:
-        while self.journal.files_in_use > self.journal.files // 2 and self.failed is None:
+        while self.journal.is_half_used and self.failed is None:
             oldest = self._oldest_live()
             if oldest >= self.journal.sequence:
                 break
@@ -557,9 +384,14 @@ class ShardLog:
     async def _write_offsets(self, raw: bytes) -> None:
         await snapshot.write_snapshot(self._disk, self.resources.faults, self.directory, raw)
 
+    def _watch(self, event: asyncio.Event) -> None:
+        """Have it set by the next journal write that ends."""
+        event.clear()
+        self._is_watched = True
+
     async def _publish(self) -> None:
         """Have a synced write say which files are free. Returns when one more write has completed."""
-        self._published.clear()
+        self._watch(self._published)
         self._force_write = True
         self._schedule_turn()
         await self._published.wait()
@@ -668,7 +500,7 @@ class ShardLog:
                 busy = None
             if busy is None and all(one.is_drained for one in partitions) and not self.offsets.awaits(partitions):
                 return
-            self._progress.clear()
+            self._watch(self._progress)
             with contextlib.suppress(TimeoutError):  # who fences a partition from outside tells nobody
                 async with asyncio.timeout(DRAIN_LOOK_S):  # wait_for may swallow a cancellation
                     await self._progress.wait()
@@ -871,7 +703,7 @@ class ShardLog:
         while self.failed is None and any(one.has_work for one in self._partitions.values()):
             self._turn.mark_late()
             self._schedule_turn()
-            self._published.clear()
+            self._watch(self._published)
             waits = {asyncio.ensure_future(self._published.wait())}
             await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
             for wait in waits:
@@ -907,8 +739,8 @@ class ShardLog:
             done = not self._checkpoint and not self.offsets.waiting
             if done:
                 self._checkpoint_sequence = self.journal.sequence
-            self._published.clear()
-            self._submit(content, clean=done)
+            self._watch(self._published)
+            self._submit(content, done)
             await self._published.wait()
             if done:
                 return

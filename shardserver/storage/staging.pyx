@@ -53,7 +53,7 @@ cdef class Staging:
         self._data, self._size = <uint8_t*>view.buf, view.len
         PyBuffer_Release(&view)
 
-    def begin(self, size_t room):
+    cpdef begin(self, size_t room):
         """Forget what was built; room: bytes of the write, its header included."""
         self._room, self.used, self.records = min(room, self._size), WRITE_HEADER, 0
 
@@ -88,7 +88,7 @@ cdef class Staging:
         self.records += 1
         return 0
 
-    def seal(
+    cpdef object seal(
         self,
         uint16_t flags,
         uint64_t journal_id,

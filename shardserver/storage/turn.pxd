@@ -15,6 +15,8 @@ cdef class Staged:
     cdef readonly bint shows_written
 
     cdef int add(self, AppendLog log, uint64_t end) except -1
+    cpdef note_written(self)
+    cpdef note_durable(self)
 
 
 cdef class Turn(Wakers):
@@ -28,4 +30,8 @@ cdef class Turn(Wakers):
     cdef public bint is_writing
     cdef readonly uint64_t wakes
 
+    cdef bint any_bulk(self) except -1
+    cdef bint any_due(self) except -1
+    cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes)
+    cpdef evict_to(self, uint64_t limit)
     cdef int evict_from(self, AppendLog log, uint64_t excess) except -1

@@ -39,14 +39,14 @@ cdef class Staged:
         self.shows_written = self.shows_written or log._visible == WRITTEN
         return 0
 
-    def note_written(self):
+    cpdef note_written(self):
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
             log.note_written(self._ends[number])
             number += 1
 
-    def note_durable(self):
+    cpdef note_durable(self):
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
@@ -102,8 +102,7 @@ cdef class Turn(Wakers):
 
     # Writing
 
-    @property
-    def has_bulk(self):
+    cdef bint any_bulk(self) except -1:
         cdef AppendLog log
         for log in self.dirty:
             if log.is_bulk():
@@ -121,8 +120,7 @@ cdef class Turn(Wakers):
         for log in self.dirty:
             log.is_late = True
 
-    @property
-    def is_due(self):
+    cdef bint any_due(self) except -1:
         """Something that does not want a run of its own does not linger either."""
         cdef AppendLog log
         for log in self.dirty:
@@ -130,7 +128,7 @@ cdef class Turn(Wakers):
                 return True
         return False
 
-    def stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes):
+    cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes):
         """Stage what may go into the write being built, until fewer than least_bytes of it are left."""
         cdef Staged staged = Staged()
         cdef AppendLog log
@@ -169,7 +167,7 @@ cdef class Turn(Wakers):
         """How many tails hold something."""
         return len(self._cached)
 
-    def evict_to(self, uint64_t limit):
+    cpdef evict_to(self, uint64_t limit):
         """Drop the oldest batches of one log after the other while all tails have more than limit bytes.
 
         What is in no segment yet stays.

@@ -68,7 +68,7 @@ class World:
         record = (b"%d " % self.number).ljust(8) + payload
         full = blocks * BLOCK - fmt.WRITE_HEADER_BYTES - fmt.RECORD_HEADER_BYTES
         journal.staging.add(KIND, 0, 0, 1, 1, record.ljust(full, b"."))
-        current, position = journal._current, journal._position
+        current, position = journal.current, journal.position
         assert current is not None
         await submitted(journal, self.oldest_live, clean=clean)
         self.writes.append(Written(current.path, position, blocks * BLOCK, current.sequence, self.number))

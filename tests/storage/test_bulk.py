@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -91,7 +92,8 @@ def test_what_lingered_in_memory_topics_is_all_written_after_one_linger(
         nonlocal lingers
         identities = [PartitionIdentity(uid, 1, uid, durability=Durability.MEMORY) for uid in range(1, PARTITIONS + 1)]
         source = RecoveryInput(0, PARTITIONS + 1, identities)
-        logs = await recover_shard(FaultDisk(1), "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        settings = replace(SETTINGS, linger_s=0.3)  # longer than all runs together take
+        logs = await recover_shard(FaultDisk(1), "data", settings, source, ticking_clock(), lambda error: None)
         end_linger = logs._end_linger
 
         def count_linger() -> None:

@@ -386,7 +386,7 @@ def test_what_an_attempt_that_was_given_up_has_left_does_not_come_back_with_the_
         if between in ("snapshot", "other file"):
             await shards.logs[B]._snapshot_offsets()
         if between == "other file":
-            shards.logs[B].journal._rotate()
+            shards.logs[B].journal.rotate()
         shards.logs[B].forget_partition(1)
         await shards.logs[A].resume_partition(1)
         if between == "restart":

@@ -1,0 +1,107 @@
+"""A write that counts only if no sync of the server failed meanwhile (storage rule 20).
+
+A failed sync of any file may have dropped what other files had not synced yet, those of other shards on the same disk
+included, and their own later syncs succeed all the same. So each write remembers the number of failures at its start,
+and is made again, the same bytes at the same position, when that number has changed: nothing of it was acknowledged.
+
+No twin: a counter and a comparison, which the fault suites of storage test.
+"""
+
+import asyncio
+
+from libc.stdint cimport uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+# Seconds. A device that flushes its cache takes some milliseconds at worst; from here on clients notice.
+SLOW_S = 0.1
+
+
+cdef double _now_s() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef class SyncFaults:
+    """How many synced writes have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
+
+    on_slow(path, seconds) is told of each that took slow_s or longer.
+    """
+
+    def __init__(self, own=0, others=None, on_fault=None, on_slow=None, slow_s=SLOW_S):
+        self.own, self.others, self.on_fault = own, others, on_fault
+        self.on_slow, self.slow_s = on_slow, slow_s
+
+    @property
+    def number(self):
+        return self.count()
+
+    cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF:
+        cdef uint64_t others = self.others() if self.others is not None else 0
+        return self.own + others
+
+    def note(self):
+        self.own += 1
+        if self.on_fault is not None:
+            self.on_fault(self.own)
+
+
+cdef class SyncedWrite:
+    """One of them, under way."""
+
+    cdef int start(self) except -1:
+        self._before, self._began_s = self._faults.count(), _now_s()
+        self._disk.start_synced_write(self._file, self._position, self._buffers, self._on_written, self.ended)
+        return 0
+
+    def ended(self, error):
+        cdef double seconds = _now_s() - self._began_s
+        if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
+            self._faults.on_slow(self._file.path, seconds)
+        if error is not None:
+            self._faults.note()
+        elif self._faults.count() != self._before:
+            self.start()
+            return
+        self._on_end(error)
+
+
+cdef int start_write(
+    object disk, SyncFaults faults, object file, uint64_t position, object buffers, object on_written, object on_end
+) except -1:
+    """Write and fdatasync. on_end(error): it is durable, or (a StorageError) its fate is unknown. Without a task."""
+    cdef SyncedWrite write = SyncedWrite.__new__(SyncedWrite)
+    write._disk, write._faults, write._file, write._position = disk, faults, file, position
+    write._buffers, write._on_written, write._on_end = buffers, on_written, on_end
+    return write.start()
+
+
+async def write_synced(disk, SyncFaults faults, file, position, buffers, on_written=None):
+    """Write buffers back to back and fdatasync: durable afterwards. Raises StorageError: their fate is unknown."""
+    outcome = asyncio.get_running_loop().create_future()
+
+    def ended(error):
+        if outcome.cancelled():
+            return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    start_write(disk, faults, file, position, buffers, on_written, ended)
+    await outcome
+
+
+async def write_group_synced(disk, SyncFaults faults, writes):
+    """Write into several files and sync each, as durable as by write_synced; an error for each that is not."""
+    outcomes = [None] * len(writes)
+    left = list(range(len(writes)))
+    while left:
+        before = faults.count()
+        results = await disk.write_group([writes[number] for number in left])
+        for number, error in zip(left, results, strict=True):
+            outcomes[number] = error
+            if error is not None:
+                faults.note()
+        left = [number for number in left if outcomes[number] is None] if faults.count() != before else []
+    return outcomes
