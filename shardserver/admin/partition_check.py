@@ -12,7 +12,7 @@ from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.memory.arena import Arena
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import Disk, File
-from shardserver.storage.identity_file import NAME
+from shardserver.storage.identity_file import NAME, read_identity
 from shardserver.storage.index import read_index
 from shardserver.storage.journal_format import BLOCK_BYTES, Hint
 from shardserver.storage.segment_reader import Damage, SegmentFiles, SegmentWalk, is_hole
@@ -174,8 +174,15 @@ class PartitionCheck:
                     self.report.bad_indexes.append(path)
                     text = "an index that nobody can use; the server makes a new one from the data"
                     self.report.findings.append(note("index", path, 0, text))
-            elif not seg.SEGMENT_NAME.fullmatch(name) and name not in (NAME, NAME + ".new"):
+            elif name == NAME:
+                await self._check_identity(path)
+            elif not seg.SEGMENT_NAME.fullmatch(name) and name != NAME + ".new":
                 self.report.findings.append(note("directory", path, 0, "not a file of the server; it is left alone"))
+
+    async def _check_identity(self, path: str) -> None:
+        if await read_identity(self._disk, self.report.directory, self.report.uid) is None:
+            text = "no identity of this partition; the server writes it again after its next start"
+            self.report.findings.append(note("identity", path, 0, text))
 
 
 async def read_segment_header(disk: Disk, file: File) -> seg.SegmentHeader | None:

@@ -72,6 +72,14 @@ def label_of(stream: Stream, topic: Topic, partition: Partition) -> bytes:
 
 
 def _runs(topic: Topic) -> list[tuple[int, int]]:
+    """Counted once for all partitions of the topic. uids are not used again, so three numbers tell a change."""
+    present = (len(topic.partitions), topic.partitions[0].uid, topic.partitions[-1].uid)
+    if topic.uid_runs is None or topic.uid_runs[0] != present:
+        topic.uid_runs = present, _count_runs(topic)
+    return topic.uid_runs[1]
+
+
+def _count_runs(topic: Topic) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for partition in topic.partitions:
         if runs and partition.uid == sum(runs[-1]):

@@ -153,6 +153,12 @@ def test_a_partition_that_was_purged_gives_way_to_its_successor(tmp_path: Path) 
     assert [one.uid for one in rebuilt.streams[1].topics[1].partitions] == [3, 4]
 
 
+def test_a_damaged_identity_is_no_damage_to_messages(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(killed / "partitions" / f"{1:016x}" / "identity", 40)
+    code, said = run(capsys, "verify", "--data", str(killed))
+    assert code == 0 and f"note identity partitions/{1:016x}/identity at byte 0: no identity" in said
+
+
 def test_identity_files_follow_renames_and_moves(killed: Path) -> None:
     async def names() -> tuple[str, str, int]:
         disk = ThreadDisk(1)
