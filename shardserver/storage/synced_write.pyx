@@ -89,6 +89,7 @@ async def write_synced(disk, SyncFaults faults, file, position, buffers, on_writ
             outcome.set_exception(error)
 
     start_write(disk, faults, file, position, buffers, on_written, ended)
+    ended = None  # else it and the scope that it lives in keep each other, and the buffers
     await outcome
 
 
