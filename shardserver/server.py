@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import os
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Awaitable, Coroutine
 from importlib.metadata import version
 from typing import Any
+
+import msgspec
 
 from shardserver.config import Config
 from shardserver.core import metadata as md
@@ -36,6 +39,7 @@ from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.router.peers import Peers
+from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
 from shardserver.storage.reserve import Reserve, reserve_path
@@ -45,12 +49,15 @@ from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
 from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
+from shardserver.supervisor.loop_watch import LoopWatch
+from shardserver.supervisor.messages import Recovering
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
+from shardserver.supervisor.storage_probe import device_name, mount_of
 
 log = logging.getLogger(__name__)
 
-PROGRESS_S = 5.0
+PROGRESS_S, PROGRESS_LOGGED_EVERY = 1.0, 5
 SPACE_LOOK_S = 1.0
 HEALING_S = 30.0
 DRAIN_LOOK_S = 0.005
@@ -94,6 +101,8 @@ class Shard:
         self._own, self._may_serve, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._peer_served = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slow_syncs = EventRate()
+        self._device = device_name(mount_of(arguments.data_directory).device)
         # Set by the first message of the supervisor, before any peer can be there.
         self._arena: Arena
         self._peers: Peers
@@ -136,16 +145,16 @@ class Shard:
 
     async def _report_progress(self) -> None:
         began = time.monotonic()
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(PROGRESS_S)
             progress, share = self._progress, self._progress.share()
             elapsed = time.monotonic() - began
-            fields = {"shard": self._number, "bytes": progress.read_bytes, "percent": round(100 * share)}
-            fields |= {"partitions_done": progress.partitions_done, "partitions": progress.partitions}
-            if share:
-                fields["seconds_left"] = round(elapsed * (1 - share) / share)
-            log.info("recovering", extra={"fields": fields})
-            self._link.send_progress(progress.partitions_done, progress.partitions)
+            left = round(elapsed * (1 - share) / share, 1) if share else None
+            told = Recovering(progress.partitions_done, progress.partitions, progress.read_bytes, left)
+            self._link.send_progress(told)
+            if number % PROGRESS_LOGGED_EVERY == 0:
+                fields = {"shard": self._number, "percent": round(100 * share)} | msgspec.to_builtins(told)
+                log.info("recovering", extra={"fields": fields})
 
     # Shared memory, and who else has it
 
@@ -184,6 +193,7 @@ class Shard:
         self._local.load.sources = [self._listener.routes.take_loads, self._peers.take_loads]
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
+        self._faults.on_slow = self._note_slow_sync
         self._own.set()
 
     def _on_applied(self, events: list[md.Event] | None) -> None:
@@ -192,6 +202,16 @@ class Shard:
 
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
+
+    def _note_slow_sync(self, path: str, seconds: float) -> None:
+        left_out = self._slow_syncs.take()
+        if left_out is None:
+            return
+        fields: dict[str, Any] = {"shard": self._number, "path": path, "took_ms": round(seconds * 1e3)}
+        fields |= {"device": self._device, "waiting_bytes": self._listener.in_flight_bytes, "left_out": left_out}
+        if self._local.logs is not None:
+            fields["waiting_requests"] = sum(one.unanswered for one in self._local.logs.partitions)
+        log.warning("sync_slow", extra={"fields": fields})
 
     def _make_role(self) -> Role:
         if self._number:
@@ -420,4 +440,9 @@ class Shard:
 
 async def run_shard(arguments: ShardArguments, link: ShardLink) -> int:
     """Run one shard until its supervisor stops it; gives the exit code."""
-    return await Shard(arguments, link).run()
+    watch = LoopWatch(arguments.shard)
+    watch.start()
+    try:
+        return await Shard(arguments, link).run()
+    finally:
+        watch.stop()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
+from shardserver.cli import stopped_commands
 from shardserver.cli.control import NoServerError, ask
 from shardserver.cli.placement import placement_text
 from shardserver.cli.root_password import first_password_hash, given_password
@@ -18,6 +19,7 @@ from shardserver.config import Config, Sources, check_rules, describe, load
 from shardserver.errors import ShardServerError
 from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import CoreChoice, choose_accepting, choose_cores, this_machine
+from shardserver.supervisor.server_state import EXIT_CODES, sentence_of, shown_state
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("print-config", help="the effective configuration and where each value came from")
     on_data = {
         "reset-root-password": "make a new root password; the server must be stopped",
-        "status": "state of a running server; exit code 0 only when it is ready",
+        "status": "state of a running server; an exit code for each, 0 when it is ready",
         "stats": "figures of a running server",
         "placement": "which shard each partition lives on, and why; of a running or a stopped server",
     }
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("status", "stats", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
+    stopped_commands.add_parsers(commands)
     return made
 
 
@@ -167,8 +170,8 @@ def _reset_root_password(config: Config, sources: Sources, arguments: argparse.N
 
 def _status(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
     answer = ask(config.server.data, "status")
-    print(json.dumps(answer) if arguments.json else answer["state"] + (" (degraded)" if answer["degraded"] else ""))
-    return 0 if answer["state"] == "ready" else 1
+    print(json.dumps(answer) if arguments.json else sentence_of(answer))
+    return EXIT_CODES[shown_state(answer["state"], degraded=answer["degraded"])]
 
 
 def _stats(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
@@ -211,4 +214,5 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     "move-partition": _move_partition,
     "rebalance": _rebalance,
     "placement": _placement,
+    **stopped_commands.COMMANDS,
 }

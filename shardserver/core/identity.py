@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from shardserver.core.metadata import Partition, Topic
+from functools import partial
+
+from shardserver.core.metadata import Partition, Stream, Topic
+from shardserver.core.partition_label import label_of
 from shardserver.storage.settings import Durability, PartitionIdentity
 
 _STRICTNESS = {Durability.MEMORY: 0, Durability.WRITE: 1, Durability.FSYNC: 2}
@@ -17,7 +20,7 @@ def durability_of(topic: Topic, option: str, default: Durability) -> Durability:
     return max(wishes, key=_STRICTNESS.__getitem__)
 
 
-def identity_of(topic: Topic, partition: Partition, default: Durability) -> PartitionIdentity:
+def identity_of(stream: Stream, topic: Topic, partition: Partition, default: Durability) -> PartitionIdentity:
     """How the log of a partition behaves, as its topic's options say."""
     limit = topic.options.get("max_topic_size", 0)
     unlimited = not isinstance(limit, int) or limit in (0, (1 << 64) - 1)
@@ -31,4 +34,5 @@ def identity_of(topic: Topic, partition: Partition, default: Durability) -> Part
         max_bytes=None if unlimited else int(limit) // max(1, len(topic.partitions)),
         save_messages=int(topic.options.get("messages_required_to_save", 0)),
         save_bytes=int(topic.options.get("size_of_messages_required_to_save", 0)),
+        label=partial(label_of, stream, topic, partition),
     )

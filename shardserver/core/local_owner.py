@@ -67,7 +67,7 @@ class LocalOwner:
         try:
             partition.append(data, count, done)
         except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
-            partition.fence(StorageError(f"an append failed inside the server: {error!r}"))
+            partition.fence_after_bug("an append", error)
             raise
 
     def send_from_peer(self, call: SendCall, batch: Any, done: SendDone, *, is_repeat: bool) -> None:

@@ -32,12 +32,16 @@ class Partition(msgspec.Struct):
     shard: int = 0
 
 
-class Topic(msgspec.Struct):
+class Topic(msgspec.Struct, dict=True):
     id: int
     name: str
     created_at: int
     options: dict[str, OptionValue]
     partitions: list[Partition] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # For partition_label.py: runs of uids, and the (count, first uid, last uid) that they are of.
+        self.uid_runs: tuple[tuple[int, int, int], list[tuple[int, int]]] | None = None
 
 
 class Stream(msgspec.Struct, dict=True):

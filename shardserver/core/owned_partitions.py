@@ -14,6 +14,7 @@ from shardserver.core import metadata as md
 from shardserver.core.calls import Operation
 from shardserver.core.custody import Arrival, Released
 from shardserver.core.identity import identity_of
+from shardserver.core.identity_keeper import IdentityKeeper
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata import Metadata
 from shardserver.core.peer_service import ControlHandler
@@ -31,8 +32,12 @@ RETRY_S, RETRY_LIMIT_S = 1.0, 30.0
 
 def owned_identities(metadata: Metadata, shard: int, durability: Durability) -> list[PartitionIdentity]:
     """Of all live partitions of a shard."""
-    live = metadata.live_partitions()
-    return [identity_of(topic, partition, durability) for topic, partition in live if partition.shard == shard]
+    return [
+        identity_of(stream, topic, partition, durability)
+        for stream, topic in _all_topics(metadata)
+        for partition in topic.partitions
+        if partition.shard == shard
+    ]
 
 
 class OwnedPartitions:
@@ -57,6 +62,8 @@ class OwnedPartitions:
         self._released: set[int] = set()
         self._adopted: set[int] = set()
         self._unresumed: set[int] = set()
+        self._identities = IdentityKeeper(lambda: self._local.logs)
+        self._relabelled: list[int] = []  # by the change that is being applied
         self.generation = 0  # a process sees itself once
 
     def reconcile(self, events: list[md.Event] | None = None) -> None:
@@ -72,12 +79,14 @@ class OwnedPartitions:
             return
         topics = _all_topics(metadata) if events is None else _touched_topics(metadata, events)
         self._refuse_strangers(logs, events or [])
-        for topic in topics:
+        for stream, topic in topics:
             for partition in topic.partitions:
-                self._match(logs, topic, partition)
+                self._match(logs, stream, topic, partition)
         live = None if events is not None else {one.uid for _, one in metadata.live_partitions()}
         for uid in [one.uid for one in logs.partitions if one.uid not in live] if live is not None else metadata.dying:
             self._forget(logs, uid)
+        self._identities.look_at(self._relabelled)
+        self._relabelled = []
         if events is None and self._settling is None:
             self._settling = asyncio.get_running_loop().create_task(self._settle())
         if self._removing is None and self._dying():
@@ -91,13 +100,13 @@ class OwnedPartitions:
             if found is not None and found.shard == self._shard and logs.find_partition(move.uid) is None:
                 raise CorruptionError("metadata replica", 0, f"partition {move.uid} to be adopted before it is ours")
 
-    def _match(self, logs: ShardLog, topic: md.Topic, partition: md.Partition) -> None:
+    def _match(self, logs: ShardLog, stream: md.Stream, topic: md.Topic, partition: md.Partition) -> None:
         uid = partition.uid
         if partition.shard != self._shard:
             if uid not in self._adopted:
                 self._forget(logs, uid)
             return
-        identity = identity_of(topic, partition, self._durability)
+        identity = identity_of(stream, topic, partition, self._durability)
         known = logs.find_partition(uid)
         if known is None:
             logs.create_partition(identity)
@@ -106,6 +115,8 @@ class OwnedPartitions:
         if uid in self._adopted:
             self._adopted.discard(uid)
             logs.activate_partition(uid)
+        if known is not None:
+            self._relabelled.append(uid)
 
     def _forget(self, logs: ShardLog, uid: int) -> None:
         if logs.find_partition(uid) is not None:
@@ -173,7 +184,11 @@ class OwnedPartitions:
 
     async def adopt(self, arrivals: list[Arrival]) -> None:
         async with self._moving:
-            places = {partition.uid: (topic, partition) for topic, partition in self._metadata().live_partitions()}
+            places = {
+                partition.uid: (stream, topic, partition)
+                for stream, topic in _all_topics(self._metadata())
+                for partition in topic.partitions
+            }
             wanted = []
             for one in arrivals:
                 if one.uid not in places:
@@ -262,18 +277,25 @@ class OwnedPartitions:
         return b""
 
 
-def _all_topics(metadata: Metadata) -> list[md.Topic]:
-    return [topic for stream in metadata.streams.values() for topic in stream.topics.values()]
+Named = tuple[md.Stream, md.Topic]
 
 
-def _touched_topics(metadata: Metadata, events: list[md.Event]) -> list[md.Topic]:
+def _all_topics(metadata: Metadata) -> list[Named]:
+    return [(stream, topic) for stream in metadata.streams.values() for topic in stream.topics.values()]
+
+
+def _touched_topics(metadata: Metadata, events: list[md.Event]) -> list[Named]:
     """Those that are still there. What a deletion ends is in `dying`."""
     places: set[tuple[int, int]] = set()
     for event in events:
         match event:
             case md.PartitionsMoved(moves):
                 places |= {(one.stream_id, one.topic_id) for one in moves}
-            case md.TopicCreated() | md.TopicUpdated() | md.TopicPurged() | md.PartitionsAdded():
+            case (
+                md.TopicCreated() | md.TopicUpdated() | md.TopicPurged() | md.PartitionsAdded() | md.PartitionsRemoved()
+            ):
                 places.add((event.stream_id, event.id))
+            case md.StreamRenamed(id) if id in metadata.streams:
+                places |= {(id, topic) for topic in metadata.streams[id].topics}
     streams = metadata.streams
-    return [streams[s].topics[t] for s, t in sorted(places) if s in streams and t in streams[s].topics]
+    return [(streams[s], streams[s].topics[t]) for s, t in sorted(places) if s in streams and t in streams[s].topics]

@@ -137,7 +137,7 @@ cdef class AppendLog(Target):
         try:
             return self.admit(batch, batch.data, batch.size, count, waiter, ticket)
         except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
-            self.fence(StorageError(f"an append failed inside the server: {error!r}"))
+            self.fence_after_bug("an append", error)
             raise
 
     cdef int admit(
@@ -208,6 +208,11 @@ cdef class AppendLog(Target):
         self.tail = Tail(self._total)
 
     # What waits, and for what
+
+    @property
+    def unanswered(self):
+        """Appends whose caller has been told nothing yet."""
+        return self._waiting.length() + self._acks.length()
 
     @property
     def has_waiting(self):
@@ -333,6 +338,10 @@ cdef class AppendLog(Target):
         """Refuse what has no offset yet."""
         waiting, self._waiting, self.waiting_bytes = self._waiting, AppendQueue(), 0
         refuse_all(waiting, error)
+
+    def fence_after_bug(self, what, error):
+        """What failed, and how: nobody knows what is half changed."""
+        self.fence(StorageError(f"{what} failed inside the server: {error!r}"))
 
     def fence(self, error):
         """Take no more appends: what was acknowledged may be half changed."""

@@ -125,6 +125,11 @@ class AppendLog:
     # What waits, and for what
 
     @property
+    def unanswered(self) -> int:
+        """Appends whose caller has been told nothing yet."""
+        return len(self._waiting) + len(self._acks)
+
+    @property
     def has_waiting(self) -> bool:
         return bool(self._waiting)
 
@@ -218,6 +223,10 @@ class AppendLog:
         waiting, self._waiting, self.waiting_bytes = self._waiting, deque(), 0
         for one in waiting:
             one.done(error)
+
+    def fence_after_bug(self, what: str, error: Exception) -> None:
+        """What failed, and how: nobody knows what is half changed."""
+        self.fence(StorageError(f"{what} failed inside the server: {error!r}"))
 
     def fence(self, error: StorageError) -> None:
         self.fenced = error

@@ -18,8 +18,11 @@ from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.shard_log import ShardLog
 
 
-async def replace_journal(logs: ShardLog) -> None:
-    """Raises StorageError while the device still refuses. After success the process ends: a start finds all synced."""
+async def replace_journal(logs: ShardLog, *, keep: str | None = None) -> None:
+    """Raises StorageError while the device still refuses. After success the process ends: a start finds all synced.
+
+    keep: where the former journal goes, in a directory that is there; None: it is removed.
+    """
     disk, settings = logs.resources.disk, logs.resources.settings
     # The ring first: writing it whole is the proof that the device takes writes and syncs again.
     journal_id = await build_journal(disk, logs.directory, settings)
@@ -29,7 +32,7 @@ async def replace_journal(logs: ShardLog) -> None:
     terms = {one.uid: one.identity.term for one in logs.partitions}
     raw = snapshot.encode_snapshot(logs.offsets.of_partitions(set(terms)), terms, journal_id, 0)
     await snapshot.write_snapshot(disk, logs.resources.faults, logs.directory, raw)
-    await _swap(logs)
+    await _swap(logs, keep)
 
 
 async def _make_durable(partition: PartitionLog) -> None:
@@ -42,7 +45,7 @@ async def _make_durable(partition: PartitionLog) -> None:
     await partition.flush()
 
 
-async def _swap(logs: ShardLog) -> None:
+async def _swap(logs: ShardLog, keep: str | None) -> None:
     disk = logs.resources.disk
     former, target = os.path.join(logs.directory, "journal.broken"), os.path.join(logs.directory, "journal")
     await _remove(logs, former)  # left by a crash
@@ -50,7 +53,12 @@ async def _swap(logs: ShardLog) -> None:
     await disk.sync_directory(logs.directory)
     await disk.rename(os.path.join(logs.directory, "journal.new"), target)
     await disk.sync_directory(logs.directory)
-    await _remove(logs, former)
+    if keep is None:
+        await _remove(logs, former)
+        return
+    await disk.rename(former, keep)
+    await disk.sync_directory(os.path.dirname(keep))
+    await disk.sync_directory(logs.directory)
 
 
 async def _remove(logs: ShardLog, directory: str) -> None:

@@ -29,6 +29,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from shardserver.errors import CorruptionError
 from shardserver.memory.aligned import aligned_buffer
@@ -175,6 +176,21 @@ class JournalRecovery:
             path = file.journal_file.path
             raise CorruptionError(path, found.end, f"writes of sequence {file.sequence} up to position {file.end}")
         return found
+
+
+class RingOpener(Protocol):
+    """As open_journal."""
+
+    async def __call__(
+        self,
+        disk: Disk,
+        directory: str,
+        settings: LogSettings,
+        faults: SyncFaults,
+        on_progress: Progress = ...,
+        *,
+        read_only: bool = ...,
+    ) -> JournalRecovery: ...
 
 
 async def open_journal(

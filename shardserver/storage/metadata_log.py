@@ -56,15 +56,23 @@ class MetadataLog:
         self._record_bytes = 0
         self._failed: StorageError | None = None
         self._replayed: list[int] = []  # positions of the records
+        self._found: tuple[bytes | None, list[bytes]] = None, []
+        self.has_damage = False
 
     @property
     def record_bytes(self) -> int:
         return self._record_bytes
 
-    async def replay(self, *, read_only: bool = False) -> tuple[bytes | None, list[bytes]]:
+    @property
+    def path(self) -> str:
+        """Of the present generation's file; empty before replay, and where there is none."""
+        return self._path(self._generation) if self._generation else ""
+
+    async def replay(self, *, read_only: bool = False, up_to_damage: bool = False) -> tuple[bytes | None, list[bytes]]:
         """The snapshot (None in a new log) and the records after it, all durable.
 
         read_only: write nothing, and take nothing until the next start.
+        up_to_damage: give what stands before it instead of refusing; `has_damage` tells then. With read_only.
 
         Raises:
             CorruptionError: an entry is damaged and is not the torn tail.
@@ -88,8 +96,14 @@ class MetadataLog:
             await self._disk.unlink(self._path(generation))
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
-        # Whole blocks: a file that somebody cut in the padding of its last entry still holds it.
-        return await self._take_entries(path, buffer[: align_up(got, BLOCK_BYTES)])
+        try:
+            # Whole blocks: a file that somebody cut in the padding of its last entry still holds it.
+            return await self._take_entries(path, buffer[: align_up(got, BLOCK_BYTES)])
+        except CorruptionError:
+            if not up_to_damage:
+                raise
+            self.has_damage = True
+            return self._found
 
     async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
         snapshot: bytes | None = None
@@ -104,6 +118,7 @@ class MetadataLog:
                 raise CorruptionError(path, position, f"revision {self._revision + 1}")
             if kind == KIND_SNAPSHOT:
                 snapshot = payload or None
+                self._found = snapshot, records
             else:
                 records.append(payload)
                 self._replayed.append(position)
@@ -178,6 +193,12 @@ class MetadataLog:
         if former is not None:
             await self._disk.close(former)
             await self._disk.unlink(self._path(self._generation - 1))
+
+    async def begin_anew(self, payload: bytes) -> None:
+        """A generation above all that are there, with this state; the log was not replayed. Raises StorageError."""
+        names = await self._disk.list_directory(self._directory)
+        generations = [int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit()]
+        await self._begin_generation(max(generations, default=0) + 1, payload)
 
     async def _begin_generation(self, generation: int, payload: bytes) -> None:
         building = os.path.join(self._directory, "building")

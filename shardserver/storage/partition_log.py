@@ -25,8 +25,10 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
+from shardserver.storage.event_rate import EventRate
 from shardserver.storage.flush import FlushWrite, flush_group
 from shardserver.storage.gather import build_run
+from shardserver.storage.identity_file import read_identity, write_identity
 from shardserver.storage.index import index_path, write_index
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
 MAX_COUNT = 1 << 62
+FENCED = EventRate()  # of this process, which is one shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,16 @@ class PartitionLog(PartitionState):
             self.tail.bytes,
             self.waiting_bytes,
         )
+
+    def fence_after_bug(self, what: str, error: Exception) -> None:
+        """Once a partition; many at a time are one event, with how many were left out before it."""
+        refused_bytes = self.waiting_bytes
+        super().fence_after_bug(what, error)
+        left_out = FENCED.take()
+        if left_out is not None:
+            fields = {"partition": self.uid, "what": what, "high_watermark": self.high_watermark}
+            fields |= {"next_offset": self.next_offset, "refused_bytes": refused_bytes, "left_out": left_out}
+            log.error("partition_fenced", exc_info=error, extra={"fields": fields})
 
     # Runs
 
@@ -253,6 +266,7 @@ class PartitionLog(PartitionState):
             await self._disk.make_directory(self.directory)
             await self._disk.sync_directory(os.path.dirname(self.directory))
             self.directory_exists = True
+            await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
             self.segments.pop()
@@ -288,6 +302,19 @@ class PartitionLog(PartitionState):
             return 0
         oldest = self.tail.at(self.flushed_end)
         return oldest.sequence if oldest is not None else 0
+
+    # Identity
+
+    @property
+    def keeps_identity(self) -> bool:
+        """It has a directory, and is not on its way to another shard."""
+        return self.directory_exists and self.refusal is None and not self.is_closed
+
+    async def keep_identity(self) -> None:
+        """Have the identity file say what the metadata says. Raises StorageError."""
+        payload = self.identity.label()
+        if payload and payload != await read_identity(self._disk, self.directory, self.uid):
+            await write_identity(self._disk, self.resources.faults, self.directory, self.uid, payload)
 
     # Indexes
 
@@ -406,7 +433,7 @@ class PartitionLog(PartitionState):
         known = {segment.path for segment in self.segments}
         for name in await self._disk.list_directory(self.directory):
             path = os.path.join(self.directory, name)
-            if name.endswith(".log") and path not in known:
+            if seg.SEGMENT_NAME.fullmatch(name) and path not in known:
                 await self._disk.unlink(path)
         await self._disk.sync_directory(self.directory)
         if self.segments:

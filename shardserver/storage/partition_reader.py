@@ -11,7 +11,7 @@ from shardserver.storage import segment as seg
 from shardserver.storage.index import SparseIndex, read_index
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.read_builder import ReadBuilder, ReadResult
-from shardserver.storage.segment_reader import Damage, SegmentWalk
+from shardserver.storage.segment_reader import Damage, SegmentWalk, is_hole
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +154,9 @@ class PartitionReader:
     def _meet_damage(self, segment: seg.Segment, damage: Damage, builder: ReadBuilder) -> None:
         if damage.next_offset <= builder.next_offset:
             return  # it lies before what is asked for
+        if is_hole(segment, damage, self._following(segment)):
+            builder.skip_to(damage.next_offset, self._state.high_watermark)
+            return
         if damage.offset not in self._reported:  # a client may ask for it a thousand times a second
             self._reported.add(damage.offset)
             fields = {"path": segment.path, "position": damage.position, "offset": damage.offset}
@@ -162,6 +165,11 @@ class PartitionReader:
             raise CorruptionError(segment.path, damage.position, f"the batch with offset {damage.offset}")
         self.skipped_messages += damage.next_offset - builder.next_offset
         builder.skip_to(damage.next_offset, self._state.high_watermark)
+
+    def _following(self, segment: seg.Segment) -> seg.Segment | None:
+        segments = self._state.segments
+        place = segments.index(segment) + 1 if segment in segments else len(segments)
+        return segments[place] if place < len(segments) else None
 
     async def offset_at(self, timestamp: int) -> int:
         """The base offset of the first batch whose timestamp is not below `timestamp`; the high watermark if none.
@@ -188,9 +196,8 @@ class PartitionReader:
 
     def _last_timestamp(self, segment: seg.Segment) -> int | None:
         """Of a sealed segment; None: it is the last one, or was deleted meanwhile."""
-        segments = self._state.segments
-        place = segments.index(segment) + 1 if segment in segments else len(segments)
-        return segments[place].previous_timestamp if place < len(segments) else None
+        following = self._following(segment)
+        return None if following is None else following.previous_timestamp
 
     async def _offset_in(self, segment: seg.Segment, timestamp: int) -> int | None:
         await self._load_index(segment)

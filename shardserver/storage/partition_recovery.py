@@ -35,7 +35,7 @@ class PartitionRecovery:
         return await self._scan_active() if log.segments else 0
 
     async def _open_segments(self) -> list[str]:
-        names = [name for name in await self._names() if name.endswith(".log")]
+        names = [name for name in await self._names() if seg.SEGMENT_NAME.fullmatch(name)]
         for name in names:
             await self._open_segment(int(name[:-4]), is_last=name == names[-1])
         return names
@@ -64,16 +64,16 @@ class PartitionRecovery:
             await self._disk.close(file)
             await self._drop_unborn(path, base_offset, is_last=is_last and file_bytes <= fmt.BLOCK_BYTES)
             return
-        log.last_timestamp = max(log.last_timestamp, header[2])
+        log.last_timestamp = max(log.last_timestamp, header.last_timestamp)
         end = align_up(max(file_bytes, fmt.BLOCK_BYTES), fmt.BLOCK_BYTES)
-        segment = seg.Segment(path, base_offset, header[2], end=end)
+        segment = seg.Segment(path, base_offset, header.last_timestamp, end=end, follows_hole=header.follows_hole)
         segment.file, segment.indexed, segment.index_saved_end = file, False, end
         if not is_last:
             await self._disk.close(file)
             segment.file = None
         log.segments.append(segment)
 
-    async def _read_header(self, file: File) -> tuple[int, tuple[int, int, int] | None]:
+    async def _read_header(self, file: File) -> tuple[int, seg.SegmentHeader | None]:
         block = aligned_buffer(fmt.BLOCK_BYTES)
         file_bytes = await self._disk.file_bytes(file)
         await self._disk.read(file, 0, block)

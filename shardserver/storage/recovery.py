@@ -15,7 +15,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import create_journal
-from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, open_journal
+from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, RingOpener, open_journal
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.partition_recovery import recover_partition
 from shardserver.storage.reserve import Reserve
@@ -52,6 +52,7 @@ class RecoveryInput:
     memory: the shard's arena; without one the logs make one of their own.
     read_only: write nothing, not even what would make the recovered bytes durable; the logs take no appends then.
     answers_are_known: False after a death that others have survived: they may ask again for what it did not answer.
+    open_ring: a repair gives one that passes over damage.
     """
 
     shard: int
@@ -64,6 +65,7 @@ class RecoveryInput:
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
     memory: Arena | None = None
     answers_are_known: bool = True
+    open_ring: RingOpener = open_journal
 
 
 async def recover_shard(
@@ -92,7 +94,7 @@ async def recover_shard(
         await _make_directories(disk, data_directory, logs)
         if "journal" not in await disk.list_directory(logs.directory):
             await create_journal(disk, logs.directory, settings)
-    ring = await open_journal(
+    ring = await metadata.open_ring(
         disk,
         directory,
         settings,
@@ -244,7 +246,8 @@ def _replay_batches(logs: ShardLog, one: RecoveredFile, metadata: RecoveryInput,
 
 
 def _set_aside(partition: PartitionLog, error: StorageError) -> None:
-    log.error("partition_set_aside", extra={"fields": {"partition": partition.uid, "error": str(error)}})
+    fields = {"partition": partition.uid, "next_offset": partition.next_offset, "error": str(error)}
+    log.error("partition_set_aside", extra={"fields": fields})
     partition.set_aside = error
     partition.fence(error)
 

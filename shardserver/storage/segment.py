@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import xxhash
 
@@ -19,7 +21,10 @@ from shardserver.storage.synced_write import SyncFaults, write_synced
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
 FORMAT_VERSION = 1
-_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, zero, partition uid, base offset, last timestamp, checksum
+_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, flags, partition uid, base offset, last timestamp, checksum
+FLAG_FOLLOWS_HOLE = 1
+# Whatever else ends in .log is somebody else's and stays.
+SEGMENT_NAME = re.compile(r"\d{20}\.log")
 BATCH_HEADER_BYTES = 256
 # The largest frame is 64 MiB, so is the largest batch.
 MAX_BATCH_BYTES = 64 << 20
@@ -31,7 +36,7 @@ class Segment:
     """`end` is the synced end, block aligned; runs begin there.
 
     indexed: the index covers the whole segment. index_is_stored: it came from a file, so damage may be the index's own.
-    closed: its file may not be opened any more.
+    closed: its file may not be opened any more. follows_hole: the offsets before it were taken out by a repair.
     """
 
     path: str
@@ -44,6 +49,7 @@ class Segment:
     index_is_stored: bool = False
     index_saved_end: int = BLOCK_BYTES
     closed: bool = False
+    follows_hole: bool = False
 
     @property
     def data_bytes(self) -> int:
@@ -54,24 +60,42 @@ def segment_path(directory: str, base_offset: int) -> str:
     return os.path.join(directory, f"{base_offset:020d}.log")
 
 
-def encode_header(uid: int, base_offset: int, last_timestamp: int) -> bytes:
-    raw = _HEADER.pack(MAGIC, FORMAT_VERSION, 0, uid, base_offset, last_timestamp, 0)
+class SegmentHeader(NamedTuple):
+    """last_timestamp: of the last message before this segment, in microseconds."""
+
+    uid: int
+    base_offset: int
+    last_timestamp: int
+    follows_hole: bool = False
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """The first 4 KiB of a segment."""
+    flags = FLAG_FOLLOWS_HOLE if header.follows_hole else 0
+    raw = _HEADER.pack(MAGIC, FORMAT_VERSION, flags, header.uid, header.base_offset, header.last_timestamp, 0)
     return raw[:-8] + xxhash.xxh3_64_intdigest(raw).to_bytes(8, "little") + bytes(BLOCK_BYTES - _HEADER.size)
 
 
-def decode_header(raw: memoryview) -> tuple[int, int, int] | None:
-    """(partition uid, base offset, last timestamp), or None when the header is not valid."""
+def decode_header(raw: memoryview) -> SegmentHeader | None:
+    """None when the header is not valid."""
     if len(raw) < _HEADER.size:
         return None
-    magic, version, _, uid, base, last, checksum = _HEADER.unpack_from(raw)
+    magic, version, flags, uid, base, last, checksum = _HEADER.unpack_from(raw)
     zeroed = bytes(raw[: _HEADER.size - 8]) + bytes(8)
     if magic != MAGIC or version != FORMAT_VERSION or checksum != xxhash.xxh3_64_intdigest(zeroed):
         return None
-    return uid, base, last
+    return SegmentHeader(uid, base, last, bool(flags & FLAG_FOLLOWS_HOLE))
 
 
 async def create_segment(
-    disk: Disk, faults: SyncFaults, directory: str, uid: int, base_offset: int, last_timestamp: int
+    disk: Disk,
+    faults: SyncFaults,
+    directory: str,
+    uid: int,
+    base_offset: int,
+    last_timestamp: int,
+    *,
+    follows_hole: bool = False,
 ) -> Segment:
     """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
     path = segment_path(directory, base_offset)
@@ -79,10 +103,10 @@ async def create_segment(
     await disk.unlink(path)
     file = await disk.open(path, create=True)
     block = aligned_buffer(BLOCK_BYTES)
-    block[:] = encode_header(uid, base_offset, last_timestamp)
+    block[:] = encode_header(SegmentHeader(uid, base_offset, last_timestamp, follows_hole))
     await write_synced(disk, faults, file, 0, [block])
     await disk.sync_directory(directory)
-    return Segment(path, base_offset, last_timestamp, file=file)
+    return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
 
 
 def next_batch_position(view: memoryview, position: int, expected_offset: int, *, base: int) -> int | None:

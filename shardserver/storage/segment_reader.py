@@ -30,6 +30,13 @@ class Damage:
     next_offset: int
 
 
+def is_hole(segment: seg.Segment, found: Damage, following: seg.Segment | None) -> bool:
+    """All of the segment is good, and its successor says that a repair has taken out what came between."""
+    if following is None or not following.follows_hole or found.next_offset != following.base_offset:
+        return False
+    return align_up(found.position, BLOCK_BYTES) >= segment.end
+
+
 class SegmentFiles:
     """Descriptors of a shard's segments. Sealed ones are closed again, least recently used first."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 MIB = 1 << 20
@@ -62,6 +63,7 @@ class PartitionIdentity:
     uid: never used again. term: raised by a move. partition_id: the number that clients see.
     max_bytes: retention limit of this partition's sealed segments; None keeps everything.
     save_messages, save_bytes: under `memory`, write once so much has gathered; 0: within a second.
+    label: what its identity file is to say of it now (docs/formats/identity.md); empty: it gets none.
     """
 
     uid: int
@@ -73,3 +75,4 @@ class PartitionIdentity:
     max_bytes: int | None = None
     save_messages: int = 0
     save_bytes: int = 0
+    label: Callable[[], bytes] = field(default=bytes, compare=False)

@@ -193,8 +193,7 @@ class ShardLog(ShardTurn):
         try:
             await partition.direct(most_bytes)
         except Exception as error:  # a bug: this partition may be half changed, the others are not
-            log.exception("partition_fenced", extra={"fields": {"partition": partition.uid}})
-            partition.fence(StorageError(f"a run failed inside the server: {error!r}"))
+            partition.fence_after_bug("a run", error)
         self._bulk_bytes -= size
         self._note_run(partition)
         self._evict_after_runs()

@@ -7,6 +7,8 @@ cdef class SyncFaults:
     cdef public uint64_t own
     cdef public object others
     cdef public object on_fault
+    cdef public object on_slow
+    cdef public double slow_s
 
     cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF
 
@@ -20,6 +22,7 @@ cdef class SyncedWrite:
     cdef object _on_written
     cdef object _on_end
     cdef uint64_t _before
+    cdef double _began_s
 
     cdef int start(self) except -1
 

@@ -3,12 +3,21 @@ from collections.abc import Callable, Sequence
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk, File, GroupWrite
 
+SLOW_S: float
+
 class SyncFaults:
     own: int
     others: Callable[[], int] | None
     on_fault: Callable[[int], None] | None
+    on_slow: Callable[[str, float], None] | None
+    slow_s: float
     def __init__(
-        self, own: int = 0, others: Callable[[], int] | None = None, on_fault: Callable[[int], None] | None = None
+        self,
+        own: int = 0,
+        others: Callable[[], int] | None = None,
+        on_fault: Callable[[int], None] | None = None,
+        on_slow: Callable[[str, float], None] | None = None,
+        slow_s: float = SLOW_S,
     ) -> None: ...
     @property
     def number(self) -> int: ...

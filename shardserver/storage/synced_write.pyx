@@ -10,13 +10,27 @@ No twin: a counter and a comparison, which the fault suites of storage test.
 import asyncio
 
 from libc.stdint cimport uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+# Seconds. A device that flushes its cache takes some milliseconds at worst; from here on clients notice.
+SLOW_S = 0.1
+
+
+cdef double _now_s() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef class SyncFaults:
-    """How many synced writes have failed, in any file. others(): those of other shards; on_fault(own) is told of ours."""
+    """How many synced writes have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
 
-    def __init__(self, own=0, others=None, on_fault=None):
+    on_slow(path, seconds) is told of each that took slow_s or longer.
+    """
+
+    def __init__(self, own=0, others=None, on_fault=None, on_slow=None, slow_s=SLOW_S):
         self.own, self.others, self.on_fault = own, others, on_fault
+        self.on_slow, self.slow_s = on_slow, slow_s
 
     @property
     def number(self):
@@ -36,11 +50,14 @@ cdef class SyncedWrite:
     """One of them, under way."""
 
     cdef int start(self) except -1:
-        self._before = self._faults.count()
+        self._before, self._began_s = self._faults.count(), _now_s()
         self._disk.start_synced_write(self._file, self._position, self._buffers, self._on_written, self.ended)
         return 0
 
     def ended(self, error):
+        cdef double seconds = _now_s() - self._began_s
+        if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
+            self._faults.on_slow(self._file.path, seconds)
         if error is not None:
             self._faults.note()
         elif self._faults.count() != self._before:
@@ -72,6 +89,7 @@ async def write_synced(disk, SyncFaults faults, file, position, buffers, on_writ
             outcome.set_exception(error)
 
     start_write(disk, faults, file, position, buffers, on_written, ended)
+    ended = None  # else it and the scope that it lives in keep each other, and the buffers
     await outcome
 
 

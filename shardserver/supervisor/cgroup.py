@@ -25,6 +25,17 @@ class Cgroup:
         found = [_read(level / name) for level in self._levels("memory") for name in names]
         return min((int(words[0]) for words in found if words and words[0].isdigit()), default=None)
 
+    def throttled_us(self) -> int:
+        """Microseconds that the group's threads have been held back by its CPU quota so far; 0 where none is told."""
+        for level in self._levels("cpu"):
+            words = _read(level / "cpu.stat")
+            figures = dict(zip(words[::2], words[1::2], strict=False))
+            if "throttled_usec" in figures:
+                return int(figures["throttled_usec"])
+            if "throttled_time" in figures:  # version 1, nanoseconds
+                return int(figures["throttled_time"]) // 1000
+        return 0
+
     @staticmethod
     def _quota(level: Path) -> float | None:
         words = _read(level / "cpu.max") or _read(level / "cpu.cfs_quota_us") + _read(level / "cpu.cfs_period_us")

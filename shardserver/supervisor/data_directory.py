@@ -58,13 +58,34 @@ class DataDirectory:
         try:
             made = _make_directories(self.run)
             self._take_lock()
-            self._remove("ready.json", "ready.json.new", "control.sock")
+            self._remove("ready.json", "ready.json.new", "state.json", "state.json.new", "control.sock")
             self._check_format(made)
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
+    def open_unchanged(self) -> None:
+        """Lock a stopped server's directory, and change nothing in it. Raises ConfigError as open does."""
+        if not os.path.exists(os.path.join(self.path, "format")):
+            raise ConfigError(f"{self.path} holds no data")
+        try:
+            self._lock_file(os.O_RDONLY)
+            self._check_format(made=[])
+        except OSError as error:
+            raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
+
+    def close_unchanged(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _take_lock(self) -> None:
-        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_file(os.O_RDWR | os.O_CREAT)
+        # For the sentence of others only, so a full disk may refuse it; in place, so that it needs no new block.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
+
+    def _lock_file(self, flags: int) -> None:
+        self._lock = os.open(os.path.join(self.path, "lock"), flags | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -72,9 +93,6 @@ class DataDirectory:
             raise ConfigError(
                 f"the data directory {self.path} is in use by the server with process id {holder}"
             ) from None
-        # For the sentence above only, so a full disk may refuse it; in place, so that it needs no new block.
-        with contextlib.suppress(OSError):
-            os.pwrite(self._lock, f"{os.getpid():<15}\n".encode(), 0)
 
     def _check_format(self, made: list[str]) -> None:
         path = os.path.join(self.path, "format")
@@ -112,7 +130,15 @@ class DataDirectory:
                     os.unlink(os.path.join(self.path, "reserve"))
 
     def _write_ready(self, content: dict[str, Any]) -> None:
-        path = os.path.join(self.run, "ready.json")
+        self._write("ready.json", content)
+
+    def write_state(self, content: dict[str, Any]) -> None:
+        """As write_ready; on a full disk the former one stays, as `status` asks the server itself."""
+        with contextlib.suppress(OSError):
+            self._write("state.json", content)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        path = os.path.join(self.run, name)
         with open(path + ".new", "w") as file:
             json.dump(content, file)
         os.rename(path + ".new", path)
@@ -127,6 +153,6 @@ class DataDirectory:
 
     def close(self) -> None:
         if self._lock >= 0:
-            self._remove("ready.json", "control.sock")
+            self._remove("ready.json", "state.json", "control.sock")
             os.close(self._lock)
             self._lock = -1

@@ -10,10 +10,15 @@ import msgspec
 
 
 class Recovering(msgspec.Struct, frozen=True, tag=True):
-    """The shard's loop runs: it reads its logs and does not serve yet. May come again, with how far it is."""
+    """The shard's loop runs: it reads its logs and does not serve yet. May come again, with how far it is.
+
+    seconds_left: an estimate; None: there is none yet.
+    """
 
     partitions_done: int = 0
     partitions: int = 0
+    read_bytes: int = 0
+    seconds_left: float | None = None
 
 
 class Recovered(msgspec.Struct, frozen=True, tag=True):

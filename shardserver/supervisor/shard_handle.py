@@ -71,6 +71,7 @@ class ShardHandle:
         self._plan, self._listener = plan, listener
         self.state = "down"
         self.recovered: Recovered | None = None
+        self.progress: Recovering | None = None  # while it recovers
         self.restarts = -1
         self.start_at = 0.0
         self.exit_code: int | None = None
@@ -155,6 +156,7 @@ class ShardHandle:
         if self.endpoint is not None:
             self.endpoint.close()
         self.process, self.link, self.endpoint, self.state, self.recovered = None, None, None, "down", None
+        self.progress = None
         self._queries.end_all("the shard died")
         now = time.monotonic()
         self.restart_in_s = self._backoff.after(now - self._ready_at if self._ready_at is not None else 0.0)
@@ -187,9 +189,9 @@ class ShardHandle:
         if isinstance(message, Answer):
             self._queries.answer(message.number, message.content)
         elif isinstance(message, Recovering):
-            self.state = "recovering"
+            self.state, self.progress = "recovering", message
         elif isinstance(message, Recovered):
-            self.state, self.recovered, self.core = "recovered", message, message.core
+            self.state, self.recovered, self.core, self.progress = "recovered", message, message.core, None
         elif self.recovered is None:
             raise ProtocolError("ready before it has recovered")
         else:

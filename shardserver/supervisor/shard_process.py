@@ -170,8 +170,8 @@ class ShardLink:
 
     # Sent
 
-    def send_progress(self, partitions_done: int, partitions: int) -> None:
-        self._send(Recovering(partitions_done, partitions))
+    def send_progress(self, progress: Recovering) -> None:
+        self._send(progress)
 
     def send_recovered(self, disk_engine: str, *, degraded: bool) -> None:
         """Answers peers from now on; on_serve follows when all shards have come so far."""

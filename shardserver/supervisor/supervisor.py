@@ -18,12 +18,14 @@ from shardserver.supervisor.data_directory import DataDirectory
 from shardserver.supervisor.mesh import Mesh
 from shardserver.supervisor.messages import OF_SHARD_0, Request
 from shardserver.supervisor.queries import Reply
+from shardserver.supervisor.server_state import is_degraded, recovery_of, shown_state, state_of
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_handle import ShardHandle, ShardPlan
 from shardserver.supervisor.shard_process import ShardArguments, run_shard_process
 from shardserver.supervisor.sockets import listen, shown_address
 from shardserver.supervisor.stall_watch import Silence, StallWatch
 from shardserver.supervisor.stop_signals import StopSignals, reap_orphans
+from shardserver.supervisor.storage_probe import log_storage
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Supervisor:
         """target: the entry of a shard's process."""
         self._config, self._data, self._choice, self._signals = config, data, choice, signals
         check_disk(config.server.disk_engine, data.path)
+        log_storage(data.path, data.run)
         accepting = sorted(choose_accepting(config.net.accept_shards, len(choice.cores)))
         self._listeners = dict(
             zip(accepting, listen(config.server.host, config.server.port, len(accepting)), strict=True)
@@ -66,6 +69,7 @@ class Supervisor:
         self._mesh = Mesh(config.router.ring_slots)
         self._is_open = False  # all have recovered: connections are accepted, also by a shard that comes back later
         self._has_been_ready = False
+        self._published_state: dict[str, Any] = {}
         self._watched: dict[ShardHandle, int] = {}  # for what its link is
         self._stall_watch = StallWatch(
             config.server.stall_limit_s, config.server.recovery_stall_limit_s, time.monotonic()
@@ -102,6 +106,7 @@ class Supervisor:
             self._exit_code = 1
             return False
         self._watch_links()
+        self._publish_state()
         for key, _ in self._selector.select(self._timeout(now)):
             if self._selector.get_map().get(key.fd) is key:  # not ended by an earlier one of this round
                 key.data()
@@ -284,11 +289,7 @@ class Supervisor:
 
     @property
     def state(self) -> str:
-        """stopping, or that of the shard that is least far; recovering until all serve."""
-        if self._stop_deadline is not None:
-            return "stopping"
-        shown = {"ready": 2, "recovered": 1, "recovering": 1}
-        return ("starting", "recovering", "ready")[min(shown.get(shard.state, 0) for shard in self._shards)]
+        return state_of(self._shards, is_stopping=self._stop_deadline is not None)
 
     def _on_request(self, request: Request, reply: Reply) -> None:
         if request.command == "status":
@@ -301,12 +302,21 @@ class Supervisor:
             reply({"error": f"unknown command {request.command!r}"})
 
     def _status(self) -> dict[str, Any]:
-        return {
+        answer = {
             "state": self.state,
-            "degraded": any(shard.recovered is not None and shard.recovered.degraded for shard in self._shards),
+            "degraded": is_degraded(self._shards),
             "tcp": self.address,
             "shards": [shard.status() for shard in self._shards],
         }
+        return answer | ({"recovery": recovery_of(self._shards)} if self.state == "recovering" else {})
+
+    def _publish_state(self) -> None:
+        """For whoever cannot ask. Written when something in it has changed."""
+        content = self._status()
+        content["state"] = shown_state(content["state"], degraded=content.pop("degraded"))
+        if content != self._published_state:
+            self._published_state = content
+            self._data.write_state(content | {"supervisor_pid": os.getpid()})
 
     def _gather(self, request: Request, reply: Reply) -> None:
         """Ask all shards; reply when each has answered or is known not to."""

@@ -110,20 +110,30 @@ def answering(tmp_path: Path) -> Iterator[AnsweringServer]:
 @pytest.mark.parametrize(
     ("state", "degraded", "code", "shown"),
     [
-        ("starting", False, 1, "starting\n"),
-        ("recovering", False, 1, "recovering\n"),
+        ("starting", False, 4, "starting\n"),
+        ("recovering", False, 5, "recovering\n"),
+        ("recovering", True, 5, "recovering\n"),
         ("ready", False, 0, "ready\n"),
-        ("ready", True, 0, "ready (degraded)\n"),
-        ("stopping", False, 1, "stopping\n"),
+        ("ready", True, 3, "degraded\n"),
+        ("stopping", False, 6, "stopping\n"),
     ],
 )
-def test_status_is_0_only_when_ready(
+def test_status_has_an_exit_code_for_each_state(
     answering: AnsweringServer, capsys: pytest.CaptureFixture[str], state: str, degraded: bool, code: int, shown: str
 ) -> None:
     thread = answering.serve_once(json.dumps({"state": state, "degraded": degraded}).encode() + b"\n")
     assert run(capsys, "status", "--data", answering.data) == (code, shown, "")
     thread.join()
     assert json.loads(answering.request) == {"command": "status"}
+
+
+def test_status_says_how_far_a_recovery_is(answering: AnsweringServer, capsys: pytest.CaptureFixture[str]) -> None:
+    recovery = {"partitions_done": 3, "partitions": 8, "read_bytes": 4096, "seconds_left": 12.4}
+    answer = {"state": "recovering", "degraded": False, "recovery": recovery}
+    thread = answering.serve_once(json.dumps(answer).encode() + b"\n")
+    shown = "recovering 3 of 8 partitions, 4096 bytes read, about 12 s left\n"
+    assert run(capsys, "status", "--data", answering.data) == (5, shown, "")
+    thread.join()
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_bug_amid_an_append_fences_its_partition() -> None:
     def append(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    partition = SimpleNamespace(append=append, fence=fenced.append)
+    partition = SimpleNamespace(append=append, fence_after_bug=lambda what, error: fenced.append(error))
     logs = SimpleNamespace(partition=lambda uid: partition, copy_batch=bytearray)
     world.local.logs = logs  # type: ignore[assignment]
     body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()

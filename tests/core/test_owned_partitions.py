@@ -33,9 +33,9 @@ def test_only_topics_that_a_change_touches_are_looked_at(monkeypatch: pytest.Mon
     looked_at: list[tuple[int, str]] = []
     match = owned_partitions.OwnedPartitions._match
 
-    def noted(self, logs, topic, partition) -> None:  # type: ignore[no-untyped-def]
+    def noted(self, logs, stream, topic, partition) -> None:  # type: ignore[no-untyped-def]
         looked_at.append((self._shard, topic.name))
-        match(self, logs, topic, partition)
+        match(self, logs, stream, topic, partition)
 
     async def play() -> None:
         world = await made_world()

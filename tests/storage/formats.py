@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from shardserver.core.partition_label import PartitionLabel, encode_label
 from shardserver.errors import CorruptionError
 from shardserver.protocol.batch import check_stored_batch, stamp_batch
-from shardserver.storage import index, metadata_log, offsets, segment
+from shardserver.storage import identity_file, index, metadata_log, offsets, segment
 from shardserver.storage import journal_format as fmt
 from tests.batches import make_batch, payloads_of
 
@@ -94,11 +97,12 @@ def _decode_segment(raw: memoryview) -> Values | None:
     one = batches[0]
     batch = {"position": one.position, "base_offset": one.base_offset, "message_count": one.message_count}
     batch |= {"timestamp": one.timestamp, "payload": payloads_of(bytes(one.data))[0].decode("latin-1")}
-    return dict(zip(("uid", "base_offset", "last_timestamp"), header, strict=True)) | {"batch": batch}
+    return header._asdict() | {"batch": batch}
 
 
 def _encode_segment(values: Values) -> bytes:
-    header = segment.encode_header(values["uid"], values["base_offset"], values["last_timestamp"])
+    names = ("uid", "base_offset", "last_timestamp", "follows_hole")
+    header = segment.encode_header(segment.SegmentHeader(*(values[name] for name in names)))
     return header + hello().ljust(4096, b"\0")
 
 
@@ -146,13 +150,25 @@ def _encode_metadata(values: Values) -> bytes:
     )
 
 
+def _decode_identity(raw: memoryview) -> Values | None:
+    payload = identity_file.decode_identity(raw, 2)
+    return None if payload is None else {"uid": 2, "payload": msgspec.msgpack.decode(payload)}
+
+
+def _encode_identity(values: Values) -> bytes:
+    label = msgspec.convert(values["payload"], PartitionLabel)
+    return identity_file.encode_identity(values["uid"], encode_label(label)).ljust(4096, b"\0")
+
+
 FORMATS = {
+    "identity": Format(_decode_identity, _encode_identity, (range(152),)),
     "journal-file-header": Format(
         _decode_file_header, lambda values: fmt.encode_file_header(fmt.FileHeader(**values)), (range(40),)
     ),
     "journal-write": Format(_decode_write, _encode_write, (range(4096),)),
     "journal-adoption": Format(_decode_write, _encode_write, (range(4096),)),
     "segment": Format(_decode_segment, _encode_segment, (range(48), range(4096, 4405))),
+    "segment-after-hole": Format(_decode_segment, _encode_segment, (range(48), range(4096, 4405))),
     "index": Format(_decode_index, _encode_index, (range(88),)),
     "offsets": Format(_decode_offsets, _encode_offsets, (range(104),)),
     "metadata-log": Format(_decode_metadata, _encode_metadata, (range(40), range(4096, 4150))),

@@ -175,7 +175,7 @@ def test_the_journal_pages_example_is_a_valid_write() -> None:
     assert [values["header"][name] for name in ("sequence", "position", "length", "oldest_live")] == [1, 4096, 4096, 1]
 
 
-@pytest.mark.parametrize("page", ["index", "offsets", "segment", "metadata-log"])
+@pytest.mark.parametrize("page", ["identity", "index", "offsets", "segment", "metadata-log"])
 def test_the_pages_examples_begin_as_the_vectors(page: str) -> None:
     found = example(f"{page}.md")
     assert len(found) >= 40 and load(page)[1].startswith(found)

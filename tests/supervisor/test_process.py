@@ -109,6 +109,7 @@ def test_a_restarted_shard_is_in_ready_json_and_in_the_status(server: ServerProc
     first = server.wait_ready()
     os.kill(shard_pid(first), signal.SIGKILL)
     again = server.wait_ready(other_than=shard_pid(first))
+    assert json.loads((server.data / "run" / "state.json").read_text())["state"] == "ready"
     assert again == first | {"shards": [first["shards"][0] | {"pid": shard_pid(again)}]}
     status = ask(str(server.data), "status")
     assert (status["state"], status["shards"][0]["restarts"]) == ("ready", 1)
@@ -151,7 +152,11 @@ def test_a_stop_during_recovery_ends_with_exit_code_0(server: ServerProcess) -> 
     wait_until(lambda: state_of(server) == "recovering", "a shard that recovers")
     assert not (server.data / "run" / "ready.json").exists()  # the killed server's is gone
     assert ask(str(server.data), "stats")["shards"] == [{"shard": 0, "state": "recovering"}]
-    assert command("status", "--data", str(server.data))[:2] == (1, "recovering\n")
+    told = json.loads((server.data / "run" / "state.json").read_text())
+    assert told["state"] == "recovering" and told["recovery"].keys() == {
+        "partitions_done", "partitions", "read_bytes", "seconds_left"
+    }  # fmt: skip
+    assert command("status", "--data", str(server.data))[:2] == (5, "recovering 0 of 0 partitions, 0 bytes read\n")
     assert server.stop() == 0
     os.close(held)
 
@@ -168,7 +173,7 @@ def test_a_second_signal_ends_at_once_with_exit_code_1(server: ServerProcess) ->
     os.kill(shard_pid(ready), signal.SIGSTOP)  # it will not answer the first
     server.signal(signal.SIGTERM)
     wait_until(lambda: state_of(server) == "stopping", "a server that stops")
-    assert command("status", "--data", str(server.data))[:2] == (1, "stopping\n")
+    assert command("status", "--data", str(server.data))[:2] == (6, "stopping\n")
     server.signal(signal.SIGINT)
     code, printed = server.wait()
     assert code == 1 and "second_signal" in events(printed)

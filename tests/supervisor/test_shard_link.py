@@ -166,7 +166,7 @@ def test_progress_and_recovery_are_told() -> None:
     async def body() -> None:
         world = World()
         world.link.start()
-        world.link.send_progress(3, 8)
+        world.link.send_progress(Recovering(3, 8))
         world.link.send_recovered("threads", degraded=True)
         told = [await world.receive() for _ in range(3)]
         assert told == [Recovering(), Recovering(3, 8), Recovered("threads", 1, True)]
