@@ -133,6 +133,8 @@ class ShardProcess:
         if self.side is not None:
             await self.side.begin("data", self.shards, self.owned, self.open_logs, self._wait_for_peers)
         self.has_recovered = True
+        live = self.world.live.values()
+        self.world.is_open |= len(live) == self.world.count and all(one.has_recovered for one in live)
         if not self.answers_are_known:
             assert self.world.asked_again_s is not None
             asyncio.get_running_loop().call_later(self.world.asked_again_s, self._settle_answers)
@@ -218,7 +220,7 @@ class World:
         self.count, self._seed, self.reserve_bytes = shards, seed, reserve_bytes
         self.settings, self.arena_bytes, self.process_disk = settings, arena_bytes, process_disk
         self.asked_again_s = asked_again_s
-        self._begun: set[int] = set()
+        self.is_open = False  # all have recovered once, and clients may be there
         self.sync_faults = 0  # of all processes, the dead included
         self.disk = disk if disk is not None else FaultDisk(seed)
         self.locks = Locks()
@@ -245,9 +247,7 @@ class World:
         assert number not in self.live
         process = ShardProcess(self, number, read_only=read_only)
         self._all.append(process)
-        if number in self._begun and self.asked_again_s is not None:
-            process.answers_are_known = False
-        self._begun.add(number)
+        process.answers_are_known = self.asked_again_s is None or not self.is_open
         for other in self.live.values():
             there, back = make_ring_memory(), make_ring_memory()
             asyncio.get_running_loop().call_soon(other.on_peer, process, back, there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import random
@@ -380,6 +381,7 @@ def play(plan: Plan) -> Outcome:
     async def live() -> None:
         life = Life(plan)
         lives.append(life)
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: life.world.note_unexpected(context))
         await life.play()
 
     error: BaseException | None = None

@@ -174,7 +174,7 @@ class World:
 
     def serving(self, number: int) -> ShardProcess | None:
         process = self.server.live.get(number)
-        return process if process is not None and process.has_recovered else None
+        return process if process is not None and process.has_recovered and self.server.is_open else None
 
     def add_task(self, process: ShardProcess, work: Coroutine[Any, Any, None]) -> None:
         """What hangs on the connection to a process, and ends with it."""
@@ -200,6 +200,12 @@ class World:
 
     def note_violation(self, error: BaseException) -> None:
         self.violation = self.violation or error
+
+    def note_unexpected(self, context: dict[str, Any]) -> None:
+        """What nobody catches: an error in a callback, or in a task that nobody waits for."""
+        error = context.get("exception")
+        if error is not None and not isinstance(error, ProcessEnded | StorageError | asyncio.CancelledError):
+            self.note_violation(error)
 
     def raise_violation(self) -> None:
         if self.violation is not None:
