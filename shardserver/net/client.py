@@ -12,6 +12,7 @@ from shardserver.core.sessions import Connection
 from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
 from shardserver.net.plane import PlaneConnection
 from shardserver.net.poll_route import PollRoute
+from shardserver.net.routes import Found
 from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
@@ -86,10 +87,14 @@ class Client:
         return answer
 
     def find_route(self, key: bytes) -> Route | None:
-        return self._listener.routes.find(self.connection, key)
+        return self._with_shared(self._listener.routes.find(self.connection, key))
 
     def find_poll_route(self, key: bytes) -> PollRoute | None:
-        return self._listener.routes.find_poll(self.connection, key)
+        return self._with_shared(self._listener.routes.find_poll(self.connection, key))
+
+    def _with_shared(self, found: Found | None) -> Found | None:
+        self.wire.shared_routes, self.wire.shared_polls = self._listener.routes.shared(self.connection)
+        return found
 
     def note_local(self) -> None:
         self.connection.note_route(self._listener.balance.number)

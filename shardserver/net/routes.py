@@ -1,12 +1,14 @@
 """Routes of sends and polls: from the bytes that name a partition to its log, or of sends to the peer that owns it.
 
-One is found once for a connection and revision of the metadata: name, permission and owner are looked at here, and hold
-until a change is applied. What is not answered by a route goes the long way, through the dispatcher.
+One is found once for a user (a crossing one: for a connection) and revision of the metadata: name, permission and owner
+are looked at here, and hold until a change is applied. What is not answered by a route goes the long way, through the
+dispatcher.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
 from shardserver.core.context import ShardContext
 from shardserver.core.handlers import CONSUMER, choose_fixed_partition, consumer_number, resolve_partition
@@ -23,7 +25,20 @@ from shardserver.protocol.table import TABLE, Command
 Place = tuple[int, int, int]  # ids of stream, topic and partition
 
 SEND_ROW, POLL_ROW = TABLE[Command.SEND_MESSAGES], TABLE[Command.POLL_MESSAGES]
+SHARED_KEYS = 16 * 1024  # of one user's routes, which are found anew when there are more
 ANY_POLL = u8(BY_OFFSET) + u64(0) + u32(1) + flag(False)
+
+
+Found = TypeVar("Found", Route, PollRoute)
+
+
+def share(shared: dict[int, dict[bytes, Found]], connection: Connection, key: bytes, route: Found) -> Found:
+    """Others of the connection's user need not look for it."""
+    known = shared.setdefault(connection.user_id, {})
+    if len(known) >= SHARED_KEYS:
+        known.clear()
+    known[key] = route
+    return route
 
 
 class Routes:
@@ -34,6 +49,8 @@ class Routes:
         self._revision = -1
         self._routes: dict[int, Route] = {}
         self._polls: dict[bytes, PollRoute] = {}
+        self._shared_routes: dict[int, dict[bytes, Route]] = {}
+        self._shared_polls: dict[int, dict[bytes, PollRoute]] = {}
         self._taken: list[tuple[int, int, int]] = []  # by routes of former revisions
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
@@ -59,7 +76,7 @@ class Routes:
         self._begin_revision(metadata.revision)
         if partition.uid not in self._routes:
             self._routes[partition.uid] = Route(log, partition.uid, *place)
-        return self._routes[partition.uid]
+        return share(self._shared_routes, connection, key, self._routes[partition.uid])
 
     def _crossing_route(self, connection: Connection, partition: Partition, place: Place) -> Route | None:
         """Of one connection: what it sends again after a 57 is compared with what was late. The owner counts its load.
@@ -95,12 +112,20 @@ class Routes:
             committed = partial(local.committed, partition.uid, CONSUMER, consumer)
             commit = partial(local.auto_commit, log, CONSUMER, consumer)
             found = self._polls[key] = PollRoute(log, committed, commit, self._context.max_reply_bytes)
-        return found
+        return share(self._shared_polls, connection, key, found)
+
+    def shared(self, connection: Connection) -> tuple[dict[bytes, Route], dict[bytes, PollRoute]]:
+        """What was found for sends and polls of this connection's user, by key. To be read only."""
+        if not connection.is_bound or self._revision != self._context.metadata.revision:
+            return {}, {}
+        user_id = connection.user_id
+        return self._shared_routes.setdefault(user_id, {}), self._shared_polls.setdefault(user_id, {})
 
     def _begin_revision(self, revision: int) -> None:
         if revision != self._revision:
             self._taken = self.take_loads()
             self._revision, self._routes, self._polls = revision, {}, {}
+            self._shared_routes, self._shared_polls = {}, {}
 
     def take_loads(self) -> list[tuple[int, int, int]]:
         """[(uid, requests, bytes)] taken by routes of this shard's partitions since the last call."""

@@ -96,7 +96,9 @@ cdef class Wire(Waiter):
     cdef uint64_t _next
     cdef uint64_t _tail
     cdef uint64_t _others
-    # Routes of this revision, the last one with its key at hand.
+    # Routes of this revision, the last one with its key at hand. _routes, _poll_routes: of this connection alone.
+    cdef public dict shared_routes
+    cdef public dict shared_polls
     cdef dict _routes
     cdef uint64_t _revision
     cdef Route _last_route

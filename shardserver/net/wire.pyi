@@ -35,6 +35,8 @@ class Wire:
     owner: Owner
     close_reason: str
     crossings_told: int
+    shared_routes: dict[bytes, Route]
+    shared_polls: dict[bytes, PollRoute]
     is_closed: bool
     in_flight_bytes: int
     frames: int

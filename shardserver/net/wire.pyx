@@ -81,6 +81,13 @@ cdef bint split_checksum_is_good(const uint8_t* raw, size_t start, const uint8_t
     return high == 0 and low == XXH3_64bits_digest(&state)
 
 
+cdef int keep_route(dict routes, bytes name, object found) except -1:
+    if len(routes) >= ROUTES_KEPT:
+        routes.clear()
+    routes[name] = found
+    return 0
+
+
 cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
     if raw[OPERATION] == OP_SEND:
         return SEND
@@ -136,6 +143,8 @@ cdef class Wire(Waiter):
     `note_local()`, once in a row of requests by routes of this shard, `note_crossings(shard, count)` after so many
     (`crossings_told`) or fewer by routes of another, before it is asked or told anything else of requests, and
     `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
+    shared_routes, shared_polls: what the two have found before, by key, for whoever may use the same; the owner sets them
+    in there, and they are looked at first. Forgotten with the routes.
     """
 
     def __cinit__(self, WireContext context, owner, size_t max_frame_bytes, size_t in_flight_limit):
@@ -144,7 +153,7 @@ cdef class Wire(Waiter):
         self.close_reason = ""
         self.crossings_told = CROSSINGS_TOLD
         self._output = Output()
-        self._routes, self._poll_routes = {}, {}
+        self.forget_routes()
 
     def __dealloc__(self):
         while self._head != self._tail:
@@ -207,6 +216,7 @@ cdef class Wire(Waiter):
 
     def forget_routes(self):
         self._routes, self._poll_routes = {}, {}
+        self.shared_routes, self.shared_polls = {}, {}
         self._last_route = self._last_poll = None
 
     # Bytes to frames
@@ -477,7 +487,10 @@ cdef class Wire(Waiter):
             return True
         if length > sizeof(self._key):
             return False
-        found = self._routes.get(PyBytes_FromStringAndSize(<const char*>key, length))
+        name = PyBytes_FromStringAndSize(<const char*>key, length)
+        found = self.shared_routes.get(name)
+        if found is None:
+            found = self._routes.get(name)
         if found is not None:
             self.note_route(key, length, found)
         return found is not None
@@ -491,9 +504,8 @@ cdef class Wire(Waiter):
         if name in self._routes:
             return None
         found = self.owner.find_route(name)
-        if len(self._routes) >= ROUTES_KEPT:
-            self._routes.clear()
-        self._routes[name] = found
+        if name not in self.shared_routes:
+            keep_route(self._routes, name, found)
         if found is not None:
             self.note_route(key, length, found)
         return found
@@ -601,12 +613,13 @@ cdef class Wire(Waiter):
         if length > sizeof(self._poll_key):
             return None
         name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self._poll_routes.get(name, False)
+        found = self.shared_polls.get(name, False)
+        if found is False:
+            found = self._poll_routes.get(name, False)
         if found is False:
             found = self.owner.find_poll_route(name)
-            if len(self._poll_routes) >= ROUTES_KEPT:
-                self._poll_routes.clear()
-            self._poll_routes[name] = found
+            if name not in self.shared_polls:
+                keep_route(self._poll_routes, name, found)
         if found is not None:
             memcpy(self._poll_key, key, length)
             self._poll_key_length, self._last_poll = length, found

@@ -64,8 +64,7 @@ async def flush_group(resources: LogResources, partitions: Sequence[PartitionLog
         await busy[0].end_run()
     for one in partitions:
         one.begin_flush()
-    gate = asyncio.Semaphore(BUILD_CONCURRENCY)
-    built = await asyncio.gather(*(_build(one, gate) for one in partitions))
+    built = await _build_all(partitions)
     errors = [one if isinstance(one, StorageError) else None for one in built]
     writes = [(number, one) for number, one in enumerate(built) if isinstance(one, FlushWrite)]
     resources.hooks.before_submit()
@@ -77,6 +76,14 @@ async def flush_group(resources: LogResources, partitions: Sequence[PartitionLog
     for partition, write, error in zip(partitions, built, errors, strict=True):
         await partition.end_flush(write if isinstance(write, FlushWrite) else None, error)
     return errors
+
+
+async def _build_all(partitions: Sequence[PartitionLog]) -> list[FlushWrite | StorageError | None]:
+    """In their order. Only those that need a new segment take a task."""
+    gate = asyncio.Semaphore(BUILD_CONCURRENCY)
+    late = [one for one in partitions if one.needs_segment]
+    made = dict(zip(late, await asyncio.gather(*(_build(one, gate) for one in late)), strict=True))
+    return [made[one] if one in made else one.build_flush_here() for one in partitions]
 
 
 async def _build(partition: PartitionLog, gate: asyncio.Semaphore) -> FlushWrite | StorageError | None:

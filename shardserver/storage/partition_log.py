@@ -154,7 +154,19 @@ class PartitionLog(PartitionState):
         """What is to be written; None: nothing. Raises StorageError: there is no segment to write it into."""
         if self.flushed_end >= self._flush_limit:
             return None
-        return await self._build_write(self._flush_limit, self._settings.flush_run_bytes)
+        await self._segment_for_run(self.flushed_end)
+        return self.build_flush_here()
+
+    def build_flush_here(self) -> FlushWrite | None:
+        """As build_flush, of one that needs no new segment."""
+        if self.flushed_end >= self._flush_limit:
+            return None
+        return self._build_write(self.segments[-1], self._flush_limit, self._settings.flush_run_bytes)
+
+    @property
+    def needs_segment(self) -> bool:
+        """The next run goes into a new one."""
+        return not self.segments or self._roll_due or self.segments[-1].end >= self.identity.segment_bytes
 
     async def end_flush(self, write: FlushWrite | None, error: StorageError | None) -> None:
         """error: why it was not built, or not written or synced."""
@@ -187,9 +199,8 @@ class PartitionLog(PartitionState):
         else:
             self._turn.mark_dirty(self)
 
-    async def _build_write(self, limit: int, most_bytes: int) -> FlushWrite:
+    def _build_write(self, segment: seg.Segment, limit: int, most_bytes: int) -> FlushWrite:
         """Of what is in no segment yet: most_bytes of it, below the offset limit."""
-        segment = await self._segment_for_run(self.flushed_end)
         pool, mark_from = self.resources.staging, segment.index.next_mark(segment.end)
         whole_bytes = self._settings.whole_bytes
         return FlushWrite(
@@ -197,8 +208,8 @@ class PartitionLog(PartitionState):
         )
 
     async def _write_run(self, limit: int, on_written: Callable[[], None]) -> None:
-        write = await self._build_write(limit, MAX_COUNT)
-        segment, error = write.segment, None
+        segment = await self._segment_for_run(self.flushed_end)
+        write, error = self._build_write(segment, limit, MAX_COUNT), None
         self.resources.hooks.before_submit()
         try:
             buffers = write.run.buffers
@@ -236,7 +247,7 @@ class PartitionLog(PartitionState):
 
     async def _segment_for_run(self, base_offset: int) -> seg.Segment:
         active = self.segments[-1] if self.segments else None
-        if active is not None and not self._roll_due and active.end < self.identity.segment_bytes:
+        if active is not None and not self.needs_segment:
             return active
         if not self.directory_exists:
             await self._disk.make_directory(self.directory)

@@ -47,6 +47,8 @@ SMALL_LASTS_S = 0.1
 # So much of the cache goes at a time when the arena is full, or the next append would have to look again.
 LEAST_DROP_BYTES = 1 << 20
 DRAIN_LOOK_S = 1.0
+# So often the loop may look at its sockets after a journal write before the next one begins.
+GATHER_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +393,7 @@ class ShardLog:
             self._small_at = asyncio.get_running_loop().time()
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()
-        self._in_flight = content
+        self._in_flight, self._turn.is_writing = content, True
         on_written = content.batches.note_written if content.batches.shows_written else None
         self.journal.submit(oldest_live, clean=clean, on_written=on_written, on_end=partial(self._end_write, content))
 
@@ -410,9 +412,9 @@ class ShardLog:
             self._fail(error)
 
     def _commit(self, content: WriteContent) -> None:
-        self._in_flight = None
+        self._in_flight, self._turn.is_writing = None, False
+        self._turn.is_scheduled = True
         self._checkpoint_sequence = max(self._checkpoint_sequence, content.checkpoint_sequence)
-        self._take_turn()  # before the answers: the disk goes on while they leave
         content.batches.note_durable()
         for record in content.offsets:
             for done in record.done:
@@ -422,10 +424,20 @@ class ShardLog:
         self._published.set()
         self._progress.set()
         self._turn.evict_to(self._settings.tail_bytes)
-        if not self.journal.in_flight and self._has_work():  # by who was answered
-            self._schedule_turn()
+        self._gather(GATHER_ROUNDS, -1)
         if self.journal.files_in_use > self.journal.files // 2:
             self._start_flush(self._free_files)
+
+    def _gather(self, rounds: int, seen: int) -> None:
+        """Have the next turn once the loop has sent the answers, and its sockets bring nothing new.
+
+        Who was just answered asks again at once, and half as many journal writes cost less than a disk that waits.
+        """
+        loop, wakes = asyncio.get_running_loop(), self._turn.wakes
+        if rounds and wakes != seen:
+            loop.call_soon(self._gather, rounds - 1, wakes if rounds < GATHER_ROUNDS else -1)
+        else:
+            self._take_turn()
 
     def _has_work(self) -> bool:
         if self._lingered or self._checkpoint or self._force_write or self._adoptions:

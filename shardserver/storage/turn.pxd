@@ -25,5 +25,7 @@ cdef class Turn(Wakers):
     cdef object _cached
     cdef public bint is_scheduled
     cdef public bint is_lingering
+    cdef public bint is_writing
+    cdef readonly uint64_t wakes
 
     cdef int evict_from(self, AppendLog log, uint64_t excess) except -1

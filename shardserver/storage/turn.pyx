@@ -59,6 +59,8 @@ cdef class Turn(Wakers):
 
     dirty: logs with something to write, in the order in which they get their turn. tails: bytes in memory.
     is_scheduled, is_lingering: kept by the caller; while one is set, what it stands for is not asked for again.
+    is_writing: kept by the caller; a journal write is in flight, whose end looks for more. wakes: how often a log had
+    something new.
     """
 
     def __init__(self, schedule, linger):
@@ -70,11 +72,12 @@ cdef class Turn(Wakers):
     cdef int wake(self, AppendLog log) except -1:
         if not log.is_served:
             return 0
+        self.wakes += 1
         if not log._is_dirty:
             log._is_dirty = True
             self.dirty[log] = None
         if log.has_due_work():
-            if not self.is_scheduled:
+            if not self.is_scheduled and (not self.is_writing or log.is_bulk()):
                 self._schedule()
         elif not self.is_lingering:
             self._linger()

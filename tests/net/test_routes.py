@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from shardserver.core import metadata as md
 from shardserver.core.load import LoadMeter
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import NotOwnerError
+from shardserver.net import routes
 from shardserver.net.routes import Routes
 from shardserver.protocol.messages import KIND_BALANCED, KIND_KEY, KIND_PARTITION, SendRequest
 from shardserver.protocol.sends import Target
@@ -29,7 +32,7 @@ class World:
         shards = SimpleNamespace(number=1, local=local, remote=remote)
         context: Any = SimpleNamespace(metadata=self.metadata, shards=shards)
         self.routes = Routes(context)
-        sessions = Sessions(1)
+        self.sessions = sessions = Sessions(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         sessions.bind(self.connection, md.ROOT_ID, b"c" * 16)
 
@@ -86,3 +89,25 @@ def test_a_change_of_metadata_makes_new_routes() -> None:
     first = world.routes.find(world.connection, key())
     md.apply(world.metadata, md.StreamCreated(1, "other", 1))
     assert world.routes.find(world.connection, key()) is not first
+
+
+def test_what_was_found_is_shared_by_the_connections_of_one_user_until_metadata_changes() -> None:
+    world = World()
+    here, elsewhere = key(), key(value=b"\0\0\0\0")
+    found = [world.routes.find(world.connection, one) for one in (here, elsewhere)]
+    second, stranger = (world.sessions.connect(f"127.0.0.1:{port}", "127.0.0.1") for port in (2, 3))
+    assert world.routes.shared(second) == ({}, {})  # not logged in
+    for one, user_id in (second, md.ROOT_ID), (stranger, 7):
+        world.sessions.bind(one, user_id, b"c" * 16)
+    assert world.routes.shared(second)[0] == {here: found[0]}  # a crossing one is of its connection alone
+    assert world.routes.shared(stranger) == ({}, {})
+    md.apply(world.metadata, md.StreamCreated(1, "other", 1))
+    assert world.routes.shared(second) == ({}, {})
+
+
+def test_shared_routes_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "SHARED_KEYS", 2)
+    world = World()
+    for value in range(9):
+        world.routes.find(world.connection, key(KIND_KEY, bytes([value])))
+        assert len(world.routes.shared(world.connection)[0]) <= 2
