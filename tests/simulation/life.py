@@ -131,8 +131,7 @@ class Life:
         options = {"segment_size": Typed(KIND_U64, SEGMENT_BYTES)}
         body = CreateTopicRequest(STREAM, partitions, name, options).encode()
         await self.world.change(process, Command.CREATE_TOPIC, body)
-        if name not in self.world.oracle.deleted_topics:
-            self.world.oracle.topics.add(name)
+        self.world.oracle.note_created(name)
 
     async def _create_topic(self) -> None:
         name, partitions = f"topic-{self._chance.getrandbits(48)}", self._chance.choice((1, 2, 4))
@@ -159,7 +158,7 @@ class Life:
         async def ask() -> None:
             dead, request = kills(topic), body(topic)
             if command is Command.DELETE_TOPIC:
-                oracle.topics.discard(topic.name)
+                oracle.note_deletion_tried(topic.name)
             with contextlib.suppress(ShardServerError):
                 await self.world.change(process, command, request)
                 oracle.note_dead(dead)

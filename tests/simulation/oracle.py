@@ -49,6 +49,7 @@ class Oracle:
         self.commits: dict[Key, Commits] = {}
         self.dead: set[int] = set()
         self.topics: set[str] = set()  # by their names, which are used once
+        self.deletions_tried: set[str] = set()
         self.deleted_topics: set[str] = set()
         self.acknowledged = self.polled = self.committed = 0
 
@@ -89,6 +90,15 @@ class Oracle:
     def note_dead(self, uids: Iterable[int]) -> None:
         """Their deletion or purge was acknowledged."""
         self.dead |= set(uids)
+
+    def note_created(self, name: str) -> None:
+        """Answered; whoever saw the topic in a replica before may have asked for its deletion already."""
+        if name not in self.deletions_tried:
+            self.topics.add(name)
+
+    def note_deletion_tried(self, name: str) -> None:
+        self.deletions_tried.add(name)
+        self.topics.discard(name)
 
     # What must be true
 
