@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test fuzz chaos bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test simulate fuzz chaos bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -37,6 +37,9 @@ scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
+
+simulate: setup ## Simulated servers that crash, lose power, move partitions; SECONDS=60, SEED=
+	@$(BIN)/python -m tests.simulation.simulate --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 powercut-test: setup ## Power cuts on an ext4 image, then on a FUSE layer that forgets (root), SECONDS=60 each
 	@$(BIN)/python -m tests.powercut.powercut_test --seconds $(SECONDS)

@@ -22,13 +22,19 @@ def make_batch(payloads: list[bytes]) -> bytearray:
 
 def payloads_of(data: bytes) -> list[bytes]:
     """Payloads of stored batches back to back."""
+    return [payload for _, payload in messages_of(data)]
+
+
+def messages_of(data: bytes) -> list[tuple[int, bytes]]:
+    """Offset and payload of each message of stored batches back to back. One that was cut keeps its base offset."""
     found, position = [], 0
     while position < len(data):
+        base = struct.unpack_from("<Q", data, position + 8)[0]
         end = position + struct.unpack_from("<Q", data, position + 32)[0]
         place = position + 256
         while place < end:
-            headers, length = struct.unpack_from("<II", data, place + 32)
-            found.append(bytes(data[place + 48 : place + 48 + length]))
+            index, headers, length = struct.unpack_from("<I4xII", data, place + 24)
+            found.append((base + index, bytes(data[place + 48 : place + 48 + length])))
             place += 48 + length + headers
         position = end
     return found

@@ -101,12 +101,13 @@ class FaultFile:
 
 @dataclass(eq=False)
 class Operation:
-    """Submitted and not complete. node: the file that a write changes."""
+    """Submitted and not complete. node: the file that a write changes. is_late: a new process has begun since."""
 
     outcome: Future[object]
     work: Callable[[], object]
     what: str
     node: Node | None
+    is_late: bool = False
 
 
 async def write_group_by_parts(disk: Any, writes: Sequence[GroupWrite]) -> list[StorageError | None]:
@@ -176,15 +177,18 @@ class FaultDisk(StartsByFuture):
 
     # What is left after a crash
 
+    def _make_heir(self, seed: int) -> FaultDisk:
+        return FaultDisk(seed, capacity_bytes=self.capacity_bytes)
+
     def after_kill(self, seed: int) -> FaultDisk:
         """The process is gone, the machine is not: all that was written is there, still as unsynced as it was."""
-        heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
+        heir = self._make_heir(seed)
         heir.files, heir.durable_files, heir._ghosts = self.files, self.durable_files, self._ghosts
         heir._renamed = self._renamed
         return heir
 
     def after_power_loss(self, seed: int) -> FaultDisk:
-        heir = FaultDisk(seed, capacity_bytes=self.capacity_bytes)
+        heir = self._make_heir(seed)
         chance = random.Random(seed)
         kept: dict[int, Node] = {}
         files, durable_files = dict(self.files), dict(self.durable_files)

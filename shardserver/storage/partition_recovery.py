@@ -108,7 +108,8 @@ class PartitionRecovery:
         start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, log.last_timestamp, 0)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
-        elif not self._read_only:  # its creator may have died before it synced the name; a hint says that it has
+        elif not self._read_only:  # its creator may have died before it synced header or name; a hint says that it has
+            await seg.rewrite_header(self._disk, active)
             await self._disk.sync_directory(log.directory)
         active.indexed = start.position == fmt.BLOCK_BYTES
         result = await seg.scan_segment(self._disk, active, start, rewrite=not self._read_only)

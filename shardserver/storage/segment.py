@@ -109,6 +109,13 @@ async def create_segment(
     return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
 
 
+async def rewrite_header(disk: Disk, segment: Segment) -> None:
+    """Put the same header there again, synced: after a process crash it may be in the device's cache only."""
+    block = aligned_buffer(BLOCK_BYTES)
+    await disk.read(segment.file, 0, block)
+    await disk.write(segment.file, 0, [block], sync=True)
+
+
 def next_batch_position(view: memoryview, position: int, expected_offset: int, *, base: int) -> int | None:
     """Where the batch with expected_offset begins: at position, or behind zeros at the next block boundary.
 

@@ -73,6 +73,7 @@ class ShardHandle:
         self.recovered: Recovered | None = None
         self.progress: Recovering | None = None  # while it recovers
         self.restarts = -1
+        self._had_clients = False
         self.start_at = 0.0
         self.exit_code: int | None = None
         self.process: BaseProcess | None = None
@@ -94,8 +95,12 @@ class ShardHandle:
 
     # Its process
 
-    def start(self) -> None:
-        """Spawn it, with what is its own on the link. Raises OSError: descriptors, memory or processes ran out."""
+    def start(self, *, had_clients: bool) -> None:
+        """Spawn it, with what is its own on the link. Raises OSError: descriptors, memory or processes ran out.
+
+        had_clients: the server was open before, so that peers may ask again for what the former process left.
+        """
+        self._had_clients = had_clients
         self.state, self.recovered, self.exit_code, self.link_has_ended = "starting", None, None, False
         self._ready_at, self.silence = None, Silence()
         self.restarts += 1
@@ -130,7 +135,7 @@ class ShardHandle:
             plan.root_password_hash,
             self.wanted_core,
             self._read_only,
-            is_restart=self.restarts > 0,
+            is_restart=self._had_clients,
             shards=plan.shards,
             port=plan.port,
             partition_limit=plan.partition_limit,

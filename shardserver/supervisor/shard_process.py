@@ -58,8 +58,8 @@ class ShardArguments:
     """Travels to the spawned process.
 
     listener: None when it accepts no connections. port: of the server's listeners. root_password_hash: for a metadata
-    log that has no user yet. is_restart: other shards may have survived the former process. shards: how many there are.
-    partition_limit: how many partitions the server can carry.
+    log that has no user yet. is_restart: clients were served before, and other shards may have survived the former
+    process. shards: how many there are. partition_limit: how many partitions the server can carry.
     """
 
     shard: int

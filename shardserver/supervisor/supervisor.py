@@ -147,7 +147,7 @@ class Supervisor:
 
     def _start(self, shard: ShardHandle) -> None:
         try:
-            shard.start()
+            shard.start(had_clients=self._is_open)
         except OSError as error:
             fields = {"shard": shard.number, "error": str(error), "restart_in_s": shard.restart_in_s}
             log.error("shard_not_started", extra={"fields": fields})

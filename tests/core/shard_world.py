@@ -39,7 +39,7 @@ from shardserver.router.peers import Peers
 from shardserver.router.ring_python import make_ring, ring_bytes
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.reserve import Reserve, reserve_path
-from shardserver.storage.settings import Durability
+from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
 from tests.batches import make_batch
@@ -62,14 +62,17 @@ class ShardProcess:
 
     def __init__(self, world: World, number: int, *, read_only: bool = False) -> None:
         self.world, self.number, self.read_only = world, number, read_only
-        self.disk = ProcessDisk(world.disk, world.locks, world.next_seed())
+        self.disk = world.process_disk(world.disk, world.locks, world.next_seed())
         self.disk.died = lambda: world.kill(number)
         self.faults = SyncFaults()
+        self.faults.others = lambda: world.sync_faults - self.faults.own
+        self.faults.on_fault = world.note_fault
+        self.answers_are_known = True
         self.reserve = Reserve(self.disk, reserve_path("data", number), world.reserve_bytes)
         self.sessions = Sessions(number)
         self.local = LocalOwner(LoadMeter(asyncio.get_running_loop().time))
         self.service = PeerService(self.local)
-        self.memory = mmap.mmap(-1, ARENA_BYTES)
+        self.memory = mmap.mmap(-1, world.arena_bytes)
         self.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.peers = Peers(Arena(self.memory, BOARD_BYTES), self.doorbell, self.service.serve)
         self.peers.serve_sends(self.local.target_of)
@@ -130,6 +133,14 @@ class ShardProcess:
         if self.side is not None:
             await self.side.begin("data", self.shards, self.owned, self.open_logs, self._wait_for_peers)
         self.has_recovered = True
+        live = self.world.live.values()
+        self.world.is_open |= len(live) == self.world.count and all(one.has_recovered for one in live)
+        if not self.answers_are_known:
+            assert self.world.asked_again_s is not None
+            asyncio.get_running_loop().call_later(self.world.asked_again_s, self._settle_answers)
+
+    def _settle_answers(self) -> None:
+        self.logs.resources.hooks.answers_are_known = True
 
     async def open_logs(self, shard: int) -> ShardLog:
         source = RecoveryInput(
@@ -139,8 +150,9 @@ class ShardProcess:
             faults=self.faults,
             read_only=self.read_only,
             reserve=self.reserve,
+            answers_are_known=self.answers_are_known,
         )
-        return await recover_shard(self.disk, "data", SETTINGS, source, clock_us, self.end)
+        return await recover_shard(self.disk, "data", self.world.settings, source, clock_us, self.end)
 
     async def _wait_for_peers(self) -> None:
         while not all(self.peers.peer(number).is_serving for number in self.shards.remote):
@@ -186,7 +198,10 @@ def root_user() -> md.User:
 
 
 class World:
-    """shards: how many. Give `remains` of a former world to go on where it ended."""
+    """shards: how many. Give the disk of a former world to go on where it ended.
+
+    asked_again_s: how long the next process of a shard expects that its peers ask again; None: it never does.
+    """
 
     def __init__(
         self,
@@ -197,8 +212,16 @@ class World:
         rules: Sequence[Rule] = (),
         strategy: str = "balanced",
         reserve_bytes: int = 0,
+        settings: LogSettings = SETTINGS,
+        arena_bytes: int = ARENA_BYTES,
+        process_disk: type[ProcessDisk] = ProcessDisk,
+        asked_again_s: float | None = None,
     ) -> None:
         self.count, self._seed, self.reserve_bytes = shards, seed, reserve_bytes
+        self.settings, self.arena_bytes, self.process_disk = settings, arena_bytes, process_disk
+        self.asked_again_s = asked_again_s
+        self.is_open = False  # all have recovered once, and clients may be there
+        self.sync_faults = 0  # of all processes, the dead included
         self.disk = disk if disk is not None else FaultDisk(seed)
         self.locks = Locks()
         self.placement = Placement(strategy, rules, shards)
@@ -211,6 +234,9 @@ class World:
         self._seed += 1
         return self._seed
 
+    def note_fault(self, count: int) -> None:
+        self.sync_faults += 1
+
     def __getitem__(self, number: int) -> ShardProcess:
         return self.live[number]
 
@@ -221,6 +247,7 @@ class World:
         assert number not in self.live
         process = ShardProcess(self, number, read_only=read_only)
         self._all.append(process)
+        process.answers_are_known = self.asked_again_s is None or not self.is_open
         for other in self.live.values():
             there, back = make_ring_memory(), make_ring_memory()
             asyncio.get_running_loop().call_soon(other.on_peer, process, back, there)

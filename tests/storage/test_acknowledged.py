@@ -11,7 +11,7 @@ from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from tests.batches import make_batch
-from tests.fault_disk import EarlyDisk, FaultDisk, HastyDisk, RecordingDisk
+from tests.fault_disk import EarlyDisk, FaultDisk, FaultFile, HastyDisk, RecordingDisk
 from tests.storage.log_world import SETTINGS, Load, abandon, open_logs, read_numbers, ticking_clock
 from tests.storage.scenarios import until_dead
 
@@ -66,10 +66,10 @@ def test_under_write_the_acknowledgement_does_not_wait_for_the_sync() -> None:
 # Durable before visible: names (storage rule 16)
 
 
-async def open_direct(disk: FaultDisk) -> ShardLog:
-    """Every append is a run of its own."""
+async def open_direct(disk: FaultDisk, *, direct_bytes: int = 1) -> ShardLog:
+    """Every append is a run of its own, unless direct_bytes says otherwise."""
     source = RecoveryInput(0, 2, [PartitionIdentity(1, 1, 0)])
-    settings = replace(SETTINGS, direct_bytes=1)
+    settings = replace(SETTINGS, direct_bytes=direct_bytes)
     return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)
 
 
@@ -86,6 +86,41 @@ class DeadAtDirectorySync(FaultDisk):
         if path.startswith("data/partitions/"):
             self._die_at = self.operations + 1
         return super().sync_directory(path)
+
+
+class DeadAtHeaderSync(FaultDisk):
+    """The process dies when it is to sync the header of a new segment."""
+
+    def sync(self, file: FaultFile):  # type: ignore[no-untyped-def]
+        if file.path.endswith(".log"):
+            self._die_at = self.operations + 1
+        return super().sync(file)
+
+
+def test_a_segment_whose_header_was_not_synced_before_a_kill_is_not_missed_after_a_power_loss() -> None:
+    """What recovery found there is hinted at by the first journal write."""
+    for seed in range(12):
+        disk: FaultDisk = DeadAtHeaderSync(seed)
+
+        async def first(disk: FaultDisk = disk) -> None:
+            logs = await open_direct(disk)
+            assert await until_dead(disk, append(logs, 1)) is None and disk.is_dead
+            abandon(logs)
+
+        async def second(disk: FaultDisk) -> None:
+            logs = await open_direct(disk, direct_bytes=10_000)
+            await append(logs, 2)
+            abandon(logs)
+
+        async def third(disk: FaultDisk) -> list[int]:
+            logs = await open_direct(disk)
+            assert logs.partition(1).fenced is None
+            return await read_numbers(logs, 1)
+
+        asyncio.run(first())
+        disk = disk.after_kill(seed)
+        asyncio.run(second(disk))
+        assert asyncio.run(third(disk.after_power_loss(seed))) == [2], f"seed {seed}"
 
 
 def test_a_segment_whose_name_was_not_synced_before_a_kill_keeps_what_is_written_to_it_later() -> None:

@@ -112,6 +112,7 @@ class StandIn:
                 "beating": sorted(number for number, board in self._boards.items() if board.beats),
                 "shards": self._arguments.shards,
                 "partition_limit": self._arguments.partition_limit,
+                "is_restart": self._arguments.is_restart,
                 "has_listener": self._arguments.listener is not None,
                 "port": self._arguments.port,
             }

@@ -225,3 +225,21 @@ def test_commands_for_the_metadata_go_to_shard_0_with_their_arguments(start: Sta
     code, printed, told = command("rebalance", "--by", "load", "--dry-run", "--data", data)
     assert (code, printed) == (1, "") and "the query failed: ValueError('no')" in told
     assert server.stop() == 0
+
+
+def test_only_who_dies_while_clients_are_there_leaves_what_peers_would_ask_again_for(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "hold-1").touch()
+    server = start()
+    wait_until(lambda: states(server) == ["recovered", "recovering", "recovered", "recovered"], "three of four")
+    former = [one["pid"] for one in status(server)["shards"]]
+    os.kill(former[2], signal.SIGKILL)
+    wait_until(lambda: status(server)["shards"][2]["restarts"] == 1, "a restart")
+    (tmp_path / "data" / "hold-1").unlink()
+    server.wait_ready()
+    os.kill(former[3], signal.SIGKILL)
+    wait_until(lambda: pids(server.wait_ready())[3:] not in ([], [former[3]]), "another process")
+    assert [one["is_restart"] for one in stats(server)] == [False, False, False, True]
+    assert server.stop() == 0

@@ -1,0 +1,294 @@
+"""A simulated server from a seed: clock, disk, rings, peers and all that is random; real shard cores run in it.
+
+One World lives on while processes, or all of them with the power, come and go. `tests/core/shard_world.py` puts the
+processes of one start together; what a supervisor does, starting again what has ended, is done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from shardserver.core import metadata as md
+from shardserver.core.changes import ChangeRequest
+from shardserver.errors import BackpressureError, CorruptionError, ShardServerError, StorageError
+from shardserver.protocol.table import Command
+from shardserver.storage.settings import LogSettings
+from tests.core.shard_world import ProcessEnded, ShardProcess, until
+from tests.core.shard_world import World as ShardWorld
+from tests.simulation.clients import KIND, Client
+from tests.simulation.disk import CountingDisk, WorldDisk
+from tests.simulation.oracle import Contents, Oracle, Violation, require
+from tests.storage.log_world import read_numbers
+
+KIB = 1024
+SETTINGS = LogSettings(
+    journal_file_bytes=256 * KIB,
+    journal_files=4,
+    max_write_bytes=64 * KIB,
+    direct_bytes=32 * KIB,
+    flush_run_bytes=192 * KIB,
+    whole_bytes=16 * KIB,
+    tail_bytes=512 * KIB,
+    read_bytes=64 * KIB,
+    read_ahead_bytes=128 * KIB,
+    linger_s=0.05,
+    retry_s=0.01,
+    open_segments=16,
+)
+SEGMENT_BYTES = 1 << 20
+ARENA_BYTES = 8 << 20
+RESERVE_BYTES = 256 * KIB
+RESTART_S, REPEAT_S = 0.1, 0.05
+# How long peers ask again for what a dead process did not answer. The server waits a minute, they take no time at all.
+ASKED_AGAIN_S = 2.0
+RECOVERY_LIMIT_S = 120.0
+
+# All partitions by uid, and their committed offsets by consumer.
+State = dict[int, tuple[Contents, dict[int, int | None]]]
+
+
+class World:
+    """counts: what happened, by kind. `violation`: the first broken promise that was met beside the steps."""
+
+    def __init__(self, seed: int, shards: int) -> None:
+        self.chance = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.disk = WorldDisk(self._seed(), counts=self.counts)
+        self.oracle = Oracle()
+        self.violation: BaseException | None = None
+        self.shard_count = shards
+        self.server: ShardWorld
+        self._clients: dict[ShardProcess, list[asyncio.Task[None]]] = {}
+        self._client_count = 0
+        self._tending: asyncio.Task[None] | None = None
+
+    def _seed(self) -> int:
+        return self.chance.getrandbits(32)
+
+    # Processes
+
+    def begin(self, shards: int) -> None:
+        """All processes of a start."""
+        self.shard_count = shards
+        self.server = ShardWorld(
+            shards,
+            disk=self.disk,
+            seed=self._seed(),
+            reserve_bytes=RESERVE_BYTES,
+            settings=SETTINGS,
+            arena_bytes=ARENA_BYTES,
+            process_disk=CountingDisk,
+            asked_again_s=ASKED_AGAIN_S,
+        )
+        self.disk.mark_late()
+        for number in range(shards):
+            self.server.begin(number)
+
+    async def start(self, shards: int) -> None:
+        """Begin, and wait until all serve; those that end meanwhile begin again."""
+        self.begin(shards)
+        self._tending = asyncio.get_running_loop().create_task(self._tend())
+        await self.wait_served()
+
+    async def wait_served(self) -> None:
+        def serves() -> bool:
+            live = self.server.live.values()
+            return self.violation is not None or (
+                len(live) == self.shard_count and all(one.has_recovered for one in live)
+            )
+
+        try:
+            async with asyncio.timeout(RECOVERY_LIMIT_S):
+                await until(serves)
+        except TimeoutError:
+            raise Violation(f"no recovery in {RECOVERY_LIMIT_S:g} s") from None
+        self.raise_violation()
+
+    async def _tend(self) -> None:
+        """What the supervisor does: a process that has ended, or whose recovery failed, is followed by another."""
+        while True:
+            for number in range(self.shard_count):
+                process = self.server.live.get(number)
+                if process is None:
+                    self.disk.mark_late()
+                    self.server.begin(number)
+                    self.counts["restarts of a shard"] += 1
+                elif process.recovery is not None and process.recovery.done():
+                    self._look_at_recovery(process)
+            self._end_clients_of_the_dead()
+            await asyncio.sleep(RESTART_S * (0.5 + self.chance.random()))
+
+    def _look_at_recovery(self, process: ShardProcess) -> None:
+        assert process.recovery is not None
+        error = process.recovery.exception()
+        if error is None or isinstance(error, ProcessEnded):
+            return
+        if isinstance(error, CorruptionError) or not isinstance(error, StorageError):
+            self.note_violation(error)
+        self.counts["recoveries that failed"] += 1
+        self.server.kill(process.number)
+
+    def kill(self, number: int) -> None:
+        self.server.kill(number)
+        self._end_clients_of_the_dead()
+
+    def end(self, *, power_loss: bool) -> None:
+        """All processes die at once; what the device has then is the disk of the next start."""
+        if self._tending is not None:
+            self._tending.cancel()
+        self.server.end()
+        self._end_clients_of_the_dead()
+        heir = self.disk.after_power_loss(self._seed()) if power_loss else self.disk.after_kill(self._seed())
+        assert isinstance(heir, WorldDisk)
+        self.disk = heir
+
+    async def stop(self) -> None:
+        """In order, as a stop of the server: what clients have asked is answered, then all processes end."""
+        await self.wait_clients()
+        assert self._tending is not None
+        self._tending.cancel()
+        stopping = [self._stop_one(one) for one in self.server.live.values() if one.has_recovered]
+        await asyncio.gather(*stopping)
+        self.raise_violation()
+        self.end(power_loss=False)
+
+    async def _stop_one(self, process: ShardProcess) -> None:
+        stopping = asyncio.get_running_loop().create_task(process.stop())
+        stopping.add_done_callback(self._note_end)
+        await until(lambda: stopping.done() or process.is_dead)
+        stopping.cancel()
+
+    # Clients
+
+    def add_client(self, via: int, seed: int, actions: int, *, bulk: bool) -> None:
+        process = self.serving(via)
+        if process is not None:
+            self._client_count += 1
+            client = Client(self._client_count, seed, process, self.oracle, bulk=bulk)
+            self.add_task(process, client.run(actions))
+
+    def serving(self, number: int) -> ShardProcess | None:
+        process = self.server.live.get(number)
+        return process if process is not None and process.has_recovered and self.server.is_open else None
+
+    def add_task(self, process: ShardProcess, work: Coroutine[Any, Any, None]) -> None:
+        """What hangs on the connection to a process, and ends with it."""
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._note_end)
+        self._clients.setdefault(process, []).append(task)
+
+    async def change(self, process: ShardProcess, command: Command, body: bytes) -> None:
+        """A request of a client of its own, repeated while the answer is 57 or 58. Raises ShardServerError."""
+        self._client_count += 1
+        asked = ChangeRequest(int(command), md.ROOT_ID, body, b"operator %d" % self._client_count, 1, b"")
+        while True:
+            try:
+                await process.role.changes.change(asked)
+                return
+            except BackpressureError:
+                await asyncio.sleep(REPEAT_S)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ProcessEnded):
+            self.note_violation(error)
+
+    def note_violation(self, error: BaseException) -> None:
+        self.violation = self.violation or error
+
+    def note_unexpected(self, context: dict[str, Any]) -> None:
+        """What nobody catches: an error in a callback, or in a task that nobody waits for."""
+        error = context.get("exception")
+        if error is not None and not isinstance(error, ProcessEnded | StorageError | asyncio.CancelledError):
+            self.note_violation(error)
+
+    def raise_violation(self) -> None:
+        if self.violation is not None:
+            raise self.violation
+
+    def _end_clients_of_the_dead(self) -> None:
+        for process in [one for one in self._clients if one.is_dead]:
+            for task in self._clients.pop(process):
+                task.cancel()
+
+    async def wait_clients(self) -> None:
+        """Until all have done what they wanted, or are dead."""
+        await until(lambda: all(task.done() for tasks in self._clients.values() for task in tasks))
+
+    # What is true
+
+    def check_step(self) -> None:
+        """One owner, and no high watermark goes back; also while processes die and partitions move."""
+        self.raise_violation()
+        owners: dict[int, int] = {}
+        for process in self.server.live.values():
+            if process.local.logs is None or process.local.logs.failed is not None:
+                continue
+            for log in process.local.logs.partitions:
+                if log.refusal is None and log.closed is None and log.fenced is None and process.has_recovered:
+                    former = owners.setdefault(log.uid, process.number)
+                    require(former == process.number, f"partition {log.uid}: owned by {former} and {process.number}")
+                    self.oracle.check_high_watermark(log.uid, log.high_watermark)
+        self.counts["steps"] += 1
+
+    async def check_shard(self, number: int) -> None:
+        """All that this shard serves, while others go on."""
+        process = self.server.live.get(number)
+        if process is None or not process.has_recovered:
+            return
+        for uid in [log.uid for log in process.logs.partitions]:
+            with contextlib.suppress(ShardServerError, KeyError):  # it moves, is deleted, or its disk fails
+                await self._wait(process, self._read(process, uid))
+
+    async def _wait(self, process: ShardProcess, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        await until(lambda: task.done() or process.is_dead)
+        if task.done():
+            task.result()
+        task.cancel()
+
+    async def _read(self, process: ShardProcess, uid: int) -> tuple[Contents, dict[int, int | None]]:
+        log, known = process.logs.partition(uid), self.oracle.known_of(uid)
+        first, numbers = log.first_offset, await read_numbers(process.logs, uid)
+        found = Contents(first, numbers)
+        self.oracle.check_contents(uid, known, found)
+        return found, {}
+
+    async def check_all(self) -> State:
+        """After a recovery of all, with nobody there: everything is as the oracle says. Gives what was found."""
+        await self.server.wait_settled()
+        metadata = self.server[0].metadata
+        for process in self.server.live.values():
+            require(process.metadata == metadata, f"the replica of shard {process.number} differs")
+        self.oracle.check_live(partition.uid for _, partition in metadata.live_partitions())
+        self.oracle.check_topics({name for stream in metadata.streams.values() for name in stream.topic_ids})
+        state: State = {}
+        for _, partition in metadata.live_partitions():
+            state[partition.uid] = await self._check_partition(partition.uid, partition.shard)
+        self._check_directories(set(state))
+        return state
+
+    async def _check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
+        for process in self.server.live.values():
+            log = process.logs.find_partition(uid)
+            serves = log is not None and log.refusal is None and log.closed is None
+            require(serves == (process.number == owner), f"partition {uid}: owner {owner}, {process.number}: {serves}")
+        process = self.server[owner]
+        fenced = process.logs.partition(uid).fenced
+        require(fenced is None, f"partition {uid} is fenced: {fenced}")
+        contents, _ = await self._read(process, uid)
+        offsets = {one: process.logs.offsets.get(uid, KIND, one) for one in self.oracle.consumers_of(uid)}
+        for consumer, offset in offsets.items():
+            self.oracle.check_offset(uid, consumer, offset, contents.high_watermark)
+        return contents, offsets
+
+    def _check_directories(self, live: set[int]) -> None:
+        """No file of a dead partition is left."""
+        paths = [path for path in self.disk.files if path.startswith("data/partitions/")]
+        dead = {path for path in paths if int(path.split("/")[2], 16) not in live}
+        require(not dead, f"files of dead partitions: {sorted(dead)[:3]}")
