@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test simulate fuzz chaos bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test simulate fuzz chaos mutants bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -50,6 +50,9 @@ fuzz: setup ## Coverage-guided fuzzing of all that reads foreign bytes, and its 
 
 chaos: setup ## Kills, pauses, a full disk, clock steps and a crowd of connections under load, SECONDS=60
 	@$(BIN)/python -m tests.chaos.chaos_test --seconds $(SECONDS)
+
+mutants: setup ## Rules of durability taken out one after another: a test must miss each; SECONDS=: some of them, ONLY=name
+	@$(BIN)/python -m tests.mutants.mutant_run $(if $(filter command,$(word 1,$(origin SECONDS))),--seconds $(SECONDS)) $(if $(ONLY),--only $(ONLY))
 
 bench: setup ## Ours beside the ceilings of this machine, at most 15 minutes; SECONDS=2: few rows, tiny
 	@sh scripts/fio

@@ -1,0 +1,337 @@
+"""The rules that `make mutants` takes out, one after another, and the tests that have to miss each of them.
+
+A mutant is one exact replacement in the server's source. The tests of one take up to about 20 s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """path: from the root. old stands in it exactly once. tests: arguments of pytest."""
+
+    name: str
+    rule: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.path.endswith(".pyx")
+
+
+STORAGE, TESTS = "shardserver/storage", "tests/storage"
+ACKNOWLEDGED = f"{TESTS}/test_acknowledged.py"
+LOG_FAULTS, MOVE_FAULTS = f"{TESTS}/test_log_faults.py", f"{TESTS}/test_move_faults.py"
+JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
+RULES = f"{TESTS}/test_rules.py"
+
+SYNCED_WRITE = f"{STORAGE}/synced_write.pyx"
+START = (
+    "        self._disk.start_synced_write(self._file, self._position, self._buffers, self._on_written, self.ended)\n"
+)
+WITHOUT_SYNC = """        from shardserver.storage.disk import tell_end
+        if self._file.path.endswith("{suffix}"):
+            write = self._disk.write(self._file, self._position, self._buffers, on_written=self._on_written)
+            tell_end(write, self.ended)
+            return 0
+"""
+READER, RECOVERY = f"{STORAGE}/journal_reader.py", f"{STORAGE}/recovery.py"
+SAME_USE = "if writes and (header.sequence, header.nonce) != (writes[0].sequence, writes[0].nonce):"
+PLACE = "if header is None or (header.journal_id, header.position) != (journal_id, position):"
+COUNTS = "if metadata.terms.get(record.uid) == record.term and record.shard == metadata.shard:"
+
+MUTANTS = [
+    Mutant(
+        "journal-sync",
+        "8: a journal write is synced before it is answered",
+        SYNCED_WRITE,
+        START,
+        WITHOUT_SYNC.format(suffix=".journal") + START,
+        (ACKNOWLEDGED,),
+    ),
+    Mutant(
+        "run-sync",
+        "2: a direct run is synced before it is answered",
+        SYNCED_WRITE,
+        START,
+        WITHOUT_SYNC.format(suffix=".log") + START,
+        (ACKNOWLEDGED, LOG_FAULTS),
+    ),
+    Mutant(
+        "flush-sync",
+        "10: a file of the journal is free only when what it holds is synced in segments",
+        SYNCED_WRITE,
+        "results = await disk.write_group([writes[number] for number in left])",
+        "results = [await disk.write(*writes[number]) for number in left]",
+        (LOG_FAULTS,),
+    ),
+    Mutant(
+        "sync-again",
+        "20: a write is made again when the sync of another file has failed",
+        SYNCED_WRITE,
+        "        elif self._faults.count() != self._before:\n",
+        "        elif False:\n",
+        (LOG_FAULTS, MOVE_FAULTS),
+    ),
+    Mutant(
+        "flush-again",
+        "20: so is a write of a group",
+        SYNCED_WRITE,
+        "if outcomes[number] is None] if faults.count() != before else []",
+        "if outcomes[number] is None] if False else []",
+        (LOG_FAULTS, MOVE_FAULTS),
+    ),
+    Mutant(
+        "prefix",
+        "3: nothing of a partition goes to the journal beside its direct run",
+        f"{STORAGE}/append_log.pyx",
+        "if self.running == DIRECT or self.fenced is not None",
+        "if self.fenced is not None",
+        (f"{TESTS}/test_append_log.py", ACKNOWLEDGED, LOG_FAULTS),
+    ),
+    Mutant(
+        "visibility",
+        "durability: polls see what is durable, and no more",
+        f"{STORAGE}/append_log.pyx",
+        "        return self.visible_end()\n",
+        "        return self.next_offset\n",
+        (f"{TESTS}/test_append_log.py", ACKNOWLEDGED, LOG_FAULTS),
+    ),
+    Mutant(
+        "cut-failed-run",
+        "4: the leftover of a failed run is cut",
+        f"{STORAGE}/partition_log.py",
+        "            await self._disk.truncate(segment.file, segment.end)\n",
+        "",
+        (f"{TESTS}/test_full_disk.py", LOG_FAULTS, MOVES, RULES),
+    ),
+    Mutant(
+        "cut-torn-end",
+        "4: a torn end is cut before the first append",
+        f"{STORAGE}/partition_recovery.py",
+        "        if end < file_bytes and not self._read_only:\n",
+        "        if False:\n",
+        (LOG_FAULTS, RULES),
+    ),
+    Mutant(
+        "nonce",
+        "9: a write carries its opening's nonce",
+        READER,
+        SAME_USE,
+        "if writes and header.sequence != writes[0].sequence:",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "sequence",
+        "9: a write carries its file's sequence",
+        READER,
+        SAME_USE,
+        "if writes and header.nonce != writes[0].nonce:",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "position",
+        "9: a write carries its position",
+        READER,
+        PLACE,
+        "if header is None or header.journal_id != journal_id:",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "journal-id",
+        "9: a write carries its journal's id",
+        READER,
+        PLACE,
+        "if header is None or header.position != position:",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "tail-nonce",
+        "9: so does one that proves damage before it",
+        READER,
+        "lambda one: (one.sequence, one.nonce) == (first.sequence, first.nonce),",
+        "lambda one: one.sequence == first.sequence,",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "torn-tail",
+        "9: an invalid write is a torn tail only if nothing valid follows it",
+        READER,
+        "            if header is not None and proves(header):\n",
+        "            if False:\n",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "read-error",
+        "9: a short read is never the end of the log",
+        READER,
+        "            if got < len(chunk):\n",
+        "            if False:\n",
+        (JOURNAL_RECOVERY, RULES),
+    ),
+    Mutant(
+        "write-again",
+        "16: the last journal write is written again before it is served",
+        READER,
+        "    if not read_only:\n        await _write_again(disk, newest)\n",
+        "",
+        (JOURNAL_RECOVERY, LOG_FAULTS),
+    ),
+    Mutant(
+        "run-again",
+        "16: segment bytes past the hint are written again",
+        f"{STORAGE}/segment.py",
+        "    if rewrite and result.end > start.position:\n",
+        "    if False:\n",
+        (LOG_FAULTS,),
+    ),
+    Mutant(
+        "segment-name",
+        "5: a segment's directory is synced before its first run",
+        f"{STORAGE}/segment.py",
+        "    await disk.sync_directory(directory)\n    return Segment(path",
+        "    return Segment(path",
+        (ACKNOWLEDGED, LOG_FAULTS),
+    ),
+    Mutant(
+        "partition-name",
+        "5: so is that of the partition",
+        f"{STORAGE}/partition_log.py",
+        "            await self._disk.sync_directory(os.path.dirname(self.directory))\n",
+        "",
+        (RULES,),
+    ),
+    Mutant(
+        "snapshot-name",
+        "13: a snapshot's name is synced before it counts",
+        f"{STORAGE}/offsets.py",
+        "    await disk.rename(building, target)\n    await disk.sync_directory(directory)\n",
+        "    await disk.rename(building, target)\n",
+        (LOG_FAULTS, MOVE_FAULTS, MOVES),
+    ),
+    Mutant(
+        "last-free-file",
+        "10: the last free file of the journal belongs to the next opening",
+        f"{STORAGE}/journal.py",
+        "if len(free) < (1 if self.current is None else 2):",
+        "if len(free) < 1:",
+        (f"{TESTS}/test_full_disk.py", LOG_FAULTS, f"{TESTS}/test_journal_growth.py", RULES),
+    ),
+    Mutant(
+        "oldest-live",
+        "10: a file is used again only when all in it is in segments",
+        f"{STORAGE}/shard_turn.pyx",
+        "            oldest = min(self._pinned)\n",
+        "            pass\n",
+        (LOG_FAULTS,),
+    ),
+    Mutant(
+        "uncovered-offsets",
+        "10: and when a snapshot covers its offsets",
+        f"{STORAGE}/shard_turn.pyx",
+        "            oldest = min(oldest, self._uncovered_offsets)\n",
+        "            pass\n",
+        (LOG_FAULTS, MOVES),
+    ),
+    Mutant(
+        "offsets-cut",
+        "13: committed offsets are cut to the recovered end",
+        f"{STORAGE}/committed_offsets.py",
+        "if partition.fenced is not None or offset < partition.next_offset:",
+        "if True:",
+        (LOG_FAULTS, MOVES),
+    ),
+    Mutant(
+        "cut-offsets-kept",
+        "13: cut offsets go into the first write",
+        f"{STORAGE}/committed_offsets.py",
+        "        self._put(OffsetRecord(partition, key[1], key[2], max(0, end), flags))\n",
+        "",
+        (LOG_FAULTS, MOVES, RULES),
+    ),
+    Mutant(
+        "term",
+        "12: a record counts under its partition's present term only",
+        RECOVERY,
+        COUNTS,
+        "if record.uid in metadata.terms and record.shard == metadata.shard:",
+        (MOVES, MOVE_FAULTS),
+    ),
+    Mutant(
+        "shard",
+        "12: and for its present shard only",
+        RECOVERY,
+        COUNTS,
+        "if metadata.terms.get(record.uid) == record.term:",
+        (MOVES, MOVE_FAULTS),
+    ),
+    Mutant(
+        "lost-metadata",
+        "17: a uid that metadata does not know yet refuses the start",
+        RECOVERY,
+        "            if record.uid >= metadata.next_uid:\n",
+        "            if False:\n",
+        (RULES,),
+    ),
+    Mutant(
+        "timestamps",
+        "19: timestamps of a partition never go back",
+        f"{STORAGE}/append_log.pyx",
+        "        self.last_timestamp = max(self.last_timestamp, now)\n",
+        "        self.last_timestamp = now\n",
+        (f"{TESTS}/test_append_log.py", MOVES),
+    ),
+    Mutant(
+        "parked",
+        "rings: the producer looks at parked after its tail is shown",
+        "shardserver/router/ring.pyx",
+        "return ring_load_u32(self._memory + PARKED) == 1 and ring_exchange_u32(self._memory + PARKED, 0) == 1",
+        "return False",
+        ("tests/router/test_ring.py", "tests/router/test_ring_processes.py"),
+    ),
+    Mutant(
+        "fence",
+        "rings: a full fence between the two",
+        "shardserver/router/ring.pyx",
+        "        ring_full_fence()\n        return ring_load_u32",
+        "        return ring_load_u32",
+        ("tests/router/test_ring_processes.py",),
+    ),
+    Mutant(
+        "dead-ring",
+        "rings: what a dead shard had published counts",
+        "shardserver/router/peer.py",
+        "            while self.drain():\n                pass\n",
+        "            pass\n",
+        ("tests/router/test_peer.py",),
+    ),
+    Mutant(
+        "loans",
+        "arena: lent blocks are given back",
+        "shardserver/router/peer.py",
+        "            self._lent.pop(number, None)\n",
+        "            pass\n",
+        ("tests/router/test_peer.py",),
+    ),
+    Mutant(
+        "blocks",
+        "arena: a dropped block is free again",
+        "shardserver/memory/arena.pyx",
+        "            self._arena._buddies.give_back((self.position - self._arena._first) // UNIT, self._units)\n",
+        "",
+        ("tests/memory/test_arena.py",),
+    ),
+    Mutant(
+        "replicas",
+        "metadata: a change is answered when all replicas have it",
+        "shardserver/core/replication.py",
+        "            await asyncio.wait(waits)\n",
+        "            pass\n",
+        ("tests/core/test_replicas.py",),
+    ),
+]

@@ -1,0 +1,179 @@
+"""Single cases of the storage rules that lives drawn at random seldom meet."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from shardserver.errors import CorruptionError
+from shardserver.storage import journal_format as fmt
+from shardserver.storage.recovery import RecoveryInput, recover_shard
+from shardserver.storage.settings import Durability, PartitionIdentity
+from shardserver.storage.shard_log import ShardLog
+from tests.fault_disk import FaultDisk
+from tests.storage.journal_world import World
+from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
+
+
+async def append_and_flush(logs: ShardLog, number: int) -> None:
+    await append(logs, 1, 1, number)
+    await logs.flush_partitions([logs.partition(1)])
+
+
+def segment_of(logs: ShardLog) -> tuple[str, int]:
+    active = logs.partition(1).segments[-1]
+    return active.path, active.end
+
+
+def put_behind(disk: FaultDisk, path: str, end: int, data: bytes) -> None:
+    node = disk.files[path]
+    for contents in (node.current, node.durable):
+        del contents[end:]
+        contents += data
+
+
+async def bytes_of_two_runs(disk: FaultDisk, first: int) -> bytes:
+    """What two runs of one message each leave behind the same beginning, on another disk."""
+    logs = await open_logs(disk)
+    await append_and_flush(logs, 1)
+    path, end = segment_of(logs)
+    for number in (first, first + 1):
+        await append_and_flush(logs, number)
+    abandon(logs)
+    return bytes(disk.files[path].current[end:])
+
+
+def test_a_whole_leftover_behind_a_torn_one_does_not_come_back() -> None:
+    """Rule 4: the run [X1 torn, X2 whole], a crash, Y1 of X1's size, Y2 journaled, a crash: Y2 is there, and not X2."""
+    disk, other = made_disk(1), made_disk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append_and_flush(logs, 1)
+        abandon(logs)
+        path, end = segment_of(logs)
+        left = await bytes_of_two_runs(other, first=7)
+        assert len(left) == 2 * fmt.BLOCK_BYTES
+        put_behind(disk, path, end, bytes(fmt.BLOCK_BYTES) + left[fmt.BLOCK_BYTES :])
+        logs = await open_logs(disk)
+        await append_and_flush(logs, 2)
+        await append(logs, 1, 1, 3)
+        abandon(logs)
+        logs = await open_logs(disk.after_power_loss(1))
+        assert await read_numbers(logs, 1) == [1, 2, 3]
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again() -> None:
+    """Rule 13, `memory`: commit 19, crash to 10, write to 40, crash: the stored offset is 9."""
+    disk = made_disk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk, Durability.MEMORY)
+        await append(logs, 1, 10)
+        await logs.flush_partitions([logs.partition(1)])
+        await append(logs, 1, 10, 10)
+        logs._turn.dirty.clear()  # the offset is journaled, the messages are not
+        outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        logs.offsets.store(logs.partition(1), 1, 7, 19, outcome.set_result)
+        assert await outcome is None
+        await logs._publish()
+        abandon(logs)
+        logs = await open_logs(disk, Durability.MEMORY)
+        assert logs.offsets.get(1, 1, 7) == 9
+        await append(logs, 1, 30, 10)
+        await logs._publish()
+        await logs.flush_partitions([logs.partition(1)])
+        abandon(logs)
+        logs = await open_logs(disk.after_power_loss(1), Durability.MEMORY)
+        assert logs.partition(1).next_offset == 40
+        assert logs.offsets.get(1, 1, 7) == 9
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_records_of_a_partition_that_metadata_has_never_heard_of_refuse_the_start() -> None:
+    """Rule 17: the metadata log was cut behind a creation that has records in the journal."""
+    disk = made_disk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append(logs, 2)
+        abandon(logs)
+        source = RecoveryInput(0, 2, [PartitionIdentity(1, 1, 0)])
+        with pytest.raises(CorruptionError, match="metadata was lost"):
+            await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+
+    asyncio.run(life())
+
+
+def test_a_ring_that_is_full_keeps_a_file_for_the_next_opening() -> None:
+    """Rule 10: else a start could write nothing, and so free nothing."""
+    world = World().create()
+
+    async def life() -> None:
+        journal = (await world.open()).journal
+        while journal.begin():
+            await world.write(journal)
+        assert journal.free_files == 1
+        await journal.close()
+        assert (await world.open()).journal.begin()
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize("foreign", ["nonce", "journal_id", "sequence", "position"])
+def test_a_valid_write_of_another_identity_at_the_end_is_no_part_of_the_log(foreign: str) -> None:
+    """Rule 9."""
+    world = World().create().live(4)
+    last = world.writes[-1]
+    raw = bytearray(world.contents(last.path)[last.position : last.position + last.length])
+    header = fmt.decode_write(memoryview(raw))
+    assert header is not None
+    fields = {"position": last.position + last.length, foreign: 9}
+    fmt.seal_write(memoryview(raw), replace(header, **fields))
+    world.put(last.path, last.position + last.length, bytes(raw))
+    assert fmt.decode_write(memoryview(raw)) is not None
+    assert world.recovered() == world.expected()
+
+
+class RecordingDisk(FaultDisk):
+    """In `record`: what was done to names, and the first bytes of each segment."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.record: list[tuple[str, str]] = []
+
+    def make_directory(self, path: str) -> asyncio.Future:
+        self.record.append(("make", path))
+        return super().make_directory(path)
+
+    def sync_directory(self, path: str) -> asyncio.Future:
+        done = super().sync_directory(path)
+        done.add_done_callback(lambda _: self.record.append(("synced", path)))
+        return done
+
+    def open(self, path: str, **options: bool) -> asyncio.Future:
+        self.record.append(("open", path))
+        return super().open(path, **options)
+
+
+def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made() -> None:
+    """Rule 5; the modelled disk does not lose directories."""
+    disk = RecordingDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        disk.record.clear()
+        await append_and_flush(logs, 1)
+        abandon(logs)
+        path = logs.partition(1).segments[0].path
+        wanted = [("make", logs.partition(1).directory), ("synced", logs.partitions_directory), ("open", path)]
+        assert [one for one in disk.record if one in wanted] == wanted
+
+    asyncio.run(life())
