@@ -28,6 +28,7 @@ STORAGE, TESTS = "shardserver/storage", "tests/storage"
 ACKNOWLEDGED = f"{TESTS}/test_acknowledged.py"
 LOG_FAULTS, MOVE_FAULTS = f"{TESTS}/test_log_faults.py", f"{TESTS}/test_move_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
+APPENDS = f"{TESTS}/test_append_log.py"
 RULES = f"{TESTS}/test_rules.py"
 
 SYNCED_WRITE = f"{STORAGE}/synced_write.pyx"
@@ -76,7 +77,7 @@ MUTANTS = [
         SYNCED_WRITE,
         "        elif self._faults.count() != self._before:\n",
         "        elif False:\n",
-        (LOG_FAULTS, MOVE_FAULTS),
+        (RULES, LOG_FAULTS),
     ),
     Mutant(
         "flush-again",
@@ -84,15 +85,24 @@ MUTANTS = [
         SYNCED_WRITE,
         "if outcomes[number] is None] if faults.count() != before else []",
         "if outcomes[number] is None] if False else []",
-        (LOG_FAULTS, MOVE_FAULTS),
+        (RULES, LOG_FAULTS),
     ),
     Mutant(
         "prefix",
-        "3: nothing of a partition goes to the journal beside its direct run",
+        "3: what is behind an unsynced direct run does not go to the journal",
         f"{STORAGE}/append_log.pyx",
-        "if self.running == DIRECT or self.fenced is not None",
-        "if self.fenced is not None",
-        (f"{TESTS}/test_append_log.py", ACKNOWLEDGED, LOG_FAULTS),
+        "        if self.running == DIRECT or self.fenced is not None",
+        "        if self.running == DIRECT:\n            self.journaled_end = self.next_offset\n"
+        "        if self.fenced is not None",
+        (LOG_FAULTS, APPENDS),
+    ),
+    Mutant(
+        "prefix-copied",
+        "3: nor does what is in it",
+        f"{STORAGE}/append_log.pyx",
+        "        if self.running == DIRECT or self.fenced is not None",
+        "        if self.fenced is not None",
+        (APPENDS, LOG_FAULTS),
     ),
     Mutant(
         "visibility",
@@ -100,7 +110,7 @@ MUTANTS = [
         f"{STORAGE}/append_log.pyx",
         "        return self.visible_end()\n",
         "        return self.next_offset\n",
-        (f"{TESTS}/test_append_log.py", ACKNOWLEDGED, LOG_FAULTS),
+        (APPENDS, ACKNOWLEDGED, LOG_FAULTS),
     ),
     Mutant(
         "cut-failed-run",
@@ -239,6 +249,14 @@ MUTANTS = [
         (LOG_FAULTS, MOVES),
     ),
     Mutant(
+        "hint",
+        "11: a start reads a segment from the newest hint on",
+        f"{STORAGE}/partition_recovery.py",
+        "        if hint is not None and hint.segment_base == active.base_offset:\n",
+        "        if False:\n",
+        (RULES,),
+    ),
+    Mutant(
         "offsets-cut",
         "13: committed offsets are cut to the recovered end",
         f"{STORAGE}/committed_offsets.py",
@@ -284,7 +302,7 @@ MUTANTS = [
         f"{STORAGE}/append_log.pyx",
         "        self.last_timestamp = max(self.last_timestamp, now)\n",
         "        self.last_timestamp = now\n",
-        (f"{TESTS}/test_append_log.py", MOVES),
+        (APPENDS, MOVES),
     ),
     Mutant(
         "parked",

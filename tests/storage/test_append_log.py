@@ -208,3 +208,14 @@ class TestEach:
         side.journal(4096, 5)
         side.log.note_durable(4)
         assert side.outcomes == [(0, 3)] and side.log.last_timestamp == 900
+
+    def test_beside_a_direct_run_nothing_goes_to_the_journal_and_nothing_gets_an_offset(self, which: int) -> None:
+        side = sides(Durability.FSYNC)[which]
+        side.append(0, 10, 1)
+        side.log.running = 2
+        side.log.stamp_waiting(1)
+        side.append(1, 10, 1)
+        assert side.journal(4096, 7)[0] == -1
+        assert (side.log.next_offset, side.log.has_waiting) == (1, True)
+        side.log.running = 0
+        assert side.journal(4096, 7)[0] == 2

@@ -12,7 +12,8 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
-from tests.fault_disk import FaultDisk
+from shardserver.storage.synced_write import SyncFaults, write_group_synced, write_synced
+from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
 
@@ -175,5 +176,75 @@ def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_ma
         path = logs.partition(1).segments[0].path
         wanted = [("make", logs.partition(1).directory), ("synced", logs.partitions_directory), ("open", path)]
         assert [one for one in disk.record if one in wanted] == wanted
+
+    asyncio.run(life())
+
+
+class ForgetfulDisk(FaultDisk):
+    """Before the first sync a failed sync of some other file drops what is unsynced."""
+
+    def __init__(self, seed: int, faults: SyncFaults) -> None:
+        super().__init__(seed)
+        self.faults = faults
+
+    def sync(self, file: FaultFile) -> asyncio.Future:
+        if not self.faults.number:
+            file.node.drop_unsynced()
+            self.faults.note()
+        return super().sync(file)
+
+
+@pytest.mark.parametrize("in_group", [False, True], ids=["alone", "in a group"])
+def test_a_write_whose_blocks_another_files_failed_sync_may_have_dropped_is_made_again(in_group: bool) -> None:
+    """Rule 20: its own sync succeeds, and proves nothing."""
+    faults = SyncFaults()
+    disk = ForgetfulDisk(1, faults)
+    data = memoryview(b"x" * fmt.BLOCK_BYTES)
+
+    async def life() -> None:
+        file = await disk.open("a", create=True)
+        if in_group:
+            assert await write_group_synced(disk, faults, [(file, 0, [data])]) == [None]
+        else:
+            await write_synced(disk, faults, file, 0, [data])
+        assert faults.number == 1
+        assert file.node.durable == data
+
+    asyncio.run(life())
+
+
+class CountingDisk(FaultDisk):
+    """read_bytes: of segments."""
+
+    read_bytes = 0
+
+    def read(self, file: FaultFile, position: int, buffer: memoryview) -> asyncio.Future:
+        if file.path.endswith(".log"):
+            self.read_bytes += min(len(buffer), len(file.node.current) - position)
+        return super().read(file, position, buffer)
+
+
+def test_a_start_reads_as_much_of_a_large_segment_as_of_a_small_one() -> None:
+    """Rule 11: from the newest hint on."""
+
+    async def read_by_start(runs: int) -> tuple[int, int]:
+        disk = CountingDisk(1)
+        source = RecoveryInput(0, 2, [PartitionIdentity(1, 1, 0)])
+        logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        for number in range(runs):
+            await append(logs, 1, 1, number, size=9000)
+            await logs.flush_partitions([logs.partition(1)])
+        await append(logs, 1, 1, runs)  # its journal write carries the hint
+        abandon(logs)
+        disk.read_bytes = 0
+        logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        assert logs.partition(1).next_offset == runs + 1
+        abandon(logs)
+        return disk.read_bytes, segment_of(logs)[1]
+
+    async def life() -> None:
+        (small, small_end), (large, large_end) = await read_by_start(4), await read_by_start(40)
+        assert large_end > 9 * small_end
+        assert large <= small
 
     asyncio.run(life())
