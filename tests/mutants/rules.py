@@ -118,7 +118,12 @@ MUTANTS = [
         f"{STORAGE}/partition_log.py",
         "            await self._disk.truncate(segment.file, segment.end)\n",
         "",
-        (f"{TESTS}/test_full_disk.py", LOG_FAULTS, MOVES, RULES),
+        (
+            RULES,
+            f"{TESTS}/test_full_disk.py",
+            LOG_FAULTS,
+            MOVES,
+        ),
     ),
     Mutant(
         "cut-torn-end",
@@ -126,7 +131,7 @@ MUTANTS = [
         f"{STORAGE}/partition_recovery.py",
         "        if end < file_bytes and not self._read_only:\n",
         "        if False:\n",
-        (LOG_FAULTS, RULES),
+        (RULES, LOG_FAULTS),
     ),
     Mutant(
         "nonce",
@@ -134,7 +139,10 @@ MUTANTS = [
         READER,
         SAME_USE,
         "if writes and header.sequence != writes[0].sequence:",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "sequence",
@@ -142,7 +150,10 @@ MUTANTS = [
         READER,
         SAME_USE,
         "if writes and header.nonce != writes[0].nonce:",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "position",
@@ -150,7 +161,10 @@ MUTANTS = [
         READER,
         PLACE,
         "if header is None or header.journal_id != journal_id:",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "journal-id",
@@ -158,7 +172,10 @@ MUTANTS = [
         READER,
         PLACE,
         "if header is None or header.position != position:",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "tail-nonce",
@@ -166,7 +183,10 @@ MUTANTS = [
         READER,
         "lambda one: (one.sequence, one.nonce) == (first.sequence, first.nonce),",
         "lambda one: one.sequence == first.sequence,",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "torn-tail",
@@ -174,7 +194,10 @@ MUTANTS = [
         READER,
         "            if header is not None and proves(header):\n",
         "            if False:\n",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "read-error",
@@ -182,7 +205,10 @@ MUTANTS = [
         READER,
         "            if got < len(chunk):\n",
         "            if False:\n",
-        (JOURNAL_RECOVERY, RULES),
+        (
+            RULES,
+            JOURNAL_RECOVERY,
+        ),
     ),
     Mutant(
         "write-again",
@@ -230,7 +256,12 @@ MUTANTS = [
         f"{STORAGE}/journal.py",
         "if len(free) < (1 if self.current is None else 2):",
         "if len(free) < 1:",
-        (f"{TESTS}/test_full_disk.py", LOG_FAULTS, f"{TESTS}/test_journal_growth.py", RULES),
+        (
+            RULES,
+            f"{TESTS}/test_full_disk.py",
+            LOG_FAULTS,
+            f"{TESTS}/test_journal_growth.py",
+        ),
     ),
     Mutant(
         "oldest-live",
@@ -270,7 +301,7 @@ MUTANTS = [
         f"{STORAGE}/committed_offsets.py",
         "        self._put(OffsetRecord(partition, key[1], key[2], max(0, end), flags))\n",
         "",
-        (LOG_FAULTS, MOVES, RULES),
+        (RULES, LOG_FAULTS, MOVES),
     ),
     Mutant(
         "term",
@@ -278,7 +309,7 @@ MUTANTS = [
         RECOVERY,
         COUNTS,
         "if record.uid in metadata.terms and record.shard == metadata.shard:",
-        (MOVES, MOVE_FAULTS),
+        (RULES, MOVES, MOVE_FAULTS),
     ),
     Mutant(
         "shard",
@@ -286,7 +317,7 @@ MUTANTS = [
         RECOVERY,
         COUNTS,
         "if metadata.terms.get(record.uid) == record.term:",
-        (MOVES, MOVE_FAULTS),
+        (RULES, MOVES, MOVE_FAULTS),
     ),
     Mutant(
         "lost-metadata",

@@ -15,6 +15,7 @@ from tests.batches import make_batch, payloads_of
 from tests.fault_disk import FaultDisk
 
 UIDS = (1, 2)
+MOST_AT_A_TIME = 8
 SETTINGS = LogSettings(
     journal_file_bytes=160 * 1024,
     journal_files=4,
@@ -93,6 +94,8 @@ class Load:
             while not all(one.done() for one in waiting):
                 if disk.is_dead or logs.failed is not None:
                     return
+                if len(waiting) < MOST_AT_A_TIME and self._chance.random() < 0.1:
+                    waiting.append(self._append(logs))  # behind a run or a journal write in flight
                 await asyncio.sleep(0)
 
     def _append(self, logs: ShardLog) -> asyncio.Future[None]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from shardserver.errors import CorruptionError
+from shardserver.errors import CorruptionError, DiskFullError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
@@ -246,5 +248,73 @@ def test_a_start_reads_as_much_of_a_large_segment_as_of_a_small_one() -> None:
         (small, small_end), (large, large_end) = await read_by_start(4), await read_by_start(40)
         assert large_end > 9 * small_end
         assert large <= small
+
+    asyncio.run(life())
+
+
+class FullOnceDisk(FaultDisk):
+    """The first run of a segment lands whole, and is said to have found no room."""
+
+    is_full = True
+
+    def write(self, file: FaultFile, position: int, buffers: Sequence[memoryview], **options: Any) -> asyncio.Future:
+        if self.is_full and position and file.path.endswith(".log"):
+            self.is_full = False
+            file.node.write(position, b"".join(buffers))
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(DiskFullError("write: injected"))
+            return failed
+        return super().write(file, position, buffers, **options)
+
+
+def test_what_a_run_without_room_has_left_is_cut() -> None:
+    """Rule 4: physically, so that it cannot revive."""
+    disk = FullOnceDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        with pytest.raises(DiskFullError):
+            await append(logs, 1, 1, size=13_000)
+        path, end = segment_of(logs)
+        assert not disk.is_full
+        assert len(disk.files[path].current) == len(disk.files[path].durable) == end == fmt.BLOCK_BYTES
+        assert await append(logs, 1, 1, 5) == 0
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_records_under_a_former_term_count_for_nothing() -> None:
+    """Rule 12; they would be of an owner that has given the partition away."""
+    disk = FaultDisk(1)
+
+    async def end_under(term: int) -> int:
+        source = RecoveryInput(0, 2, [PartitionIdentity(1, term, 0)])
+        logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        end = logs.partition(1).next_offset
+        if not end and term == 1:
+            await append(logs, 1, 3)
+        abandon(logs)
+        return end
+
+    async def life() -> None:
+        assert [await end_under(term) for term in (1, 1, 2)] == [0, 3, 0]
+
+    asyncio.run(life())
+
+
+def test_records_of_another_shard_count_for_nothing() -> None:
+    """Rule 12; a journal that stands in the place of another shard's."""
+    disk = FaultDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append(logs, 1, 3)
+        abandon(logs)
+        await disk.rename("data/shards/0", "data/shards/1")
+        source = RecoveryInput(1, 3, [PartitionIdentity(1, 1, 0)])
+        logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+        assert logs.partition(1).next_offset == 0
+        abandon(logs)
 
     asyncio.run(life())
