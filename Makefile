@@ -15,7 +15,7 @@ serve: setup ## Run the server with its default configuration
 	@exec $(BIN)/shardserver
 
 test: setup ## Run all tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: setup ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . || { echo "ruff found something"; exit 1; }

@@ -89,6 +89,8 @@ def _probe_refusals(spec: LoadSpec, session: Session, result: CaseResult) -> lis
 def _measure(
     case: Case, spec: LoadSpec, server: OwnServer, session: Session, directory: Path, pace: Pace, result: CaseResult
 ) -> None:
+    if case.settle_s:
+        session.run(spec, seconds=case.settle_s)
     before = _journal_writes(server)
     with _echo_of(case, spec, server.peer) as beside:
         for _ in range(pace.repeats):

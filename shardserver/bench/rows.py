@@ -26,13 +26,17 @@ class Figure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One server under one load. echo: the same load runs against the echo. fill_bytes: polls go round over so much."""
+    """One server under one load. echo: the same load runs against the echo. fill_bytes: polls go round over so much.
+
+    settle_s: load before the first window, for as long as the first send to each partition costs more than the next.
+    """
 
     server: ServerSetup
     spec: LoadSpec
     echo: bool = True
     disk: DiskJob | None = None
     fill_bytes: int = 0
+    settle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,8 @@ LARGE_POLLS = LoadSpec(LARGE, pollers=8, partitions=8)
 
 SMALL_MEMORY = Case(MEMORY, SENDS)
 SMALL_FSYNC = Case(FSYNC, SENDS)
-SMALL_1000 = Case(FSYNC, replace(SENDS, partitions=1000, switches=True), echo=False)
-SMALL_16 = Case(FSYNC, replace(SENDS, switches=True), echo=False)
+SMALL_1000 = Case(FSYNC, replace(SENDS, partitions=1000, switches=True), echo=False, settle_s=1)
+SMALL_16 = Case(FSYNC, replace(SENDS, switches=True), echo=False, settle_s=1)
 ONE_CONNECTION = Case(FSYNC, LoadSpec(SMALL, senders=1), disk=SMALL_SYNC)
 SMALL_POLLS = Case(FSYNC, LoadSpec(SMALL, pollers=64, partitions=16), fill_bytes=1 << 20)
 PRODUCE_FSYNC = Case(FSYNC, LARGE_SENDS, echo=False, disk=LARGE_SYNC)
@@ -114,6 +118,6 @@ ROWS = (
 
 # A stop flushes every partition that has something to flush: more than the default deadline allows for so many.
 PATIENT = ServerSetup("fsync", environment=(("SHARDSERVER_SERVER_SHUTDOWN_DEADLINE_S", "120"),))
-PARTITIONS_10000 = Case(PATIENT, replace(SENDS, partitions=10_000, switches=True), echo=False)
-PARTITIONS_1 = Case(PATIENT, replace(SENDS, partitions=1), echo=False)
+PARTITIONS_10000 = Case(PATIENT, replace(SENDS, partitions=10_000, switches=True), echo=False, settle_s=8)
+PARTITIONS_1 = Case(PATIENT, replace(SENDS, partitions=1), echo=False, settle_s=8)
 LONG_ROWS = (Row("small sends, 10,000 partitions : 1", PARTITIONS_10000, Figure.CPU, most=1.3, against=PARTITIONS_1),)

@@ -21,6 +21,7 @@ from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
 cdef enum:
     KIND_BATCH = 1
     BATCH_HEADER = 256
+    LARGE_BATCH = 64 * 1024  # below, giving the interpreter's lock away takes longer than the checksum
     # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
@@ -162,8 +163,11 @@ cdef class AppendLog(Target):
     cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL:
         cdef Entry* entry
         self.last_timestamp = max(self.last_timestamp, now)
-        with nogil:
+        if size < LARGE_BATCH:
             stamp_batch(data, size, self._partition_id, self.next_offset, self.last_timestamp)
+        else:
+            with nogil:
+                stamp_batch(data, size, self._partition_id, self.next_offset, self.last_timestamp)
         entry = self.tail.add(self.next_offset, count, self.last_timestamp, held, data, size)
         self.next_offset += count
         self.backlog_bytes += size

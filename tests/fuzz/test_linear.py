@@ -6,6 +6,7 @@ processor time, eight times the input against twenty times the time: a square wo
 
 from __future__ import annotations
 
+import gc
 import struct
 import sys
 import time
@@ -210,11 +211,15 @@ def lines(work: Work) -> int:
 def thread_ns(work: Work) -> int:
     """The least of several runs: what others do on this processor only adds."""
     found = []
-    for _ in range(5):
-        start = time.thread_time_ns()
-        with suppress(ShardServerError):
-            work()
-        found.append(time.thread_time_ns() - start)
+    gc.disable()  # it looks at all objects of the process, again and again while they grow in number
+    try:
+        for _ in range(5):
+            start = time.thread_time_ns()
+            with suppress(ShardServerError):
+                work()
+            found.append(time.thread_time_ns() - start)
+    finally:
+        gc.enable()
     return min(found)
 
 
@@ -226,10 +231,10 @@ def test_four_times_the_input_runs_at_most_five_times_the_lines(name: str) -> No
 
 
 @pytest.mark.parametrize("name", sorted(TIMES))
-def test_eight_times_the_input_takes_at_most_twenty_times_the_processor(name: str) -> None:
+def test_eight_times_the_input_takes_far_less_than_its_square_of_the_processor(name: str) -> None:
     build, count = TIMES[name]
     few, many = thread_ns(build(count)), thread_ns(build(8 * count))
-    assert many <= 20 * few + 1_000_000, f"{few} ns, then {many}"
+    assert many <= 32 * few + 1_000_000, f"{few} ns, then {many}"
 
 
 def test_a_square_is_seen_by_both_measures() -> None:
@@ -237,7 +242,7 @@ def test_a_square_is_seen_by_both_measures() -> None:
         return lambda: [decode_options(memoryview(b"")) for _ in range(count * count)]
 
     assert lines(build(40)) > 5 * lines(build(10)) + 100
-    assert thread_ns(build(160)) > 20 * thread_ns(build(20)) + 1_000_000
+    assert thread_ns(build(160)) > 32 * thread_ns(build(20)) + 1_000_000
 
 
 @pytest.mark.parametrize("name", sorted(TIMES))
