@@ -92,7 +92,7 @@ class Shard:
         self._disk = open_disk(self._config.server.disk_engine)
         self._faults = SyncFaults()
         path = reserve_path(arguments.data_directory, self._number)
-        self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes)
+        self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes, self._faults)
         self._durability = Durability(self._config.server.durability)
         self._sessions = Sessions(self._number)
         self._local = LocalOwner(LoadMeter(time.monotonic))

@@ -149,7 +149,7 @@ class PartitionCheck:
         if start.position > one.file_bytes:
             self.report.end_offset = one.end_offset
             return
-        result = await seg.scan_segment(self._disk, one.segment, start, rewrite=False)
+        result = await seg.scan_segment(self._disk, one.segment, start, rewrite=None)
         one.end_offset = self.report.end_offset = result.next_offset
         if result.end < one.file_bytes:
             text = f"a torn end of {one.file_bytes - result.end} bytes behind offset {result.next_offset}"

@@ -23,15 +23,15 @@ async def replace_journal(logs: ShardLog, *, keep: str | None = None) -> None:
 
     keep: where the former journal goes, in a directory that is there; None: it is removed.
     """
-    disk, settings = logs.resources.disk, logs.resources.settings
+    disk, faults, settings = logs.resources.disk, logs.resources.faults, logs.resources.settings
     # The ring first: writing it whole is the proof that the device takes writes and syncs again.
-    journal_id = await build_journal(disk, logs.directory, settings)
+    journal_id = await build_journal(disk, faults, logs.directory, settings)
     for partition in logs.partitions:
         if partition.set_aside is None:
             await _make_durable(partition)
     terms = {one.uid: one.identity.term for one in logs.partitions}
     raw = snapshot.encode_snapshot(logs.offsets.of_partitions(set(terms)), terms, journal_id, 0)
-    await snapshot.write_snapshot(disk, logs.resources.faults, logs.directory, raw)
+    await snapshot.write_snapshot(disk, faults, logs.directory, raw)
     await _swap(logs, keep)
 
 
@@ -40,7 +40,7 @@ async def _make_durable(partition: PartitionLog) -> None:
     if partition.segments:
         active = partition.segments[-1]
         start = Hint(active.base_offset, BLOCK_BYTES, active.base_offset, active.previous_timestamp, 0)
-        await seg.scan_segment(partition.resources.disk, active, start, rewrite=True)
+        await seg.scan_segment(partition.resources.disk, active, start, rewrite=partition.resources.faults)
     partition.roll_at_next_run()
     await partition.flush()
 

@@ -23,7 +23,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.journal_writer import JournalWriter
 from shardserver.storage.settings import LogSettings
-from shardserver.storage.synced_write import SyncFaults
+from shardserver.storage.synced_write import SyncFaults, sync_noted
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Journal(JournalWriter):
         self, disk: Disk, files: list[JournalFile], journal_id: int, settings: LogSettings, faults: SyncFaults
     ) -> None:
         super().__init__(disk, faults, journal_id, settings.max_write_bytes)
-        self._disk, self._files = disk, files
+        self._disk, self._sync_faults, self._files = disk, faults, files
         self.count_files()
 
     def count_files(self) -> None:
@@ -105,7 +105,7 @@ class Journal(JournalWriter):
         path = os.path.join(directory, fmt.file_name(number))
         await self._disk.unlink(path + ".new")
         try:
-            await _create_file(self._disk, path + ".new", header)
+            await _create_file(self._disk, self._sync_faults, path + ".new", header)
         except StorageError:
             await self._disk.unlink(path + ".new")  # on a full disk a part of it would hold what others need
             raise
@@ -123,15 +123,15 @@ class Journal(JournalWriter):
             await self._disk.close(file.file)
 
 
-async def create_journal(disk: Disk, parent: str, settings: LogSettings) -> None:
+async def create_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> None:
     """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
     await disk.make_directory(parent)
-    await build_journal(disk, parent, settings)
+    await build_journal(disk, faults, parent, settings)
     await disk.rename(os.path.join(parent, "journal.new"), os.path.join(parent, "journal"))
     await disk.sync_directory(parent)
 
 
-async def build_journal(disk: Disk, parent: str, settings: LogSettings) -> int:
+async def build_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> int:
     """A whole, synced ring in `journal.new`; gives its id."""
     building = os.path.join(parent, "journal.new")
     await disk.make_directory(building)
@@ -140,24 +140,26 @@ async def build_journal(disk: Disk, parent: str, settings: LogSettings) -> int:
     journal_id = secrets.randbits(64)
     for number in range(settings.journal_files):
         header = fmt.FileHeader(number, settings.journal_files, journal_id, settings.journal_file_bytes)
-        await _create_file(disk, os.path.join(building, fmt.file_name(number)), header)
+        await _create_file(disk, faults, os.path.join(building, fmt.file_name(number)), header)
     await disk.sync_directory(building)
     return journal_id
 
 
-async def _create_file(disk: Disk, path: str, header: fmt.FileHeader) -> None:
+async def _create_file(disk: Disk, faults: SyncFaults, path: str, header: fmt.FileHeader) -> None:
     file = await disk.open(path, create=True)
     try:
-        await _fill(disk, file, header)
+        await _fill(disk, faults, file, header)
     except StorageError:
         await disk.close(file)
         raise
     await disk.close(file)
 
 
-async def _fill(disk: Disk, file: File, header: fmt.FileHeader) -> None:
+async def _fill(disk: Disk, faults: SyncFaults, file: File, header: fmt.FileHeader) -> None:
+    since = faults.number
     zeros = aligned_buffer(min(header.file_bytes, 4 << 20))
     for position in range(0, header.file_bytes, len(zeros)):
         await disk.write(file, position, [zeros[: min(len(zeros), header.file_bytes - position)]])
     zeros[: fmt.BLOCK_BYTES] = fmt.encode_file_header(header)
-    await disk.write(file, 0, [zeros[: fmt.BLOCK_BYTES]], sync=True)
+    await disk.write(file, 0, [zeros[: fmt.BLOCK_BYTES]])
+    await sync_noted(disk, faults, file, since)

@@ -37,7 +37,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import Journal, JournalFile, reuse_order
 from shardserver.storage.settings import LogSettings
-from shardserver.storage.synced_write import SyncFaults
+from shardserver.storage.synced_write import SyncFaults, write_synced
 
 HEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 1 << 20
@@ -221,7 +221,7 @@ async def open_journal(
     older = _older_files(heads, newest)
     journal.adopt_end(newest.sequence, newest.end, newest.sequence - len(older))
     if not read_only:
-        await _write_again(disk, newest)
+        await _write_again(disk, faults, newest)
     return JournalRecovery(disk, journal, newest, older, count)
 
 
@@ -339,8 +339,8 @@ def _older_files(heads: list[Head], newest: RecoveredFile) -> list[LiveFile]:
     return older
 
 
-async def _write_again(disk: Disk, newest: RecoveredFile) -> None:
+async def _write_again(disk: Disk, faults: SyncFaults, newest: RecoveredFile) -> None:
     """After a process crash the last write may be in the device's cache only: put it there again, synced."""
     last = newest.writes[-1]
     raw = newest.buffer[last.position : last.position + last.length]
-    await disk.write(newest.journal_file.file, last.position, [raw], sync=True)
+    await write_synced(disk, faults, newest.journal_file.file, last.position, [raw])

@@ -11,7 +11,7 @@ from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.reserve import Reserve
-from shardserver.storage.synced_write import SyncFaults, write_synced
+from shardserver.storage.synced_write import SyncFaults, cut_synced, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSMETAL2"
@@ -180,8 +180,7 @@ class MetadataLog:
             await write_synced(self._disk, self._faults, self._file, self._position, [entry])
         except DiskFullError as full:
             try:  # a part of it may have landed: cut, or it could revive behind a later entry of the same length
-                await self._disk.truncate(self._file, self._position)
-                await self._disk.sync(self._file)
+                await cut_synced(self._disk, self._faults, self._file, self._position)
             except StorageError as error:
                 raise StorageError(f"{full}, then {error}", errno=error.errno) from error
             raise

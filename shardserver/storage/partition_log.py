@@ -34,7 +34,7 @@ from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import PartitionIdentity
-from shardserver.storage.synced_write import write_synced
+from shardserver.storage.synced_write import cut_synced, write_synced
 from shardserver.storage.tail import TailEntry
 from shardserver.storage.turn import Turn
 
@@ -253,8 +253,7 @@ class PartitionLog(PartitionState):
         self._roll_due = self._roll_due or not isinstance(error, DiskFullError)
         try:
             assert segment.file is not None
-            await self._disk.truncate(segment.file, segment.end)
-            await self._disk.sync(segment.file)
+            await cut_synced(self._disk, self.resources.faults, segment.file, segment.end)
         except StorageError:
             self._roll_due = True
 
@@ -442,8 +441,7 @@ class PartitionLog(PartitionState):
 
     async def _cut(self, segment: seg.Segment) -> None:
         file = await self.resources.files.get(segment)
-        await self._disk.truncate(file, segment.end)
-        await self._disk.sync(file)
+        await cut_synced(self._disk, self.resources.faults, file, segment.end)
 
     def shut(self) -> NotOwnerError:
         """No reads from here on; what is in memory is in segments too. Gives the reason of the refusal."""

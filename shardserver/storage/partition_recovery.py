@@ -13,6 +13,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import File
 from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.synced_write import cut_synced
 
 
 class PartitionRecovery:
@@ -20,7 +21,7 @@ class PartitionRecovery:
 
     def __init__(self, log: PartitionLog, hint: fmt.Hint | None, *, read_only: bool) -> None:
         self._log, self._hint, self._read_only = log, hint, read_only
-        self._disk = log.resources.disk
+        self._disk, self._faults = log.resources.disk, log.resources.faults
 
     async def run(self) -> int:
         """Find the segments, scan the last one from the hint, cut it there; gives the bytes read.
@@ -109,10 +110,10 @@ class PartitionRecovery:
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
         elif not self._read_only:  # its creator may have died before it synced header or name; a hint says that it has
-            await seg.rewrite_header(self._disk, active)
+            await seg.rewrite_header(self._disk, self._faults, active)
             await self._disk.sync_directory(log.directory)
         active.indexed = start.position == fmt.BLOCK_BYTES
-        result = await seg.scan_segment(self._disk, active, start, rewrite=not self._read_only)
+        result = await seg.scan_segment(self._disk, active, start, rewrite=None if self._read_only else self._faults)
         await self._cut(active, result.end)
         log.take_recovered_end(result.next_offset, result.last_timestamp)
         return result.read_bytes
@@ -122,8 +123,7 @@ class PartitionRecovery:
         if end > file_bytes:
             raise CorruptionError(active.path, end, "a segment that reaches up to its hint")
         if end < file_bytes and not self._read_only:
-            await self._disk.truncate(active.file, end)
-            await self._disk.sync(active.file)
+            await cut_synced(self._disk, self._faults, active.file, end)
         active.end = active.index_saved_end = end
 
 

@@ -93,7 +93,7 @@ async def recover_shard(
     if not metadata.read_only:
         await _make_directories(disk, data_directory, logs)
         if "journal" not in await disk.list_directory(logs.directory):
-            await create_journal(disk, logs.directory, settings)
+            await create_journal(disk, metadata.faults, logs.directory, settings)
     ring = await metadata.open_ring(
         disk,
         directory,

@@ -13,6 +13,7 @@ from typing import TypeVar
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.memory.aligned import aligned_buffer
 from shardserver.storage.disk import Disk
+from shardserver.storage.synced_write import SyncFaults, sync_noted
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ def reserve_path(data_directory: str, shard: int) -> str:
 class Reserve:
     """One file a shard. reserve_bytes 0: none is kept."""
 
-    def __init__(self, disk: Disk, path: str, reserve_bytes: int) -> None:
+    def __init__(self, disk: Disk, path: str, reserve_bytes: int, faults: SyncFaults | None = None) -> None:
         self._disk, self._path, self.reserve_bytes = disk, path, reserve_bytes
+        self._faults = faults or SyncFaults()
         self.is_there = False
 
     async def find(self) -> None:
@@ -51,10 +53,10 @@ class Reserve:
             await self._disk.unlink(self._path)
             file = await self._disk.open(self._path, create=True)
             try:
-                zeros = aligned_buffer(STEP_BYTES)
+                since, zeros = self._faults.number, aligned_buffer(STEP_BYTES)
                 for position in range(0, self.reserve_bytes, STEP_BYTES):
                     await self._disk.write(file, position, [zeros])
-                await self._disk.sync(file)
+                await sync_noted(self._disk, self._faults, file, since)
             finally:
                 await self._disk.close(file)
             self.is_there = True

@@ -16,7 +16,7 @@ from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.index import SparseIndex, index_path
 from shardserver.storage.journal_format import Hint
-from shardserver.storage.synced_write import SyncFaults, write_synced
+from shardserver.storage.synced_write import SyncFaults, sync_noted, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
@@ -109,11 +109,11 @@ async def create_segment(
     return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
 
 
-async def rewrite_header(disk: Disk, segment: Segment) -> None:
+async def rewrite_header(disk: Disk, faults: SyncFaults, segment: Segment) -> None:
     """Put the same header there again, synced: after a process crash it may be in the device's cache only."""
     block = aligned_buffer(BLOCK_BYTES)
     await disk.read(segment.file, 0, block)
-    await disk.write(segment.file, 0, [block], sync=True)
+    await write_synced(disk, faults, segment.file, 0, [block])
 
 
 def next_batch_position(view: memoryview, position: int, expected_offset: int, *, base: int) -> int | None:
@@ -171,7 +171,7 @@ class ScanResult:
     read_bytes: int
 
 
-async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bool) -> ScanResult:
+async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: SyncFaults | None) -> ScanResult:
     """Walk batches from a hint to the end, filling the index.
 
     The end is the last block boundary up to which all is whole: a run is padded, so what lies behind it belongs to a
@@ -180,6 +180,7 @@ async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bo
     """
     assert segment.file is not None
     result = ScanResult(start.position, start.next_offset, start.last_timestamp, 0)
+    since = 0 if rewrite is None else rewrite.number
     file_bytes = await disk.file_bytes(segment.file)
     want = SCAN_BYTES
     while result.end < file_bytes:
@@ -188,7 +189,7 @@ async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bo
         result.read_bytes += got
         before = result.end
         _take_whole_blocks(segment, buffer[:got], result, at_end=before + got >= file_bytes)
-        if result.end > before and rewrite:
+        if result.end > before and rewrite is not None:
             await disk.write(segment.file, before, [buffer[: result.end - before]])
         if result.end == before:
             if got < want or want > MAX_BATCH_BYTES:
@@ -196,8 +197,8 @@ async def scan_segment(disk: Disk, segment: Segment, start: Hint, *, rewrite: bo
             want *= 2  # a batch larger than what was read
         else:
             want = SCAN_BYTES
-    if rewrite and result.end > start.position:
-        await disk.sync(segment.file)
+    if rewrite is not None and result.end > start.position:
+        await sync_noted(disk, rewrite, segment.file, since)
     return result
 
 

@@ -3,6 +3,7 @@
 A failed sync of any file may have dropped what other files had not synced yet, those of other shards on the same disk
 included, and their own later syncs succeed all the same. So each write remembers the number of failures at its start,
 and is made again, the same bytes at the same position, when that number has changed: nothing of it was acknowledged.
+Every sync of a file passes through here, as each failure counts for all others.
 
 No twin: a counter and a comparison, which the fault suites of storage test.
 """
@@ -11,6 +12,8 @@ import asyncio
 
 from libc.stdint cimport uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from shardserver.errors import StorageError
 
 # Seconds. A device that flushes its cache takes some milliseconds at worst; from here on clients notice.
 SLOW_S = 0.1
@@ -23,7 +26,7 @@ cdef double _now_s() noexcept:
 
 
 cdef class SyncFaults:
-    """How many synced writes have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
+    """How many syncs have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
 
     on_slow(path, seconds) is told of each that took slow_s or longer.
     """
@@ -91,6 +94,28 @@ async def write_synced(disk, SyncFaults faults, file, position, buffers, on_writ
     start_write(disk, faults, file, position, buffers, on_written, ended)
     ended = None  # else it and the scope that it lives in keep each other, and the buffers
     await outcome
+
+
+async def sync_noted(disk, SyncFaults faults, file, uint64_t since):
+    """fdatasync of what has no bytes to write again.
+
+    since: the number of faults before the first change that it covers. Raises StorageError: it failed, or a sync
+    failed since then, in any file; what this one holds is unknown.
+    """
+    try:
+        await disk.sync(file)
+    except StorageError:
+        faults.note()
+        raise
+    if faults.count() != since:
+        raise StorageError(f"{file.path}: another sync failed meanwhile, and may have dropped what this one covers")
+
+
+async def cut_synced(disk, SyncFaults faults, file, uint64_t length):
+    """Set the file's length, durably. Raises StorageError as sync_noted does."""
+    before = faults.count()
+    await disk.truncate(file, length)
+    await sync_noted(disk, faults, file, before)
 
 
 async def write_group_synced(disk, SyncFaults faults, writes):

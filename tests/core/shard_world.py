@@ -68,7 +68,7 @@ class ShardProcess:
         self.faults.others = lambda: world.sync_faults - self.faults.own
         self.faults.on_fault = world.note_fault
         self.answers_are_known = True
-        self.reserve = Reserve(self.disk, reserve_path("data", number), world.reserve_bytes)
+        self.reserve = Reserve(self.disk, reserve_path("data", number), world.reserve_bytes, self.faults)
         self.sessions = Sessions(number)
         self.local = LocalOwner(LoadMeter(asyncio.get_running_loop().time))
         self.service = PeerService(self.local)

@@ -141,7 +141,7 @@ async def _scan_and_walk(raw: bytearray, base_offset: int) -> None:
     disk.files[path] = Node(bytearray(raw), bytearray(raw))
     one = segment.Segment(path, base_offset, file=await disk.open(path))
     start = fmt.Hint(base_offset, BLOCK, base_offset, 0, base_offset)
-    scanned = await segment.scan_segment(disk, one, start, rewrite=False)
+    scanned = await segment.scan_segment(disk, one, start, rewrite=None)
     assert scanned.end % BLOCK == 0 and scanned.next_offset >= base_offset
     one.end = scanned.end
     walk = SegmentWalk(disk, SegmentFiles(disk, 4), SETTINGS, ARENA, one, (base_offset, BLOCK), scanned.next_offset + 3)

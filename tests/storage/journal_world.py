@@ -55,7 +55,7 @@ class World:
         self.oldest_live = 1
 
     def create(self) -> World:
-        asyncio.run(create_journal(self.disk, self.parent, self.settings))
+        asyncio.run(create_journal(self.disk, SyncFaults(), self.parent, self.settings))
         return self
 
     async def open(self, on_progress: Callable[[int], None] = lambda read_bytes: None) -> JournalRecovery:

@@ -12,6 +12,7 @@ import pytest
 from shardserver.errors import CorruptionError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal import create_journal
+from shardserver.storage.synced_write import SyncFaults
 from tests.fault_disk import FaultDisk
 from tests.storage.journal_world import BLOCK, SETTINGS, World
 from tests.storage.log_world import Load, abandon, append_more, open_logs
@@ -47,7 +48,7 @@ def test_a_crash_at_any_operation_of_the_creation_leaves_a_whole_ring_or_none() 
 
 
 async def _create(disk: FaultDisk) -> bool:
-    await create_journal(disk, "data", SETTINGS)
+    await create_journal(disk, SyncFaults(), "data", SETTINGS)
     return True
 
 
