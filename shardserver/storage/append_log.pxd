@@ -93,8 +93,8 @@ cdef class AppendLog(Target):
     cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1
     cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1
     cdef uint64_t visible_end(self) noexcept nogil
-    cdef bint has_due_work(self) noexcept nogil
-    cdef bint is_bulk(self) noexcept nogil
+    cdef bint has_due_work(self) noexcept
+    cdef bint is_bulk(self) noexcept
     cdef uint64_t gather_bytes(self) noexcept nogil
     cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
     cpdef int note_written(self, uint64_t end) except -1

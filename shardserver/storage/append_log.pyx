@@ -225,8 +225,8 @@ cdef class AppendLog(Target):
 
     @property
     def has_work(self):
-        """Something here has to reach the journal or a segment."""
-        return self._waiting.length() > 0 or self.journaled_end < self.next_offset
+        """Something here has to reach the journal or a segment. Of a fenced log nobody knows what is right: nothing."""
+        return self.fenced is None and (self._waiting.length() > 0 or self.journaled_end < self.next_offset)
 
     @property
     def is_memory(self):
@@ -251,7 +251,9 @@ cdef class AppendLog(Target):
         """Write now: a client waits, or so much has gathered in a `memory` partition as its topic wants at once."""
         return self.has_due_work()
 
-    cdef bint has_due_work(self) noexcept nogil:
+    cdef bint has_due_work(self) noexcept:
+        if self.fenced is not None:
+            return False
         if self._visible != APPENDED:
             return self._waiting.length() > 0 or self.backlog_bytes >= self._max_write_bytes
         if self.running:
@@ -270,9 +272,9 @@ cdef class AppendLog(Target):
         """So much waits that a run of its own is cheaper than the journal."""
         return self.is_bulk()
 
-    cdef bint is_bulk(self) noexcept nogil:
+    cdef bint is_bulk(self) noexcept:
         cdef uint64_t least = self._direct_bytes
-        if self.running:
+        if self.running or self.fenced is not None:
             return False
         if self._visible == APPENDED and not self.is_late:
             least = max(least, self.gather_bytes())

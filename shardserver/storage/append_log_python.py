@@ -135,7 +135,7 @@ class AppendLog:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or self.journaled_end < self.next_offset
+        return self.fenced is None and (bool(self._waiting) or self.journaled_end < self.next_offset)
 
     @property
     def is_memory(self) -> bool:
@@ -153,6 +153,8 @@ class AppendLog:
 
     @property
     def is_due(self) -> bool:
+        if self.fenced is not None:
+            return False
         if not self.is_memory:
             return bool(self._waiting) or self.backlog_bytes >= self._settings.max_write_bytes
         if self.running:
@@ -168,7 +170,7 @@ class AppendLog:
 
     @property
     def wants_run(self) -> bool:
-        if self.running:
+        if self.running or self.fenced is not None:
             return False
         least = self._settings.direct_bytes
         return self.unwritten_bytes >= (

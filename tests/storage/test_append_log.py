@@ -219,3 +219,15 @@ class TestEach:
         assert (side.log.next_offset, side.log.has_waiting) == (1, True)
         side.log.running = 0
         assert side.journal(4096, 7)[0] == 2
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_a_fenced_log_has_nothing_to_write_whatever_it_held(durability: Durability) -> None:
+    """Else its shard would try again without end, as after a run that failed inside the server."""
+    for side in sides(durability):
+        for number in range(4):
+            side.append(number, SETTINGS.direct_bytes, 1)
+        side.log.stamp_waiting(1)
+        assert side.log.has_work
+        side.log.fence(StorageError("a run failed inside the server"))
+        assert not (side.log.has_work or side.log.is_due or side.log.wants_run)
