@@ -54,6 +54,8 @@ class ProcessDisk(StartsByFuture):
         if not self.is_dead:
             self.operations += 1
             if self.operations == self.die_at:
+                # In flight at the moment of death, as io_uring's are: it may land now, late or not at all.
+                self._mine.add(start())
                 self.died()
         never: Future[Any] = asyncio.get_running_loop().create_future()
         if self.is_dead:
@@ -114,7 +116,11 @@ class ProcessDisk(StartsByFuture):
         sync: bool = False,
         on_written: Callable[[], None] | None = None,
     ) -> Future[Any]:
-        written = self._do(lambda: self.shared.write(file, position, buffers, on_written=on_written), file.path)
+        def tell() -> None:  # a write that lands late has nobody to tell
+            if on_written is not None and not self.is_dead:
+                on_written()
+
+        written = self._do(lambda: self.shared.write(file, position, buffers, on_written=tell), file.path)
         return asyncio.ensure_future(self._then_sync(written, file)) if sync else written
 
     async def _then_sync(self, written: Future[Any], file: FaultFile) -> None:

@@ -46,6 +46,10 @@ class WorldDisk(FaultDisk):
     def used_bytes(self) -> int:
         return self._used()
 
+    @property
+    def is_writing(self) -> bool:
+        return any(one.what == "write" for one in self._pending)
+
     def calm(self) -> None:
         """No more faults, room, full speed."""
         self.trap, self.capacity_bytes, self.slow_s = None, None, 0.0

@@ -265,8 +265,18 @@ class Life:
 
     # Deaths
 
+    async def _until_writing(self) -> None:
+        """Half of the deaths come while a write is in flight, so that it may land late."""
+        if self._chance.random() < 0.5:
+            await self._clients()
+            for _ in range(300):
+                if self.world.disk.is_writing:
+                    return
+                await turns(1)
+
     async def _kill(self) -> None:
         number = self._some_shard()
+        await self._until_writing()
         if number in self.world.server.live:
             self.world.kill(number)
             self.world.counts["crash points"] += 1
@@ -321,6 +331,7 @@ class Life:
     async def _restart(self, end: str, shards: int) -> dict[int, object]:
         """All die; so do some recoveries. Then everything is there, and the second recovery equals the first."""
         world = self.world
+        await self._until_writing()
         self._end(end)
         for _ in range(self._chance.choice((0, 0, 1, 2))):
             await self._die_in_recovery(shards, end)

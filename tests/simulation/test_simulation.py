@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
-from tests.fault_disk import Node
+from tests.fault_disk import BLOCK_BYTES, FaultFile, Node
+from tests.process_disk import Locks
+from tests.simulation.disk import CountingDisk, WorldDisk
 from tests.simulation.life import play
 from tests.simulation.plan import Plan, Step
 from tests.simulation.shrink import shrink
@@ -20,6 +24,30 @@ def test_a_simulated_server_keeps_its_promises(seed: int) -> None:
     outcome = play(plan)
     if outcome.error is not None:
         raise AssertionError(f"play({plan})") from outcome.error
+
+
+def test_a_process_that_dies_while_it_writes_leaves_writes_that_land_after_the_next_start() -> None:
+    """Once a file's lock is taken none is left of it (storage rule 15)."""
+    data, seen = memoryview(b"x" * BLOCK_BYTES), Counter[bool]()
+
+    async def life(seed: int) -> None:
+        disk = WorldDisk(seed)
+        dying, next_one = (CountingDisk(disk, Locks(), seed) for _ in range(2))
+        dying.died = dying.kill
+        file: FaultFile = await dying.open("a", create=True)
+        dying.die_at = dying.operations + 1
+        dying.write(file, 0, [data])
+        disk.mark_late()
+        before = bytes(file.node.current)
+        await next_one.open("a")
+        assert not disk._ghosts
+        late = disk.counts["late writes that landed after a start"]
+        assert (before != bytes(file.node.current)) == bool(late)
+        seen[bool(late)] += 1
+
+    for seed in range(20):
+        asyncio.run(life(seed))
+    assert seen[True] and seen[False]
 
 
 def test_a_seed_replays_exactly_in_any_process() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from shardserver.errors import CorruptionError, DiskFullError
+from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
+from shardserver.storage.journal import create_journal
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
-from shardserver.storage.synced_write import SyncFaults, write_group_synced, write_synced
+from shardserver.storage.synced_write import SyncFaults, cut_synced, write_group_synced, write_synced
 from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
@@ -213,6 +214,44 @@ def test_a_write_whose_blocks_another_files_failed_sync_may_have_dropped_is_made
         assert file.node.durable == data
 
     asyncio.run(life())
+
+
+async def _cut_a_file(disk: FaultDisk, faults: SyncFaults) -> None:
+    await cut_synced(disk, faults, await disk.open("a", create=True), fmt.BLOCK_BYTES)
+
+
+async def _make_a_journal(disk: FaultDisk, faults: SyncFaults) -> None:
+    await create_journal(disk, faults, "data", SETTINGS)
+
+
+SYNCS_WITHOUT_A_WRITE = pytest.mark.parametrize("work", [_cut_a_file, _make_a_journal])
+
+
+@SYNCS_WITHOUT_A_WRITE
+def test_a_sync_that_succeeds_after_another_files_failed_is_not_trusted(
+    work: Callable[[FaultDisk, SyncFaults], Coroutine[Any, Any, None]],
+) -> None:
+    """Rule 20; a journal file that grew had lost its header (simulation, seeds 393 and 6)."""
+    faults = SyncFaults()
+    with pytest.raises(StorageError, match="another sync failed"):
+        asyncio.run(work(ForgetfulDisk(1, faults), faults))
+
+
+@SYNCS_WITHOUT_A_WRITE
+def test_a_failed_sync_of_any_kind_counts_for_all_files(
+    work: Callable[[FaultDisk, SyncFaults], Coroutine[Any, Any, None]],
+) -> None:
+    """Rule 20."""
+
+    class Broken(FaultDisk):
+        def sync(self, file: FaultFile) -> asyncio.Future:
+            self.is_broken = True
+            return super().sync(file)
+
+    faults = SyncFaults()
+    with pytest.raises(StorageError):
+        asyncio.run(work(Broken(1), faults))
+    assert faults.number == 1
 
 
 class CountingDisk(FaultDisk):
