@@ -17,6 +17,7 @@ import msgspec
 
 from shardserver.config import Config
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import Operation
 from shardserver.core.context import ShardContext
@@ -196,7 +197,7 @@ class Shard:
         self._faults.on_slow = self._note_slow_sync
         self._own.set()
 
-    def _on_applied(self, events: list[md.Event] | None) -> None:
+    def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
         self._listener.plane.revision += 1
 

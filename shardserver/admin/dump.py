@@ -17,7 +17,7 @@ from shardserver.admin.journal_check import SETTINGS, journal_directory, shard_n
 from shardserver.admin.partition_check import read_segment_header, walk_segment
 from shardserver.admin.salvaged_journal import close_ring, open_salvaged
 from shardserver.admin.stopped_server import read_stopped
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata_snapshot import decode_snapshot
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.memory.aligned import align_up
@@ -65,7 +65,7 @@ class Dumper:
             if snapshot is not None:
                 yield {"part": "metadata", "snapshot": _shown(decode_snapshot(snapshot).metadata)}
             for raw in records:
-                for event in md.decode_change(raw).events:
+                for event in ev.decode_change(raw).events:
                     yield {"part": "metadata", "event": _shown(event)}
         except (CorruptionError, StorageError, msgspec.DecodeError) as error:
             yield {"part": "metadata", "damage": str(error)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shardserver.admin.journal_check import Mention, check_journal, journal_directory, shard_numbers
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot
 from shardserver.core.partition_label import PartitionLabel, decode_label
@@ -64,7 +64,7 @@ async def _read_log(found: Sources, disk: Disk, directory: str) -> None:
         if snapshot is not None:
             found.snapshot = decode_snapshot(snapshot)
         for raw in records:
-            md.apply_change(found.snapshot.metadata, md.decode_change(raw))
+            ev.apply_change(found.snapshot.metadata, ev.decode_change(raw))
     except (msgspec.DecodeError, LookupError, ValueError):
         found.is_whole = False  # what came before it holds
 

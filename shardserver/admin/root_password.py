@@ -7,6 +7,7 @@ import secrets
 import time
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import hash_password
 from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
@@ -39,6 +40,6 @@ async def _set(disk: Disk, path: str, password_hash: str) -> None:
     try:
         if md.ROOT_ID not in writer.metadata.users:
             raise ConfigError(f"{path} has no root user yet: start the server once")
-        await writer.change(lambda state, context: Plan([md.PasswordSet(md.ROOT_ID, password_hash)]))
+        await writer.change(lambda state, context: Plan([ev.PasswordSet(md.ROOT_ID, password_hash)]))
     finally:
         await log.close()

@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import U64, Operation
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_snapshot import decode_snapshot
@@ -30,7 +30,7 @@ class Follower:
         self._writer, self._on_broken = writer, on_broken
         self.metadata = Metadata()
         self.boot_number = 0
-        self.on_applied: Callable[[list[md.Event] | None], None] = lambda events: None
+        self.on_applied: Callable[[list[ev.Event] | None], None] = lambda events: None
         self._joined = asyncio.Event()
         self._started = False
         self._joins = 0
@@ -76,8 +76,8 @@ class Follower:
         await self._joined.wait()
         if revision <= self.metadata.revision:
             return b""
-        change = md.decode_change(raw)
-        md.apply_change(self.metadata, change)
+        change = ev.decode_change(raw)
+        ev.apply_change(self.metadata, change)
         if self.metadata.revision != revision:
             raise CorruptionError("metadata replica", 0, f"revision {revision}, found {self.metadata.revision}")
         self.on_applied(change.events)

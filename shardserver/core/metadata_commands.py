@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardserver.core import metadata as md
-from shardserver.core.metadata import Event, Metadata
+from shardserver.core import metadata_events as ev
+from shardserver.core.metadata import Metadata
+from shardserver.core.metadata_events import Event
 from shardserver.core.placement import Placement
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol import options as topic_options
@@ -76,7 +78,7 @@ def create_stream(metadata: Metadata, request: CreateStreamRequest, context: Pla
     if len(metadata.streams) >= MAX_STREAMS:
         raise RejectedError(Code.TOO_MANY_STREAMS)
     stream_id, now = lowest_free(metadata.streams), context.now
-    return Plan([md.StreamCreated(stream_id, name, now)], StreamDetails.of(stream_id, now, name, ()).encode())
+    return Plan([ev.StreamCreated(stream_id, name, now)], StreamDetails.of(stream_id, now, name, ()).encode())
 
 
 def update_stream(metadata: Metadata, request: UpdateStreamRequest, context: PlanContext) -> Plan:
@@ -84,11 +86,11 @@ def update_stream(metadata: Metadata, request: UpdateStreamRequest, context: Pla
     _refuse_options(request.options)
     if metadata.stream_ids.get(name, stream.id) != stream.id:
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
-    return Plan([md.StreamRenamed(stream.id, name)])
+    return Plan([ev.StreamRenamed(stream.id, name)])
 
 
 def delete_stream(metadata: Metadata, request: StreamAddress, context: PlanContext) -> Plan:
-    return Plan([md.StreamDeleted(metadata.find_stream(request.stream).id)])
+    return Plan([ev.StreamDeleted(metadata.find_stream(request.stream).id)])
 
 
 def _purge(metadata: Metadata, stream: md.Stream, topics: list[md.Topic]) -> Plan:
@@ -96,7 +98,7 @@ def _purge(metadata: Metadata, stream: md.Stream, topics: list[md.Topic]) -> Pla
     uid = metadata.next_uid
     for topic in topics:
         count = len(topic.partitions)
-        events.append(md.TopicPurged(stream.id, topic.id, list(range(uid, uid + count))))
+        events.append(ev.TopicPurged(stream.id, topic.id, list(range(uid, uid + count))))
         uid += count
     return Plan(events)
 
@@ -121,7 +123,7 @@ def create_topic(metadata: Metadata, request: CreateTopicRequest, context: PlanC
     uids, shards = _place(metadata, context, stream.name, name, count)
     partitions = [PartitionInfo(number, now, 1, 0, 0, 0) for number in range(count)]
     reply = TopicDetails.of(topic_id, now, name, options, partitions).encode()
-    return Plan([md.TopicCreated(stream.id, topic_id, name, now, options, uids, shards)], reply)
+    return Plan([ev.TopicCreated(stream.id, topic_id, name, now, options, uids, shards)], reply)
 
 
 def _place(
@@ -148,12 +150,12 @@ def update_topic(metadata: Metadata, request: UpdateTopicRequest, context: PlanC
     if stream.topic_ids.get(name, topic.id) != topic.id:
         raise RejectedError(Code.TOPIC_NAME_ALREADY_EXISTS, name)
     topic_options.check_topic_size(topic.options | patch)
-    return Plan([md.TopicUpdated(stream.id, topic.id, name, patch)])
+    return Plan([ev.TopicUpdated(stream.id, topic.id, name, patch)])
 
 
 def delete_topic(metadata: Metadata, request: TopicAddress, context: PlanContext) -> Plan:
     stream, topic = metadata.find_topic(request.stream, request.topic)
-    return Plan([md.TopicDeleted(stream.id, topic.id)])
+    return Plan([ev.TopicDeleted(stream.id, topic.id)])
 
 
 def purge_topic(metadata: Metadata, request: TopicAddress, context: PlanContext) -> Plan:
@@ -173,7 +175,7 @@ def create_partitions(metadata: Metadata, request: PartitionsRequest, context: P
     if len(topic.partitions) + count > MAX_PARTITION_IDS:
         raise RejectedError(Code.PARTITION_IDS_EXHAUSTED)
     uids, shards = _place(metadata, context, stream.name, topic.name, count)
-    return Plan([md.PartitionsAdded(stream.id, topic.id, context.now, uids, shards)])
+    return Plan([ev.PartitionsAdded(stream.id, topic.id, context.now, uids, shards)])
 
 
 def delete_partitions(metadata: Metadata, request: PartitionsRequest, context: PlanContext) -> Plan:
@@ -181,7 +183,7 @@ def delete_partitions(metadata: Metadata, request: PartitionsRequest, context: P
     count = _checked_count(request)
     if count > len(topic.partitions):
         raise RejectedError(Code.INVALID_PARTITIONS_COUNT, str(count))
-    return Plan([md.PartitionsRemoved(stream.id, topic.id, count)])
+    return Plan([ev.PartitionsRemoved(stream.id, topic.id, count)])
 
 
 PLANNERS: dict[Command, Planner] = {

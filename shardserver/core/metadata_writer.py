@@ -9,9 +9,10 @@ from typing import Protocol
 
 import msgspec
 
-from shardserver.core import metadata as md
-from shardserver.core.metadata import Change, Event, Metadata
+from shardserver.core import metadata_events as ev
+from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext
+from shardserver.core.metadata_events import Change, Event
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
 from shardserver.core.replies import RepliesKept
@@ -88,8 +89,8 @@ class MetadataWriter:
                 snapshot = decode_snapshot(raw)
                 self.metadata, self._replies = snapshot.metadata, RepliesKept(snapshot.replies)
             for number, record in enumerate(records):  # noqa: B007 - for the error
-                change = md.decode_change(record)
-                md.apply_change(self.metadata, change)
+                change = ev.decode_change(record)
+                ev.apply_change(self.metadata, change)
                 self._replies.keep(change)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise self._store.corruption(number, f"a change that makes sense, found {error!r}") from error
@@ -123,7 +124,7 @@ class MetadataWriter:
             return made.reply
 
     async def _take(self, change: Change) -> None:
-        raw = md.encode_change(change)
+        raw = ev.encode_change(change)
         try:
             await self._store.append(raw)
         except DiskFullError:
@@ -131,7 +132,7 @@ class MetadataWriter:
         except StorageError as error:
             self.on_store_failure(error)
             raise
-        md.apply_change(self.metadata, change)
+        ev.apply_change(self.metadata, change)
         # Durable from here on: whatever fails below, a repeat gets this reply and changes nothing.
         self._replies.keep(change)
         self.on_applied(change.events)

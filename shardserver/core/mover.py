@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.custody import Arrival, Custodian
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext
@@ -126,8 +126,8 @@ class Mover:
 def _plan(metadata: Metadata, batch: list[Move], terms: Mapping[int, int]) -> Plan:
     """One deleted meanwhile counts for nothing: its uid is gone."""
     made = [
-        md.PartitionMove(one.stream_id, one.topic_id, one.partition_id, one.uid, one.to_shard, terms[one.uid])
+        ev.PartitionMove(one.stream_id, one.topic_id, one.partition_id, one.uid, one.to_shard, terms[one.uid])
         for one in batch
         if one.uid in terms
     ]
-    return Plan([md.PartitionsMoved(made)] if made else [])
+    return Plan([ev.PartitionsMoved(made)] if made else [])

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import Operation
 from shardserver.core.custody import Arrival, Released
 from shardserver.core.identity import identity_of
@@ -66,7 +67,7 @@ class OwnedPartitions:
         self._relabelled: list[int] = []  # by the change that is being applied
         self.generation = 0  # a process sees itself once
 
-    def reconcile(self, events: list[md.Event] | None = None) -> None:
+    def reconcile(self, events: list[ev.Event] | None = None) -> None:
         """New partitions begin, dead ones end at once and lose their files later.
 
         events: the change that was applied, to look at its topics only; None: anything may be new, and the writer too.
@@ -92,9 +93,9 @@ class OwnedPartitions:
         if self._removing is None and self._dying():
             self._removing = asyncio.get_running_loop().create_task(self._remove_dead_files())
 
-    def _refuse_strangers(self, logs: ShardLog, events: list[md.Event]) -> None:
+    def _refuse_strangers(self, logs: ShardLog, events: list[ev.Event]) -> None:
         """An empty log in the place of one that was not adopted would hide its messages: recover instead."""
-        for move in [move for event in events if isinstance(event, md.PartitionsMoved) for move in event.moves]:
+        for move in [move for event in events if isinstance(event, ev.PartitionsMoved) for move in event.moves]:
             place = (move.stream_id, move.topic_id, move.partition_id, move.uid)
             found = self._metadata().find_partition(*place)
             if found is not None and found.shard == self._shard and logs.find_partition(move.uid) is None:
@@ -284,18 +285,18 @@ def _all_topics(metadata: Metadata) -> list[Named]:
     return [(stream, topic) for stream in metadata.streams.values() for topic in stream.topics.values()]
 
 
-def _touched_topics(metadata: Metadata, events: list[md.Event]) -> list[Named]:
+def _touched_topics(metadata: Metadata, events: list[ev.Event]) -> list[Named]:
     """Those that are still there. What a deletion ends is in `dying`."""
     places: set[tuple[int, int]] = set()
     for event in events:
         match event:
-            case md.PartitionsMoved(moves):
+            case ev.PartitionsMoved(moves):
                 places |= {(one.stream_id, one.topic_id) for one in moves}
             case (
-                md.TopicCreated() | md.TopicUpdated() | md.TopicPurged() | md.PartitionsAdded() | md.PartitionsRemoved()
+                ev.TopicCreated() | ev.TopicUpdated() | ev.TopicPurged() | ev.PartitionsAdded() | ev.PartitionsRemoved()
             ):
                 places.add((event.stream_id, event.id))
-            case md.StreamRenamed(id) if id in metadata.streams:
+            case ev.StreamRenamed(id) if id in metadata.streams:
                 places |= {(id, topic) for topic in metadata.streams[id].topics}
     streams = metadata.streams
     return [(streams[s], streams[s].topics[t]) for s, t in sorted(places) if s in streams and t in streams[s].topics]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata, Partition
 from shardserver.core.rebalance import Movable, even_counts, even_loads
 
@@ -153,15 +153,15 @@ class Placement:
         return self.strategy
 
 
-def moves_event(metadata: Metadata, moves: Iterable[Move]) -> md.PartitionsMoved:
+def moves_event(metadata: Metadata, moves: Iterable[Move]) -> ev.PartitionsMoved:
     """The event that makes the moves so, each with the next term; without those of partitions that are gone."""
     made = []
     for move in moves:
         place = (move.stream_id, move.topic_id, move.partition_id, move.uid)
         partition = metadata.find_partition(*place)
         if partition is not None:
-            made.append(md.PartitionMove(*place, move.to_shard, partition.term + 1))
-    return md.PartitionsMoved(made)
+            made.append(ev.PartitionMove(*place, move.to_shard, partition.term + 1))
+    return ev.PartitionsMoved(made)
 
 
 def describe(metadata: Metadata, placement: Placement) -> list[dict[str, Any]]:

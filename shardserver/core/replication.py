@@ -11,7 +11,7 @@ import asyncio
 
 import msgspec
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import U64, Operation
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext
@@ -119,13 +119,13 @@ async def take_boot_number(writer: MetadataWriter, *, read_only: bool) -> int:
     """
     taken = 0
     if read_only:
-        md.apply(writer.metadata, md.BootEvent())
+        ev.apply(writer.metadata, ev.BootEvent())
         return writer.metadata.boot_number
 
     def boot(metadata: Metadata, context: PlanContext) -> Plan:
         nonlocal taken
         taken = metadata.boot_number + 1
-        return Plan([md.BootEvent()])
+        return Plan([ev.BootEvent()])
 
     await writer.change(boot)
     return taken

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shardserver.core.metadata import Change
+from shardserver.core.metadata_events import Change
 from shardserver.errors import Code, RejectedError
 
 REPLIES_KEPT = 5

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import Operation
 from shardserver.core.changes import Changes, FollowerChanges, WriterChanges
 from shardserver.core.follower import Follower
@@ -24,12 +25,12 @@ from shardserver.router.peers import Peers, Request
 
 log = logging.getLogger(__name__)
 
-OnApplied = Callable[[list[md.Event] | None], None]
+OnApplied = Callable[[list[ev.Event] | None], None]
 # The replica or what follows it is half changed: end the process, the next one recovers. Must not return.
 OnBroken = Callable[[Exception], None]
 
 
-def _tell(on_applied: OnApplied, events: list[md.Event] | None, on_broken: OnBroken) -> None:
+def _tell(on_applied: OnApplied, events: list[ev.Event] | None, on_broken: OnBroken) -> None:
     try:
         on_applied(events)
     except Exception as error:  # the boundary: whatever it is, the logs are not what the replica says
@@ -93,7 +94,7 @@ class WriterRole:
     async def start(self) -> int:
         metadata = await self.writer.recover(read_only=self._read_only)
         if md.ROOT_ID not in metadata.users and not self._read_only:
-            await self.writer.change(lambda state, context: Plan([md.UserCreated(self._root())]))
+            await self.writer.change(lambda state, context: Plan([ev.UserCreated(self._root())]))
         number = await take_boot_number(self.writer, read_only=self._read_only)
         if not self._read_only:
             self.writer.on_store_failure = self._on_broken
@@ -108,7 +109,7 @@ class WriterRole:
         self.replication.forget(number)
 
     async def report_removed(self, uids: list[int]) -> None:
-        await self.writer.change(lambda state, context: Plan([md.DataRemoved(uids)]))
+        await self.writer.change(lambda state, context: Plan([ev.DataRemoved(uids)]))
 
     def control_handlers(self) -> dict[int, ControlHandler]:
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.owned_partitions import owned_identities
@@ -44,7 +45,7 @@ class Clock:
         return self.now
 
 
-async def make_metadata(path: Path, *events: md.Event) -> None:
+async def make_metadata(path: Path, *events: ev.Event) -> None:
     """A directory with a stream, a topic of two partitions (uids 1 and 2), a root user, and what the events say."""
     data = DataDirectory(str(path))
     data.open(require_data=False)
@@ -52,10 +53,10 @@ async def make_metadata(path: Path, *events: md.Event) -> None:
     log = MetadataLog(disk, str(path / "metadata"))
     writer = MetadataWriter(log, lambda: 5)
     await writer.recover()
-    first: list[md.Event] = [
-        md.UserCreated(md.User(md.ROOT_ID, "iggy", 5, "hash")),
-        md.StreamCreated(1, "orders", 5),
-        md.TopicCreated(1, 1, "new", 5, {"segment_size": 64 << 10}, [1, 2], [0, 0]),
+    first: list[ev.Event] = [
+        ev.UserCreated(md.User(md.ROOT_ID, "iggy", 5, "hash")),
+        ev.StreamCreated(1, "orders", 5),
+        ev.TopicCreated(1, 1, "new", 5, {"segment_size": 64 << 10}, [1, 2], [0, 0]),
     ]
     for event in (*first, *events):
         await writer.change(lambda state, context, event=event: Plan([event]))

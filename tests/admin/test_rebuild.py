@@ -11,6 +11,7 @@ import pytest
 
 from shardserver.admin.rebuild import plan_rebuild
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.identity import identity_of
 from shardserver.core.identity_keeper import IdentityKeeper
 from shardserver.core.partition_label import decode_label
@@ -88,7 +89,7 @@ def test_an_old_copy_of_the_log_gets_what_was_made_since(tmp_path: Path, capsys:
     asyncio.run(make_metadata(path))
     shutil.copytree(path / "metadata", old)
     shutil.rmtree(path)
-    later = md.TopicCreated(1, 2, "later", 6, {}, [3], [0])
+    later = ev.TopicCreated(1, 2, "later", 6, {}, [3], [0])
     asyncio.run(make_metadata(path, later))
 
     async def fill() -> None:
@@ -130,7 +131,7 @@ def test_a_whole_log_stays_as_it_is(killed: Path, capsys: pytest.CaptureFixture[
 
 def test_a_partition_that_was_purged_gives_way_to_its_successor(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    asyncio.run(make_metadata(path, md.TopicPurged(1, 1, [3, 4])))
+    asyncio.run(make_metadata(path, ev.TopicPurged(1, 1, [3, 4])))
 
     async def fill() -> md.Metadata:
         """Files of uid 1, which is dead, and of uid 3, which has its place."""
@@ -173,8 +174,8 @@ def test_identity_files_follow_renames_and_moves(killed: Path) -> None:
             disk = ThreadDisk(1)
             metadata = await read_replica(disk, killed)
             await disk.shut_down()
-            md.apply(metadata, md.StreamRenamed(1, "other"))
-            md.apply(metadata, md.PartitionsMoved([md.PartitionMove(1, 1, 0, 1, 0, 2)]))
+            ev.apply(metadata, ev.StreamRenamed(1, "other"))
+            ev.apply(metadata, ev.PartitionsMoved([ev.PartitionMove(1, 1, 0, 1, 0, 2)]))
             stream = metadata.streams[1]
             topic = stream.topics[1]
             logs.partition(1).identity = identity_of(stream, topic, topic.partitions[0], Durability.FSYNC)

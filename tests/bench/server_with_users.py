@@ -16,6 +16,7 @@ import msgspec
 from shardserver.cli.main import main
 from shardserver.core import changes, dispatch, permissions
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import hash_password
 from shardserver.core.metadata_commands import PLANNERS, Plan, PlanContext
 from shardserver.net import routes
@@ -29,12 +30,12 @@ STALE_ROUTES = "STALE_ROUTES"
 def create_user(metadata: md.Metadata, request: Any, context: PlanContext) -> Plan:
     number = max(metadata.users) + 1
     user = md.User(number, request.username, context.now, hash_password(request.password), STATUS_ACTIVE)
-    return Plan([md.UserCreated(user)])
+    return Plan([ev.UserCreated(user)])
 
 
 def withdraw(metadata: md.Metadata, request: Any, context: PlanContext) -> Plan:
     [user] = (one for one in metadata.users.values() if one.name == request.user)
-    return Plan([md.UserCreated(msgspec.structs.replace(user, status=STATUS_INACTIVE))])
+    return Plan([ev.UserCreated(msgspec.structs.replace(user, status=STATUS_INACTIVE))])
 
 
 def check_right(metadata: md.Metadata, user_id: int, row: Row, request: Any) -> None:
@@ -44,7 +45,7 @@ def check_right(metadata: md.Metadata, user_id: int, row: Row, request: Any) -> 
     permissions.check_right(metadata, user_id, row, request)
 
 
-def keep_routes(shard: Shard, events: list[md.Event] | None) -> None:
+def keep_routes(shard: Shard, events: list[ev.Event] | None) -> None:
     shard._owned.reconcile(events)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shardserver.cli.placement import placement_text
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.io_uring.threads import ThreadDisk
@@ -20,11 +20,11 @@ from shardserver.supervisor.data_directory import DataDirectory
 from tests.cli.test_commands import AnsweringServer, run
 from tests.supervisor.servers import run_server
 
-EVENTS: list[md.Event] = [
-    md.StreamCreated(0, "orders", 1),
-    md.TopicCreated(0, 0, "events", 1, {}, [1, 2], [0, 1]),
-    md.TopicCreated(0, 1, "audit", 1, {}, [3, 4], [1, 2]),
-    md.PartitionsMoved([md.PartitionMove(0, 0, 1, 2, 0, 2)]),
+EVENTS: list[ev.Event] = [
+    ev.StreamCreated(0, "orders", 1),
+    ev.TopicCreated(0, 0, "events", 1, {}, [1, 2], [0, 1]),
+    ev.TopicCreated(0, 1, "audit", 1, {}, [3, 4], [1, 2]),
+    ev.PartitionsMoved([ev.PartitionMove(0, 0, 1, 2, 0, 2)]),
 ]
 
 

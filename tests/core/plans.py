@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
 
 
@@ -19,11 +20,11 @@ def make_metadata(topics: dict[str, Sequence[int]]) -> Metadata:
 def add_topic(metadata: Metadata, path: str, shards: Sequence[int]) -> md.Topic:
     stream_name, topic_name = path.split("/")
     if stream_name not in metadata.stream_ids:
-        md.apply(metadata, md.StreamCreated(len(metadata.streams), stream_name, 1))
+        ev.apply(metadata, ev.StreamCreated(len(metadata.streams), stream_name, 1))
     stream = metadata.find_stream(stream_name)
     uids = list(range(metadata.next_uid, metadata.next_uid + len(shards)))
     number = len(stream.topics)
-    md.apply(metadata, md.TopicCreated(stream.id, number, topic_name, 1, {}, uids, list(shards)))
+    ev.apply(metadata, ev.TopicCreated(stream.id, number, topic_name, 1, {}, uids, list(shards)))
     return stream.topics[number]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from shardserver.core import dispatch
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.changes import WriterChanges
 from shardserver.core.dispatch import CHANGES, READS, Dispatcher
 from shardserver.core.load import LoadMeter
@@ -50,8 +51,8 @@ class World:
     def __init__(self, user: int | None) -> None:
         self.store = MemoryStore()
         writer = MetadataWriter(self.store, lambda: 1)
-        md.apply(writer.metadata, md.StreamCreated(0, "orders", 1))
-        md.apply(writer.metadata, md.TopicCreated(0, 0, "events", 1, {}, [1], [0]))
+        ev.apply(writer.metadata, ev.StreamCreated(0, "orders", 1))
+        ev.apply(writer.metadata, ev.TopicCreated(0, 0, "events", 1, {}, [1], [0]))
         sessions = Sessions(0)
         sessions.begin(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")

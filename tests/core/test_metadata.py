@@ -9,9 +9,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from shardserver.core import metadata as md
-from shardserver.core.metadata import Metadata, PartitionMove
+from shardserver.core import metadata_events as ev
+from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import PLANNERS, PlanContext
+from shardserver.core.metadata_events import PartitionMove
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
 from shardserver.errors import Code, RejectedError
@@ -27,7 +28,7 @@ NAMES = st.sampled_from(["a", "b", "c"])
 def test_a_move_changes_shard_and_term_and_nothing_else() -> None:
     metadata = make_metadata({"s/t": [0, 1]})
     expected = copy.deepcopy(metadata)
-    md.apply(metadata, md.PartitionsMoved([PartitionMove(0, 0, 1, 2, 5, 2)]))
+    ev.apply(metadata, ev.PartitionsMoved([PartitionMove(0, 0, 1, 2, 5, 2)]))
     partition = expected.streams[0].topics[0].partitions[1]
     partition.shard, partition.term, expected.revision = 5, 2, expected.revision + 1
     assert metadata == expected
@@ -38,15 +39,15 @@ def test_a_move_changes_shard_and_term_and_nothing_else() -> None:
 def test_a_move_of_what_is_deleted_or_purged_counts_for_nothing(place: tuple[int, int, int, int]) -> None:
     metadata = make_metadata({"s/t": [0, 1]})
     before = copy.deepcopy(metadata)
-    md.apply(metadata, md.PartitionsMoved([PartitionMove(*place, 5, 2)]))
+    ev.apply(metadata, ev.PartitionsMoved([PartitionMove(*place, 5, 2)]))
     before.revision += 1
     assert metadata == before and metadata.shard_counts == before.shard_counts
 
 
 def test_a_purge_keeps_shard_and_term_and_the_dead_uid_its_owner() -> None:
     metadata = make_metadata({"s/t": [3]})
-    md.apply(metadata, md.PartitionsMoved([PartitionMove(0, 0, 0, 1, 4, 2)]))
-    md.apply(metadata, md.TopicPurged(0, 0, [2]))
+    ev.apply(metadata, ev.PartitionsMoved([PartitionMove(0, 0, 0, 1, 4, 2)]))
+    ev.apply(metadata, ev.TopicPurged(0, 0, [2]))
     (partition,) = metadata.streams[0].topics[0].partitions
     assert (partition.uid, partition.shard, partition.term) == (2, 4, 2)
     assert metadata.dying == {1: 4} and metadata.partitions_count == 1
@@ -54,17 +55,17 @@ def test_a_purge_keeps_shard_and_term_and_the_dead_uid_its_owner() -> None:
 
 def test_dying_uids_keep_their_shard_until_their_data_is_removed() -> None:
     metadata = make_metadata({"s/t": [0, 1, 2], "s/u": [3], "r/t": [4]})
-    md.apply(metadata, md.PartitionsRemoved(0, 0, 2))
-    md.apply(metadata, md.TopicDeleted(0, 1))
-    md.apply(metadata, md.StreamDeleted(1))
+    ev.apply(metadata, ev.PartitionsRemoved(0, 0, 2))
+    ev.apply(metadata, ev.TopicDeleted(0, 1))
+    ev.apply(metadata, ev.StreamDeleted(1))
     assert metadata.dying == {2: 1, 3: 2, 4: 3, 5: 4}
-    md.apply(metadata, md.DataRemoved([2, 5, 99]))
+    ev.apply(metadata, ev.DataRemoved([2, 5, 99]))
     assert metadata.dying == {3: 2, 4: 3} and shards_of(metadata) == {1: 0}
 
 
 def test_an_event_with_fewer_shards_than_uids_is_no_event() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        md.apply(make_metadata({"s/t": []}), md.PartitionsAdded(0, 0, 1, [1, 2], [0]))
+        ev.apply(make_metadata({"s/t": []}), ev.PartitionsAdded(0, 0, 1, [1, 2], [0]))
 
 
 def test_more_partitions_than_the_limit_are_refused_and_deleting_goes_on() -> None:
@@ -89,9 +90,9 @@ def test_new_partitions_carry_the_shards_that_placement_chose() -> None:
     metadata = make_metadata({"s/t": [0]})
     context = PlanContext(1, Placement(shards=3))
     (event,) = PLANNERS[Command.CREATE_PARTITIONS](metadata, PartitionsRequest("s", "t", 3), context).events
-    assert event == md.PartitionsAdded(0, 0, 1, [2, 3, 4], [1, 2, 0])
+    assert event == ev.PartitionsAdded(0, 0, 1, [2, 3, 4], [1, 2, 0])
     (event,) = PLANNERS[Command.CREATE_TOPIC](metadata, CreateTopicRequest("s", 2, "u", {}), context).events
-    assert isinstance(event, md.TopicCreated) and event.shards == [1, 2]
+    assert isinstance(event, ev.TopicCreated) and event.shards == [1, 2]
 
 
 class ReplicaMachine(RuleBasedStateMachine):
@@ -110,9 +111,9 @@ class ReplicaMachine(RuleBasedStateMachine):
         for event in events:
             self.apply(event)
 
-    def apply(self, event: md.Event) -> None:
-        md.apply(self.metadata, event)
-        md.apply_change(self.other, md.decode_change(md.encode_change(md.Change([event]))))
+    def apply(self, event: ev.Event) -> None:
+        ev.apply(self.metadata, event)
+        ev.apply_change(self.other, ev.decode_change(ev.encode_change(ev.Change([event]))))
 
     @rule(name=NAMES)
     def create_stream(self, name: str) -> None:
@@ -148,7 +149,7 @@ class ReplicaMachine(RuleBasedStateMachine):
 
     @rule(place=st.tuples(*[st.integers(0, 2)] * 3, st.integers(1, 9)), shard=st.integers(0, 4))
     def move(self, place: tuple[int, int, int, int], shard: int) -> None:
-        self.apply(md.PartitionsMoved([PartitionMove(*place, shard, 2)]))
+        self.apply(ev.PartitionsMoved([PartitionMove(*place, shard, 2)]))
 
     @rule()
     def decode_again(self) -> None:
@@ -183,8 +184,8 @@ TestReplica = ReplicaMachine.TestCase
 def test_a_topic_is_found_by_its_new_name_and_not_by_its_old_one() -> None:
     metadata = make_metadata({"s/t": []})
     add_topic(metadata, "s/u", [])
-    md.apply(metadata, md.TopicUpdated(0, 0, "v", {}))
-    md.apply(metadata, md.StreamRenamed(0, "r"))
+    ev.apply(metadata, ev.TopicUpdated(0, 0, "v", {}))
+    ev.apply(metadata, ev.StreamRenamed(0, "r"))
     assert metadata.find_topic("r", "v")[1].id == 0
     for stream, topic, code in (("s", "v", Code.STREAM_NOT_FOUND), ("r", "t", Code.TOPIC_NOT_FOUND)):
         with pytest.raises(RejectedError) as refused:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "metadata"
@@ -36,10 +36,10 @@ def hexed(value: Any) -> Any:
     return value
 
 
-def read_record(values: dict[str, Any]) -> md.Change:
+def read_record(values: dict[str, Any]) -> ev.Change:
     names = ("client", "request_checksum", "reply")
     raw = {name: bytes.fromhex(values[name]) for name in names}
-    return msgspec.convert(values | raw, md.Change)
+    return msgspec.convert(values | raw, ev.Change)
 
 
 def read_snapshot(values: dict[str, Any]) -> Snapshot:
@@ -52,8 +52,8 @@ def read_snapshot(values: dict[str, Any]) -> Snapshot:
 
 def test_the_records_bytes_decode_to_its_values_and_its_values_encode_to_its_bytes() -> None:
     values, raw = load("record")
-    assert told(md.decode_change(raw)) == values
-    assert md.encode_change(read_record(values)) == raw
+    assert told(ev.decode_change(raw)) == values
+    assert ev.encode_change(read_record(values)) == raw
 
 
 def test_the_snapshots_bytes_decode_to_its_values_and_its_values_encode_to_its_bytes() -> None:
@@ -69,7 +69,7 @@ def test_what_is_derived_is_there_after_decoding() -> None:
     assert metadata.shard_counts == {5: 1} and metadata.partitions_count == 1
 
 
-@pytest.mark.parametrize("name, decode", [("record", md.decode_change), ("snapshot", decode_snapshot)])
+@pytest.mark.parametrize("name, decode", [("record", ev.decode_change), ("snapshot", decode_snapshot)])
 def test_a_payload_cut_short_is_refused_at_every_length(name: str, decode: Any) -> None:
     _, raw = load(name)
     for length in range(len(raw)):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core import metadata_writer
-from shardserver.core.metadata import Change, Metadata
+from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_commands import Plan, PlanContext, create_stream, create_topic
+from shardserver.core.metadata_events import Change
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.placement import Placement
@@ -177,10 +178,10 @@ def test_a_replica_that_applies_what_is_sent_equals_the_writers() -> None:
         await writer.change(lambda metadata, context: Plan())  # without events there is nothing to send
         created = CreateTopicRequest("a", 3, "t", {})
         await writer.change(lambda metadata, context: create_topic(metadata, created, context))
-        await writer.change(lambda metadata, context: Plan([md.BootEvent(), md.TopicPurged(0, 0, [4, 5, 6])]))
+        await writer.change(lambda metadata, context: Plan([ev.BootEvent(), ev.TopicPurged(0, 0, [4, 5, 6])]))
         replica = Metadata()
         for revision, raw in sent:
-            md.apply_change(replica, md.decode_change(raw))
+            ev.apply_change(replica, ev.decode_change(raw))
             assert replica.revision == revision
         assert replica == writer.metadata and [revision for revision, _ in sent] == [1, 2, 4]
 

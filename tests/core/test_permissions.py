@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.permissions import check_right, may
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol.addresses import PartitionAddress, StreamAddress, TopicAddress, UserAddress
@@ -109,9 +110,9 @@ def test_what_any_user_may_do_needs_no_tree() -> None:
 
 def replica() -> md.Metadata:
     metadata = md.Metadata()
-    md.apply(metadata, md.StreamCreated(STREAM, "orders", 1))
-    md.apply(metadata, md.TopicCreated(STREAM, TOPIC, "events", 1, {}, [1], [0]))
-    md.apply(metadata, md.UserCreated(md.User(1, "alice", 1, "")))
+    ev.apply(metadata, ev.StreamCreated(STREAM, "orders", 1))
+    ev.apply(metadata, ev.TopicCreated(STREAM, TOPIC, "events", 1, {}, [1], [0]))
+    ev.apply(metadata, ev.UserCreated(md.User(1, "alice", 1, "")))
     return metadata
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardserver.config import PlacementRule
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
 from shardserver.core.placement import Move, Placement, describe, moves_event
 from tests.core.plans import add_topic, counts_of, make_metadata, shards_of
@@ -38,7 +38,7 @@ def replicas(draw: st.DrawFn, most_shards: int = 8) -> Metadata:
 
 def after(metadata: Metadata, moves: list[Move]) -> Metadata:
     changed = copy.deepcopy(metadata)
-    md.apply(changed, moves_event(changed, moves))
+    ev.apply(changed, moves_event(changed, moves))
     return changed
 
 
@@ -217,7 +217,7 @@ def test_one_hot_partition_is_not_moved_in_circles() -> None:
     [
         ("balanced", lambda metadata: None, "balanced"),
         ("round_robin", lambda metadata: None, "round_robin"),
-        ("round_robin", lambda metadata: md.apply(metadata, md.TopicPurged(0, 0, [2])), "kept: was there before"),
+        ("round_robin", lambda metadata: ev.apply(metadata, ev.TopicPurged(0, 0, [2])), "kept: was there before"),
         ("balanced", lambda metadata: move(metadata, shard=2), "moved"),
         ("balanced", lambda metadata: move(metadata, shard=7), "moves at the next start (its shard is gone)"),
         ("balanced", lambda metadata: rename(metadata, "audit"), "rule 2: *s/audit"),
@@ -233,11 +233,11 @@ def test_each_partition_has_its_reason(strategy: str, change: Callable[[Metadata
 
 
 def move(metadata: Metadata, shard: int) -> None:
-    md.apply(metadata, moves_event(metadata, [Move(0, 0, 0, 1, 1, shard)]))
+    ev.apply(metadata, moves_event(metadata, [Move(0, 0, 0, 1, 1, shard)]))
 
 
 def rename(metadata: Metadata, name: str) -> None:
-    md.apply(metadata, md.TopicUpdated(0, 0, name, {}))
+    ev.apply(metadata, ev.TopicUpdated(0, 0, name, {}))
 
 
 def test_the_description_is_sorted_by_names_and_numbers() -> None:

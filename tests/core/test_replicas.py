@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import Operation
 from shardserver.core.peer_service import PeerService
 from shardserver.errors import CorruptionError, StorageError
@@ -297,7 +297,7 @@ def test_a_follower_whose_logs_do_not_follow_a_snapshot_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"\xc1", md.encode_change(md.Change([md.StreamDeleted(5)]))], ids=["bytes", "event"]
+    "payload", [b"\xc1", ev.encode_change(ev.Change([ev.StreamDeleted(5)]))], ids=["bytes", "event"]
 )
 def test_a_metadata_record_that_means_nothing_refuses_the_start_with_its_place(payload: bytes) -> None:
     async def play() -> None:

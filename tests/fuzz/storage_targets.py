@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.metadata_snapshot import decode_snapshot as decode_metadata_snapshot
 from shardserver.errors import CorruptionError, StorageError
 from shardserver.memory.aligned import align_up
@@ -203,19 +203,19 @@ SENSELESS = (LookupError, ValueError)
 
 
 def _decode_payloads(snapshot: bytes | None, records: list[bytes]) -> None:
-    for decode, raw in [(decode_metadata_snapshot, snapshot or b""), *((md.decode_change, one) for one in records)]:
+    for decode, raw in [(decode_metadata_snapshot, snapshot or b""), *((ev.decode_change, one) for one in records)]:
         with contextlib.suppress(*UNDECODABLE):
             decode(raw)
 
 
 def fuzz_metadata_payloads(data: bytes) -> None:
     """Of a record, and of a snapshot; a change that decodes stays what it is, and is applied or refused."""
-    change: md.Change | None = None
+    change: ev.Change | None = None
     with contextlib.suppress(*UNDECODABLE):
-        change = md.decode_change(data)
+        change = ev.decode_change(data)
     with contextlib.suppress(*UNDECODABLE):
         decode_metadata_snapshot(data)
     if change is not None:
-        assert md.decode_change(md.encode_change(change)) == change
+        assert ev.decode_change(ev.encode_change(change)) == change
         with contextlib.suppress(*SENSELESS):
-            md.apply_change(decode_metadata_snapshot(SNAPSHOT).metadata, change)
+            ev.apply_change(decode_metadata_snapshot(SNAPSHOT).metadata, change)

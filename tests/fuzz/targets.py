@@ -111,24 +111,24 @@ def metadata_vector(name: str) -> bytes:
 
 def _payloads() -> list[bytes]:
     """The vectors, and one event of each kind on what the snapshot holds."""
-    from shardserver.core import metadata as md
+    from shardserver.core import metadata_events as ev
 
-    events: list[md.Event] = [
-        md.BootEvent(),
-        md.PasswordSet(0, "$argon2id$"),
-        md.StreamCreated(9, "new", 1),
-        md.StreamRenamed(1, "other"),
-        md.StreamDeleted(1),
-        md.TopicCreated(1, 7, "new", 1, {}, [11], [0]),
-        md.TopicUpdated(1, 2, "other", {}),
-        md.TopicDeleted(1, 2),
-        md.TopicPurged(1, 2, [12]),
-        md.PartitionsAdded(1, 2, 1, [13, 14], [0, 1]),
-        md.PartitionsMoved([md.PartitionMove(1, 2, 0, 1, 3, 9)]),
-        md.PartitionsRemoved(1, 2, 1),
-        md.DataRemoved([1, 2]),
+    events: list[ev.Event] = [
+        ev.BootEvent(),
+        ev.PasswordSet(0, "$argon2id$"),
+        ev.StreamCreated(9, "new", 1),
+        ev.StreamRenamed(1, "other"),
+        ev.StreamDeleted(1),
+        ev.TopicCreated(1, 7, "new", 1, {}, [11], [0]),
+        ev.TopicUpdated(1, 2, "other", {}),
+        ev.TopicDeleted(1, 2),
+        ev.TopicPurged(1, 2, [12]),
+        ev.PartitionsAdded(1, 2, 1, [13, 14], [0, 1]),
+        ev.PartitionsMoved([ev.PartitionMove(1, 2, 0, 1, 3, 9)]),
+        ev.PartitionsRemoved(1, 2, 1),
+        ev.DataRemoved([1, 2]),
     ]
-    changes = [md.encode_change(md.Change([one])) for one in events]
+    changes = [ev.encode_change(ev.Change([one])) for one in events]
     return [metadata_vector("record"), metadata_vector("snapshot"), *changes]
 
 

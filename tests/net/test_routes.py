@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.load import LoadMeter
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import NotOwnerError
@@ -22,8 +23,8 @@ class World:
 
     def __init__(self) -> None:
         self.metadata = md.Metadata()
-        md.apply(self.metadata, md.StreamCreated(0, "s", 1))
-        md.apply(self.metadata, md.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13, 14], [0, 1, 1, 2]))
+        ev.apply(self.metadata, ev.StreamCreated(0, "s", 1))
+        ev.apply(self.metadata, ev.TopicCreated(0, 3, "t", 1, {}, [11, 12, 13, 14], [0, 1, 1, 2]))
         self.gone: set[int] = set()
         self.load = LoadMeter(lambda: 0.0)
         self.logs = {uid: Target() for uid in (12, 13)}
@@ -87,7 +88,7 @@ def test_there_is_none_for_what_is_elsewhere_unknown_placed_anew_or_refused() ->
 def test_a_change_of_metadata_makes_new_routes() -> None:
     world = World()
     first = world.routes.find(world.connection, key())
-    md.apply(world.metadata, md.StreamCreated(1, "other", 1))
+    ev.apply(world.metadata, ev.StreamCreated(1, "other", 1))
     assert world.routes.find(world.connection, key()) is not first
 
 
@@ -101,7 +102,7 @@ def test_what_was_found_is_shared_by_the_connections_of_one_user_until_metadata_
         world.sessions.bind(one, user_id, b"c" * 16)
     assert world.routes.shared(second)[0] == {here: found[0]}  # a crossing one is of its connection alone
     assert world.routes.shared(stranger) == ({}, {})
-    md.apply(world.metadata, md.StreamCreated(1, "other", 1))
+    ev.apply(world.metadata, ev.StreamCreated(1, "other", 1))
     assert world.routes.shared(second) == ({}, {})
 
 

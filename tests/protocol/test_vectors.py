@@ -11,6 +11,7 @@ import pytest
 import xxhash
 
 from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.handlers import consumer_number
 from shardserver.core.metadata_commands import PlanContext, create_stream, create_topic
 from shardserver.protocol import frame as wire
@@ -186,12 +187,12 @@ def test_create_topic_with_every_option_answers_the_vectors_bytes() -> None:
         vector = load(name)
         frame, told = frame_of(vector), values(vector["reply"])
         metadata = md.Metadata()
-        md.apply(metadata, md.StreamCreated(0, "orders", 1))
+        ev.apply(metadata, ev.StreamCreated(0, "orders", 1))
         created_at = int(str(told["topic.created_at"]))
         for number in range(int(str(told["topic.id"]))):
-            md.apply(metadata, md.TopicCreated(0, number, f"other {number}", 1, {}, [], []))
+            ev.apply(metadata, ev.TopicCreated(0, number, f"other {number}", 1, {}, [], []))
         request = CreateTopicRequest.decode(frame.body)
-        md.apply(metadata, md.StreamRenamed(0, str(request.stream)))
+        ev.apply(metadata, ev.StreamRenamed(0, str(request.stream)))
         reply = create_topic(metadata, request, PlanContext(created_at)).reply
         check_reply(vector, frame, wire.RESULT_OK + reply)
 
