@@ -35,6 +35,7 @@ EXTENSIONS = [
     ),
     Extension("shardserver.storage.shard_turn", ["shardserver/storage/shard_turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.gather", ["shardserver/storage/gather.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.clock", ["shardserver/storage/clock.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
@@ -42,6 +43,12 @@ EXTENSIONS = [
     Extension(
         "shardserver.net.wire",
         ["shardserver/net/wire.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
+    Extension(
+        "shardserver.net.route_table",
+        ["shardserver/net/route_table.pyx"],
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),

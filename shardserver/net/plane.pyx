@@ -102,7 +102,7 @@ cdef class PlaneConnection(Wire):
         return 0
 
     cdef bint may_read(self) except -1:
-        if not self.wants_more or self.stopped or self._output.total >= WRITE_HIGH:
+        if not self.has_room() or self.stopped or self._output.total >= WRITE_HIGH:
             return False
         if self.plane.in_flight_bytes < self.plane.in_flight_limit or self.in_flight_bytes == 0:
             return True

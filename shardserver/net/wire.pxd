@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport PollRoute
+from shardserver.net.route_table cimport RouteTable
 from shardserver.protocol.sends cimport Target, Waiter
 
 cdef enum:
@@ -97,8 +98,8 @@ cdef class Wire(Waiter):
     cdef uint64_t _tail
     cdef uint64_t _others
     # Routes of this revision, the last one with its key at hand. _routes, _poll_routes: of this connection alone.
-    cdef public dict shared_routes
-    cdef public dict shared_polls
+    cdef public RouteTable shared_routes
+    cdef public RouteTable shared_polls
     cdef dict _routes
     cdef uint64_t _revision
     cdef Route _last_route
@@ -109,6 +110,7 @@ cdef class Wire(Waiter):
     cdef uint8_t _poll_key[1000]
     cdef size_t _poll_key_length
 
+    cdef bint has_room(self) noexcept
     cdef int take_bytes(self, const uint8_t* data, size_t length) except -1
     cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0
     cdef int look_at_header(self) except -1
@@ -133,6 +135,7 @@ cdef class Wire(Waiter):
     cdef int check_revision(self) except -1
     cdef int start_poll(self, uint64_t number, const uint8_t* raw, size_t size) except -1
     cdef PollRoute find_poll_route(self, const uint8_t* key, size_t length)
+    cdef object find_own_poll_route(self, const uint8_t* key, size_t length)
     cdef int note_local(self) except -1
     cdef Route find_route(self, const uint8_t* key, size_t length)
     cdef int note_route(self, const uint8_t* key, size_t length, Route route) except -1

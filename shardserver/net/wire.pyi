@@ -3,6 +3,7 @@ from typing import Any, Protocol
 
 from shardserver.memory.arena import Arena
 from shardserver.net.poll_route import PollRoute
+from shardserver.net.route_table import RouteTable
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.sends import Target
 
@@ -35,8 +36,8 @@ class Wire:
     owner: Owner
     close_reason: str
     crossings_told: int
-    shared_routes: dict[bytes, Route]
-    shared_polls: dict[bytes, PollRoute]
+    shared_routes: RouteTable[Route]
+    shared_polls: RouteTable[PollRoute]
     is_closed: bool
     in_flight_bytes: int
     frames: int

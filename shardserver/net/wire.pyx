@@ -20,6 +20,7 @@ from shardserver.protocol.frame import Frame, RequestHeader, check_request_heade
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport POLL_TAIL, PollRoute
+from shardserver.net.route_table cimport RouteTable
 from shardserver.protocol.batch cimport verify
 from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
 from shardserver.protocol.sends cimport Target, Waiter
@@ -55,6 +56,9 @@ cdef enum:
     REPLY_STATUS = 216
     COMMAND_REQUEST = 5
     COMMAND_REPLY = 8
+
+cdef RouteTable NOTHING_SHARED = RouteTable()
+
 
 cdef enum SlotState:
     WAITING
@@ -185,7 +189,10 @@ cdef class Wire(Waiter):
     @property
     def wants_more(self):
         """False: read no more from this socket until replies have left."""
-        return not self.close_reason and self.in_flight_bytes < self._in_flight_limit
+        return self.has_room()
+
+    cdef bint has_room(self) noexcept:
+        return self.in_flight_bytes < self._in_flight_limit and not self.close_reason
 
     @property
     def unsent_bytes(self):
@@ -216,7 +223,7 @@ cdef class Wire(Waiter):
 
     def forget_routes(self):
         self._routes, self._poll_routes = {}, {}
-        self.shared_routes, self.shared_polls = {}, {}
+        self.shared_routes = self.shared_polls = NOTHING_SHARED
         self._last_route = self._last_poll = None
 
     # Bytes to frames
@@ -487,10 +494,9 @@ cdef class Wire(Waiter):
             return True
         if length > sizeof(self._key):
             return False
-        name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self.shared_routes.get(name)
-        if found is None:
-            found = self._routes.get(name)
+        found = self.shared_routes.find(key, length)
+        if found is None and self._routes:
+            found = self._routes.get(PyBytes_FromStringAndSize(<const char*>key, length))
         if found is not None:
             self.note_route(key, length, found)
         return found is not None
@@ -504,7 +510,7 @@ cdef class Wire(Waiter):
         if name in self._routes:
             return None
         found = self.owner.find_route(name)
-        if name not in self.shared_routes:
+        if self.shared_routes.find(key, length) is None:
             keep_route(self._routes, name, found)
         if found is not None:
             self.note_route(key, length, found)
@@ -611,17 +617,21 @@ cdef class Wire(Waiter):
                 return self._last_poll
         if length > sizeof(self._poll_key):
             return None
-        name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self.shared_polls.get(name, False)
-        if found is False:
-            found = self._poll_routes.get(name, False)
-        if found is False:
-            found = self.owner.find_poll_route(name)
-            if name not in self.shared_polls:
-                keep_route(self._poll_routes, name, found)
+        found = self.shared_polls.find(key, length)
+        if found is None:
+            found = self.find_own_poll_route(key, length)
         if found is not None:
             memcpy(self._poll_key, key, length)
             self._poll_key_length, self._last_poll = length, found
+        return found
+
+    cdef object find_own_poll_route(self, const uint8_t* key, size_t length):
+        name = PyBytes_FromStringAndSize(<const char*>key, length)
+        found = self._poll_routes.get(name, False)
+        if found is False:
+            found = self.owner.find_poll_route(name)
+            if self.shared_polls.find(key, length) is None:
+                keep_route(self._poll_routes, name, found)
         return found
 
     # Replies
