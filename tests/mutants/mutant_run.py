@@ -76,9 +76,13 @@ def run_mutant(tree: Path, mutant: Mutant) -> Outcome:
         restore(tree, mutant)
 
 
+def show_row(name: str, rule: str, path: str, seconds: str, found: str) -> None:
+    print(f"{name:18} | {rule:79} | {path:29} | {seconds:>7} | {found}", flush=True)
+
+
 def show(name: str, rule: str, path: str, outcome: Outcome, seconds: float) -> None:
     found = outcome.found or ("DID NOT RUN" if outcome.trouble else "SURVIVED")
-    print(f"{name:18} | {rule:74} | {path.removeprefix('shardserver/'):28} | {seconds:5.1f} | {found}", flush=True)
+    show_row(name, rule, path.removeprefix("shardserver/"), f"{seconds:.1f}", found)
     if outcome.trouble:
         print(outcome.trouble, flush=True)
 
@@ -89,6 +93,7 @@ def run_all(mutants: Sequence[Mutant], seconds: float | None) -> bool:
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         tree = Path(name)
         make_tree(tree)
+        show_row("mutant", "rule that is taken out", "in", "seconds", "caught by")
         for mutant in mutants:
             if seconds is not None and done and time.monotonic() - began > seconds:
                 break
