@@ -22,7 +22,7 @@ from tests.mutants.rules import MUTANTS, Mutant
 from tests.mutants.tree import ROOT, StaleMutantError, apply, make_tree, restore
 
 LIMIT_S = 120.0  # a test that only waits for ever has not said what is wrong: that is no catch
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
+FAILED = re.compile(r"^FAILED (\S.*?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def test_a_place_that_is_not_there_or_there_twice_is_told():
 
 def test_tests_that_could_not_run_have_missed_nothing():
     assert judge(2, "ERROR tests/a.py - ImportError").trouble
+    assert judge(1, "ERROR tests/a.py::test_b - a fixture that does not compile").trouble
     assert judge(5, "no tests ran").trouble
     assert judge(1, "FAILED tests/a.py::test_b[1] - assert 0").found == "tests/a.py::test_b[1]"
 
