@@ -14,7 +14,9 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from tests.fuzz.mutator import FieldMutator
 from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.tree_mutator import TreeMutator
 
 
 def fuzz(target: Target, options: list[str]) -> None:
@@ -22,7 +24,14 @@ def fuzz(target: Target, options: list[str]) -> None:
 
     with atheris.instrument_imports(include=["shardserver"], enable_loader_override=False):
         run = target.load()
-    atheris.Setup([target.name, *options], run)
+
+    # Looked up at each call: Fuzz() puts another function in this place.
+    def mutate(data: bytes, limit: int) -> bytes:
+        made: bytes = atheris.Mutate(data, limit)
+        return made
+
+    mutator = TreeMutator(mutate) if target.is_msgpack else FieldMutator(target.fields, mutate, seals=target.seals)
+    atheris.Setup([target.name, *options], run, custom_mutator=mutator)
     atheris.Fuzz()
 
 
