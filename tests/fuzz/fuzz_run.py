@@ -46,6 +46,9 @@ def fuzz_target(target: Target, tree: Path, corpus: Path, seconds: float, *, wit
         f"-artifact_prefix={tree}/",
         "-print_final_stats=1",
         "-use_value_profile=1",
+        # Whole files stay beside the shorter ones that run the same lines: only in whole ones a field is where it belongs.
+        "-keep_seed=1",
+        "-reduce_inputs=0",
     ]
     done = _run(target, tree, corpus, *options, with_asan=with_asan, limit_s=seconds + BESIDE_S)
     executions = re.findall(r"number_of_executed_units: (\d+)", done.stdout)

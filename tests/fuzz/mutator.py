@@ -22,21 +22,46 @@ def edge_value(chance: random.Random, old: int, left_bytes: int, size: int) -> i
     return (near + chance.choice((0, 0, 1, -1, 8, -8, 24, 32, 48, 256, 4096, -4096))) % (1 << 8 * size)
 
 
-class FieldMutator:
-    """What atheris calls for each new input. fields: empty when the format has none at known places."""
+def read_field(raw: bytearray, field: Field) -> int:
+    return int.from_bytes(raw[field[0] : sum(field)], "little")
 
-    def __init__(self, fields: Sequence[Field], mutate: Mutate, *, seals: bool) -> None:
-        self._fields, self._mutate, self._seals = fields, mutate, seals
+
+def write_field(raw: bytearray, field: Field, value: int) -> None:
+    raw[field[0] : sum(field)] = (value % (1 << 8 * field[1])).to_bytes(field[1], "little")
+
+
+def edges(chance: random.Random, raw: bytearray, fields: Sequence[Field]) -> None:
+    """One or two of the fields."""
+    for field in chance.choices(fields, k=chance.choice((1, 1, 2))):
+        write_field(raw, field, edge_value(chance, read_field(raw, field), len(raw) - field[0], field[1]))
+
+
+def stretch(chance: random.Random, raw: bytearray, nested: Sequence[Field]) -> None:
+    """All lengths of things that lie in each other by the same number: then each is wrong for the input only."""
+    more = edge_value(chance, 0, len(raw) - nested[0][0], 4)
+    for field in nested:
+        write_field(raw, field, read_field(raw, field) + more)
+
+
+class FieldMutator:
+    """What atheris calls for each new input. fields: empty when the format has none at known places.
+
+    nested: lengths, each of which counts what the next one counts too.
+    """
+
+    def __init__(self, fields: Sequence[Field], nested: Sequence[Field], mutate: Mutate, *, seals: bool) -> None:
+        self._fields, self._nested, self._mutate, self._seals = fields, nested, mutate, seals
 
     def __call__(self, data: bytes, max_bytes: int, seed: int) -> bytes:
         chance = random.Random(seed)
-        fields = [(place, size) for place, size in self._fields if place + size <= len(data)]
+        fields, nested = ([one for one in some if sum(one) <= len(data)] for some in (self._fields, self._nested))
         if not fields or chance.random() < 0.5:
             return self._mutate(data, max_bytes)
         raw = bytearray(data)
-        for place, size in chance.choices(fields, k=chance.choice((1, 1, 2))):
-            old = int.from_bytes(raw[place : place + size], "little")
-            raw[place : place + size] = edge_value(chance, old, len(raw) - place, size).to_bytes(size, "little")
+        if nested and chance.random() < 0.25:
+            stretch(chance, raw, nested)
+        else:
+            edges(chance, raw, fields)
         if self._seals and chance.random() < 0.8:
             raw[0] |= SEALED
         return bytes(raw[:max_bytes])

@@ -30,7 +30,8 @@ def fuzz(target: Target, options: list[str]) -> None:
         made: bytes = atheris.Mutate(data, limit)
         return made
 
-    mutator = TreeMutator(mutate) if target.is_msgpack else FieldMutator(target.fields, mutate, seals=target.seals)
+    fields = FieldMutator(target.fields, target.nested, mutate, seals=target.seals)
+    mutator = TreeMutator(mutate) if target.is_msgpack else fields
     atheris.Setup([target.name, *options], run, custom_mutator=mutator)
     atheris.Fuzz()
 

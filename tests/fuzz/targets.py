@@ -23,7 +23,8 @@ class Target:
     """run: `module:function` of tests.fuzz. covers: modules of shardserver whose lines are counted.
 
     compiled: the extensions on its way, which run with AddressSanitizer. max_bytes: the longest input.
-    fields: lengths, counts and offsets in an input (mutator.py). seals: SEALED in byte 0 makes checksums good.
+    fields: lengths, counts and offsets in an input; nested: lengths of which each holds the next (mutator.py).
+    seals: SEALED in byte 0 makes checksums good.
     words: what the fuzzer may put in as a whole. is_msgpack: values are changed in the tree (tree_mutator.py).
     """
 
@@ -34,6 +35,7 @@ class Target:
     compiled: tuple[str, ...] = ()
     max_bytes: int = 4096
     fields: tuple[Field, ...] = ()
+    nested: tuple[Field, ...] = ()
     seals: bool = False
     words: Callable[[], list[bytes]] = list
     is_msgpack: bool = False
@@ -197,6 +199,7 @@ TARGETS = {
             _batches,
             compiled=(BATCH,),
             fields=layouts.BATCH,
+            nested=layouts.BATCH_NESTED,
             seals=True,
         ),
         Target(
@@ -206,6 +209,7 @@ TARGETS = {
             _files("journal-file-header", "journal-write", "journal-adoption"),
             max_bytes=8193,
             fields=layouts.JOURNAL,
+            nested=layouts.JOURNAL_NESTED,
             seals=True,
         ),
         Target(
@@ -222,6 +226,7 @@ TARGETS = {
             compiled=(BATCH,),
             max_bytes=12_289,
             fields=layouts.SEGMENT,
+            nested=layouts.SEGMENT_NESTED,
             seals=True,
         ),
         Target(

@@ -18,7 +18,7 @@ def unchanged(data: bytes, max_bytes: int) -> bytes:
 
 @given(st.binary(max_size=64), st.integers(0, 2**32), st.integers(0, 64))
 def test_only_fields_that_lie_in_the_input_and_the_seal_are_changed(data: bytes, seed: int, max_bytes: int) -> None:
-    mutate = FieldMutator([(9, 4), (60, 8)], unchanged, seals=True)
+    mutate = FieldMutator([(9, 4), (60, 8)], [(9, 4)], unchanged, seals=True)
     made = mutate(data[:max_bytes], max_bytes, seed)
     assert len(made) == len(data[:max_bytes]) and made == mutate(data[:max_bytes], max_bytes, seed)
     same = set(range(1, len(made))) - set(range(9, 13)) - set(range(60, 68))
@@ -27,14 +27,22 @@ def test_only_fields_that_lie_in_the_input_and_the_seal_are_changed(data: bytes,
 
 def test_a_length_just_past_the_end_is_tried_within_some_hundred_inputs_and_mostly_sealed() -> None:
     data = bytes(12) + (80).to_bytes(8, "little") + bytes(80)
-    mutate = FieldMutator([(12, 8)], unchanged, seals=True)
+    mutate = FieldMutator([(12, 8)], [], unchanged, seals=True)
     made = [one for one in (mutate(data, 200, seed) for seed in range(500)) if one[12:20] != data[12:20]]
     long = [one for one in made if len(data) - 12 < int.from_bytes(one[12:20], "little") < 4096]
     assert long and sum(one[0] & SEALED for one in made) > len(made) // 2
 
 
+def test_lengths_that_lie_in_each_other_grow_together() -> None:
+    data = bytes(1) + (60).to_bytes(4, "little") + (20).to_bytes(4, "little") + bytes(60)
+    mutate = FieldMutator([(1, 4), (5, 4)], [(1, 4), (5, 4)], unchanged, seals=False)
+    made = [mutate(data, 200, seed) for seed in range(500)]
+    pairs = [[int.from_bytes(one[place : place + 4], "little") for place in (1, 5)] for one in made if one != data]
+    assert any(outer == inner + 40 and inner > len(data) for outer, inner in pairs)
+
+
 def test_a_format_without_fields_is_left_to_the_fuzzer() -> None:
-    mutate = FieldMutator([], lambda data, max_bytes: b"of libFuzzer", seals=False)
+    mutate = FieldMutator([], [], lambda data, max_bytes: b"of libFuzzer", seals=False)
     assert {mutate(b"x" * 20, 100, seed) for seed in range(50)} == {b"of libFuzzer"}
 
 
