@@ -46,7 +46,7 @@ def fuzz_target(target: Target, tree: Path, corpus: Path, seconds: float, *, wit
         f"-artifact_prefix={tree}/",
         "-print_final_stats=1",
         "-use_value_profile=1",
-        # Whole files stay beside the shorter ones that run the same lines: only in whole ones a field is where it belongs.
+        # Whole files stay beside shorter ones that run the same lines: only there a field is where it belongs.
         "-keep_seed=1",
         "-reduce_inputs=0",
     ]

@@ -46,17 +46,33 @@ def stretch(chance: random.Random, raw: bytearray, nested: Sequence[Field]) -> N
 class FieldMutator:
     """What atheris calls for each new input. fields: empty when the format has none at known places.
 
-    nested: lengths, each of which counts what the next one counts too.
+    nested: lengths, each of which counts what the next one counts too. seeds: where one in three changes begins, as
+    libFuzzer's favourites are soon inputs that it has cut and shifted, whose fields are elsewhere.
     """
 
-    def __init__(self, fields: Sequence[Field], nested: Sequence[Field], mutate: Mutate, *, seals: bool) -> None:
-        self._fields, self._nested, self._mutate, self._seals = fields, nested, mutate, seals
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        nested: Sequence[Field],
+        mutate: Mutate,
+        *,
+        seals: bool,
+        seeds: Sequence[bytes] = (),
+    ) -> None:
+        self._fields, self._nested, self._mutate, self._seals, self._seeds = fields, nested, mutate, seals, seeds
 
     def __call__(self, data: bytes, max_bytes: int, seed: int) -> bytes:
         chance = random.Random(seed)
+        if self._fields and chance.random() < 0.5:
+            return self._changed(chance, data)[:max_bytes]
+        return self._mutate(data, max_bytes)
+
+    def _changed(self, chance: random.Random, data: bytes) -> bytes:
+        if self._seeds and chance.random() < 0.33:
+            data = chance.choice(self._seeds)
         fields, nested = ([one for one in some if sum(one) <= len(data)] for some in (self._fields, self._nested))
-        if not fields or chance.random() < 0.5:
-            return self._mutate(data, max_bytes)
+        if not fields:
+            return data
         raw = bytearray(data)
         if nested and chance.random() < 0.25:
             stretch(chance, raw, nested)
@@ -64,7 +80,7 @@ class FieldMutator:
             edges(chance, raw, fields)
         if self._seals and chance.random() < 0.8:
             raw[0] |= SEALED
-        return bytes(raw[:max_bytes])
+        return bytes(raw)
 
 
 def dictionary(words: Sequence[bytes]) -> str:

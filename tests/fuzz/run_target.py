@@ -30,7 +30,7 @@ def fuzz(target: Target, options: list[str]) -> None:
         made: bytes = atheris.Mutate(data, limit)
         return made
 
-    fields = FieldMutator(target.fields, target.nested, mutate, seals=target.seals)
+    fields = FieldMutator(target.fields, target.nested, mutate, seals=target.seals, seeds=target.seeds())
     mutator = TreeMutator(mutate) if target.is_msgpack else fields
     atheris.Setup([target.name, *options], run, custom_mutator=mutator)
     atheris.Fuzz()
