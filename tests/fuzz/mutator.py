@@ -64,10 +64,11 @@ class FieldMutator:
     def __call__(self, data: bytes, max_bytes: int, seed: int) -> bytes:
         chance = random.Random(seed)
         if self._fields and chance.random() < 0.5:
-            return self._changed(chance, data)[:max_bytes]
+            return self.changed(chance, data)[:max_bytes]
         return self._mutate(data, max_bytes)
 
-    def _changed(self, chance: random.Random, data: bytes) -> bytes:
+    def changed(self, chance: random.Random, data: bytes) -> bytes:
+        """Of a target with fields: data, or a seed, with other lengths."""
         if self._seeds and chance.random() < 0.33:
             data = chance.choice(self._seeds)
         fields, nested = ([one for one in some if sum(one) <= len(data)] for some in (self._fields, self._nested))
