@@ -40,9 +40,11 @@ EXTENSIONS = [
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.ring", ["shardserver/router/ring.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.router.send_lane", ["shardserver/router/send_lane.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.net.known_routes", ["shardserver/net/known_routes.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.net.wire", ["shardserver/net/wire.pyx"], extra_compile_args=["-O3"]),
     Extension(
-        "shardserver.net.wire",
-        ["shardserver/net/wire.pyx"],
+        "shardserver.net.frame_reader",
+        ["shardserver/net/frame_reader.pyx"],
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),

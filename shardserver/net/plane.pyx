@@ -12,7 +12,8 @@ from libc.string cimport memset
 import logging
 import os
 
-from shardserver.net.wire cimport Wire, WireContext
+from shardserver.net.frame_reader cimport FrameReader, WireContext
+from shardserver.net.wire cimport Wire
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ cdef class Plane(WireContext):
         self._draining = False
         self.flush()
 
-    cdef int flush_later(self, Wire connection) except -1:
+    cdef int flush_later(self, FrameReader connection) except -1:
         self._due.append(connection)
         if not self._draining and not self._flush_scheduled and self._schedule is not None:
             self._flush_scheduled = True

@@ -16,9 +16,9 @@ from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
+from shardserver.net.known_routes import Route
 from shardserver.net.poll_route import PollRoute
 from shardserver.net.route_table import RouteTable
-from shardserver.net.wire import Route
 from shardserver.protocol.messages import BY_OFFSET, PollRequest, SendRequest
 from shardserver.protocol.primitives import flag, u8, u32, u64
 from shardserver.protocol.table import TABLE, Command

@@ -43,7 +43,7 @@ SHORT = "    if len(raw) < _HEADER.size:\n"
 NEVER_SHORT = "    if len(raw) < 0:\n"
 
 PAST_THE_END = {
-    "frames": Plant("shardserver/net/wire.pyx", "or length < HEADER:", "or length < 100:", ASAN),
+    "frames": Plant("shardserver/net/frame_reader.pyx", "or length < HEADER:", "or length < 100:", ASAN),
     "requests": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 3:", "rror"),
     "replies": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 1:", "rror"),
     "options": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 8:", "rror"),

@@ -157,7 +157,7 @@ def _payload_words() -> list[bytes]:
     return [msgspec.msgpack.encode(one) for one in (*sorted(names), [], [0], [1, 2], 1 << 40, -1)]
 
 
-BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/wire.pyx"
+BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/frame_reader.pyx"
 
 _BODY_MODULES = (
     "primitives", "clients", "groups", "login", "messages", "offsets", "options", "permissions", "streams", "system",
