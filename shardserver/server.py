@@ -48,10 +48,11 @@ from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.supervisor import logs
 from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.loop_watch import LoopWatch
-from shardserver.supervisor.messages import Recovering
+from shardserver.supervisor.messages import NewConfig, Recovering
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 from shardserver.supervisor.storage_probe import device_name, mount_of
@@ -118,7 +119,7 @@ class Shard:
         link = self._link
         # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
         link.on_stop, link.on_serve, link.on_own = lambda: os._exit(0), self._may_serve.set, self._on_own
-        link.on_peer, link.on_peer_gone = self._on_peer, self._on_peer_gone
+        link.on_peer, link.on_peer_gone, link.on_config = self._on_peer, self._on_peer_gone, self._on_config
         link.start()
         await self._own.wait()
         progress = self._background(self._report_progress())
@@ -196,6 +197,16 @@ class Shard:
         self._faults.on_fault = self._note_fault
         self._faults.on_slow = self._note_slow_sync
         self._own.set()
+
+    def _on_config(self, new: NewConfig) -> None:
+        """A reload. Retention and the end read the configuration when they need it. Nothing here can fail."""
+        self._config, config = new.config, new.config
+        logs.configure(config.log.level, config.log.format)
+        self._listener.limits = self._net_limits()
+        self._listener.dispatcher.context.advertised_host = config.server.advertised_address or None
+        if self._writer_side is not None:
+            placement = config.placement
+            self._writer_side.reconfigure(placement.strategy, placement.rules, new.partition_limit)
 
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
@@ -363,6 +374,7 @@ class Shard:
         admission = self._logs.resources.admission
         watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve)
         while True:
+            watch.low_bytes = self._config.storage.low_watermark_bytes
             await watch.look()
             await asyncio.sleep(SPACE_LOOK_S)
 
@@ -413,6 +425,8 @@ class Shard:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
             return self._statistics()
+        if command == "reload":  # applied by the message before this question
+            return {"shard": self._number}
         handler = self._writer_side.commands.get(command) if self._writer_side is not None else None
         if handler is None:
             return {"shard": self._number, "error": f"unknown command {command!r}"}
