@@ -39,6 +39,7 @@ from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.net.live_figures import LiveFigures
 from shardserver.router.peers import Peers
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
@@ -47,6 +48,7 @@ from shardserver.storage.reserve import Reserve, reserve_path
 from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
+from shardserver.storage.sync_times import SyncTimes
 from shardserver.storage.synced_write import SyncFaults
 from shardserver.supervisor import logs
 from shardserver.supervisor.cores import choose_accepting
@@ -113,6 +115,7 @@ class Shard:
         self._writer_side: WriterSide | None = None
         self._owned: OwnedPartitions
         self._listener: Listener
+        self._live_figures: LiveFigures
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
@@ -196,6 +199,10 @@ class Shard:
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
         self._faults.on_slow = self._note_slow_sync
+        self._faults.times = SyncTimes()
+        self._live_figures = LiveFigures(
+            self._listener, self._peers, self._local.load, self._faults.times, lambda: self._role.metadata
+        )
         self._own.set()
 
     def _on_config(self, new: NewConfig) -> None:
@@ -425,6 +432,8 @@ class Shard:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
             return self._statistics()
+        if command == "top":
+            return {"shard": self._number} | self._live_figures.take()
         if command == "reload":  # applied by the message before this question
             return {"shard": self._number}
         handler = self._writer_side.commands.get(command) if self._writer_side is not None else None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-from shardserver.cli import stopped_commands
+from shardserver.cli import stopped_commands, top
 from shardserver.cli.control import NoServerError, ask
 from shardserver.cli.placement import placement_text
 from shardserver.cli.reload import reload_text
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("reload", "status", "stats", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
+    top.add_parser(commands)
     stopped_commands.add_parsers(commands)
     return made
 
@@ -229,5 +230,6 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     "move-partition": _move_partition,
     "rebalance": _rebalance,
     "placement": _placement,
+    "top": lambda config, sources, arguments: top.run(config.server.data, arguments),
     **stopped_commands.COMMANDS,
 }
