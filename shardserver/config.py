@@ -386,8 +386,8 @@ def check_values(config: Config) -> None:
             raise ConfigError(sentence)
 
 
-def describe(config: Config, sources: Sources) -> str:
-    """The effective values as TOML, each with its source. There are no secrets in the tree."""
+def describe(config: Config, sources: Sources | None = None) -> str:
+    """The effective values as TOML, each with its source unless that is unknown. There are no secrets in the tree."""
     lines = []
     for section in Config.__struct_fields__:
         lines.append(f"[{section}]")
@@ -396,19 +396,23 @@ def describe(config: Config, sources: Sources) -> str:
             if f"{section}.{name}" in TABLES and getattr(part, name):
                 continue
             text = msgspec.json.encode(getattr(part, name)).decode()
-            lines.append(f"{name} = {text}  # {sources.get(f'{section}.{name}', 'default')}")
+            lines.append(f"{name} = {text}{_source(sources, f'{section}.{name}')}")
         lines.append("")
         for key in sorted(TABLES):
             if key.startswith(f"{section}."):
-                lines += _describe_tables(key, getattr(part, key.partition(".")[2]), sources.get(key, "default"))
+                lines += _describe_tables(key, getattr(part, key.partition(".")[2]), _source(sources, key))
     return "\n".join(lines)
+
+
+def _source(sources: Sources | None, key: str) -> str:
+    return "" if sources is None else f"  # {sources.get(key, 'default')}"
 
 
 def _describe_tables(key: str, tables: Sequence[msgspec.Struct], source: str) -> list[str]:
     """After the keys of their section: in TOML a table ends the one before it."""
     lines = []
     for table in tables:
-        lines.append(f"[[{key}]]  # {source}")
+        lines.append(f"[[{key}]]{source}")
         lines += [f"{name} = {msgspec.json.encode(getattr(table, name)).decode()}" for name in table.__struct_fields__]
         lines.append("")
     return lines

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from shardserver.config import Config
+from shardserver.config import Config, describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier
@@ -50,7 +50,7 @@ from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.sync_times import SyncTimes
 from shardserver.storage.synced_write import SyncFaults
-from shardserver.supervisor import logs
+from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.loop_watch import LoopWatch
@@ -172,6 +172,7 @@ class Shard:
         self._peers.on_serving = lambda number: self._peer_served.set()
         self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
+        self._shards.recent_logs = logs.recent.lines
         self._role = self._make_role()
         self._owned = OwnedPartitions(
             self._number,
@@ -327,7 +328,8 @@ class Shard:
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
             port=self._arguments.port,
-            started_at=clock_us(),
+            memory_limit_bytes=resources.memory_limit()[0],
+            config_text=lambda: describe(self._config),
         )
 
     def _net_limits(self) -> NetLimits:
@@ -377,12 +379,10 @@ class Shard:
         self._logs.resources.hooks.answers_are_known = True
 
     async def _watch_space(self) -> None:
-        low = self._config.storage.low_watermark_bytes
         admission = self._logs.resources.admission
-        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve)
         while True:
-            watch.low_bytes = self._config.storage.low_watermark_bytes
-            await watch.look()
+            low = self._config.storage.low_watermark_bytes  # a reload may have changed it
+            await SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve).look()
             await asyncio.sleep(SPACE_LOOK_S)
 
     async def _retain(self) -> None:

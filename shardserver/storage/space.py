@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class SpaceWatch:
-    """Owned by one shard; `look` is called once a second or so. low_bytes may be set between two looks."""
+    """Owned by one shard; `look` is called once a second or so."""
 
     def __init__(self, disk: Disk, directory: str, low_bytes: int, admission: Admission, reserve: Reserve) -> None:
-        self._disk, self._directory, self.low_bytes = disk, directory, low_bytes
+        self._disk, self._directory, self._low_bytes = disk, directory, low_bytes
         self._admission, self._reserve = admission, reserve
 
     @property
@@ -26,15 +26,15 @@ class SpaceWatch:
     async def look(self) -> None:
         """A quarter more than the low watermark must be free before appends are taken again, so that it never flaps."""
         free = await self._disk.free_bytes(self._directory)
-        if free < self.low_bytes and self._admission.refusal is None:
-            self._admission.refusal = DiskFullError(f"{free} bytes free, low watermark {self.low_bytes}")
+        if free < self._low_bytes and self._admission.refusal is None:
+            self._admission.refusal = DiskFullError(f"{free} bytes free, low watermark {self._low_bytes}")
             self._log("disk_low", free)
-        elif self.is_low and free >= self.low_bytes + self.low_bytes // 4:
+        elif self.is_low and free >= self._low_bytes + self._low_bytes // 4:
             self._admission.refusal = None
             self._log("disk_has_room", free)
             await self._reserve.find()
-        if not self._reserve.is_there and free >= self.low_bytes + self._reserve.reserve_bytes:
+        if not self._reserve.is_there and free >= self._low_bytes + self._reserve.reserve_bytes:
             await self._reserve.make()
 
     def _log(self, event: str, free: int) -> None:
-        log.warning(event, extra={"fields": {"free_bytes": free, "low_watermark_bytes": self.low_bytes}})
+        log.warning(event, extra={"fields": {"free_bytes": free, "low_watermark_bytes": self._low_bytes}})
