@@ -17,6 +17,7 @@ import pytest
 
 from shardserver.client.connection import RequestRefusedError
 from shardserver.errors import Code
+from shardserver.protocol.addresses import TopicAddress
 from shardserver.protocol.clients import NOBODY
 from shardserver.protocol.login import PROTOCOL_VERSION, LoginReply, LoginRequest
 from shardserver.protocol.options import CATALOGUE
@@ -24,7 +25,7 @@ from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.system import SCOPE_STREAM, SCOPE_TOPIC, SCOPE_USER, DescribeOptionsRequest, SnapshotRequest
 from shardserver.protocol.table import Command
 from shardserver.protocol.tlv import KIND_STRING, Typed
-from shardserver.protocol.topics import CreateTopicRequest, TopicAddress
+from shardserver.protocol.topics import CreateTopicRequest
 from tests.server_process import PASSWORD
 from tests.sharded_server import ShardedServer
 from tests.supervisor.servers import children, wait_until
@@ -97,7 +98,7 @@ def test_a_snapshot_holds_all_parts_and_no_secret(server: ShardedServer, one: Wi
     with zipfile.ZipFile(io.BytesIO(snapshot.archive)) as archive:
         parts = {name: archive.read(name).decode() for name in archive.namelist()}
     assert len(parts) == 6
-    assert "shard-0/journal/" in parts["filesystem_overview.txt"]
+    assert "shards/0/journal/" in parts["filesystem_overview.txt"]
     listed = {int(line.split()[0]) for line in parts["process_list.txt"].splitlines()[1:]}
     assert {server.pid, *children(server.pid)} == listed
     assert f"process_id: {server.pid}" in parts["resource_usage.txt"]
