@@ -41,6 +41,7 @@ from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.net.live_figures import LiveFigures
 from shardserver.router.peers import Peers
+from shardserver.storage.clock import SystemClock
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
@@ -68,9 +69,7 @@ DRAIN_LOOK_S = 0.005
 # Peers ask again as soon as this process says that it serves.
 ASKED_AGAIN_S = 60.0
 
-
-def clock_us() -> int:
-    return time.time_ns() // 1000
+clock_us = SystemClock()
 
 
 def log_settings(config: Config) -> LogSettings:

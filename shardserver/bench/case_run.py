@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardserver.bench.disk_speed import DiskSpeed, measure_disk
@@ -90,7 +90,7 @@ def _measure(
     case: Case, spec: LoadSpec, server: OwnServer, session: Session, directory: Path, pace: Pace, result: CaseResult
 ) -> None:
     if case.settle_s:
-        session.run(spec, seconds=case.settle_s)
+        session.run(replace(spec, depth=case.settle_depth), seconds=case.settle_s)
     before = _journal_writes(server)
     with _echo_of(case, spec, server.peer) as beside:
         for _ in range(pace.repeats):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from shardserver.core.dispatch import Reply
 from shardserver.core.sessions import Connection
 from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
+from shardserver.net.known_routes import Route
 from shardserver.net.plane import PlaneConnection
 from shardserver.net.poll_route import PollRoute
 from shardserver.net.routes import Found
-from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
 
@@ -94,7 +94,8 @@ class Client:
         return self._with_shared(self._listener.routes.find_poll(self.connection, key))
 
     def _with_shared(self, found: Found | None) -> Found | None:
-        self.wire.shared_routes, self.wire.shared_polls = self._listener.routes.shared(self.connection)
+        known = self.wire.routes
+        known.shared_sends, known.shared_polls = self._listener.routes.shared(self.connection)
         return found
 
     def note_local(self) -> None:

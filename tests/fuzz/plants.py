@@ -38,13 +38,13 @@ ASAN = "AddressSanitizer: heap-buffer-overflow"
 PRIMITIVES, TLV = "shardserver/protocol/primitives.py", "shardserver/protocol/tlv.py"
 BATCH_VALUES, BATCH = "shardserver/protocol/batch_values.py", "shardserver/protocol/batch.pyx"
 JOURNAL, RING = "shardserver/storage/journal_format.py", "shardserver/storage/journal_reader.py"
-METADATA = "shardserver/core/metadata.py"
+METADATA = "shardserver/core/metadata_events.py"
 SHORT = "    if len(raw) < _HEADER.size:\n"
 NEVER_SHORT = "    if len(raw) < 0:\n"
 DECODE = "    return _decoder.decode(raw)"
 
 PAST_THE_END = {
-    "frames": Plant("shardserver/net/wire.pyx", "or length < HEADER:", "or length < 100:", ASAN),
+    "frames": Plant("shardserver/net/frame_reader.pyx", "or length < HEADER:", "or length < 100:", ASAN),
     "requests": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 3:", "rror"),
     "replies": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 1:", "rror"),
     "options": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 8:", "rror"),

@@ -132,7 +132,7 @@ def _payloads() -> list[bytes]:
     return [metadata_vector("record"), metadata_vector("snapshot"), *changes]
 
 
-BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/wire.pyx"
+BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/frame_reader.pyx"
 
 _BODY_MODULES = (
     "primitives", "clients", "groups", "login", "messages", "offsets", "options", "permissions", "streams", "system",

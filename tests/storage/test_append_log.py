@@ -16,7 +16,7 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import append_log as compiled
 from shardserver.storage import append_log_python as plain
 from shardserver.storage import tail_python
-from shardserver.storage.resources import Admission
+from shardserver.storage.append_log import Admission
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.staging import Staging
 from shardserver.storage.tail_python import TailEntry
