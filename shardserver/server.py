@@ -418,6 +418,7 @@ class Shard:
             await asyncio.sleep(DRAIN_LOOK_S)
         for task in list(self._tasks):
             task.cancel()
+        self._owned.stop()
         await self._logs.close()
         if self._writer_side is not None:
             await self._writer_side.close()

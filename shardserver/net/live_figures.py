@@ -35,7 +35,7 @@ class LiveFigures:
     def take(self) -> Row:
         """clock_s: of this process. told: so many partitions and connections at most.
 
-        crossings: requests to each other shard. ring_used: slots of the fullest ring.
+        crossings: requests to each other shard. ring_used: of the fullest ring, since the last call.
         """
         return {
             "pid": os.getpid(),
@@ -52,9 +52,8 @@ class LiveFigures:
         } | self._rings()
 
     def _rings(self) -> Row:
-        producers = [peer.rings.producer for peer in self._peers if peer.rings is not None]
-        used = max((one.slots - one.free_slots() for one in producers), default=0)
-        return {"ring_slots": producers[0].slots if producers else 0, "ring_used": used}
+        slots = max((peer.rings.producer.slots for peer in self._peers if peer.rings is not None), default=0)
+        return {"ring_slots": slots, "ring_used": max((peer.take_peak_slots() for peer in self._peers), default=0)}
 
     def _partitions(self) -> list[Row]:
         self._load.gather()
