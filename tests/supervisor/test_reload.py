@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import pytest
 from shardserver.cli.control import ask
 from shardserver.config import Config, NetConfig, PlacementConfig, PlacementRule, ServerConfig, StorageConfig
 from shardserver.errors import ConfigError
+from shardserver.protocol.system import SnapshotRequest
+from shardserver.protocol.table import Command
 from shardserver.supervisor import resources
 from shardserver.supervisor.reload import Reloader
 from tests.server_process import ServerProcess
@@ -134,6 +138,9 @@ def test_sighup_reloads_and_a_shard_that_is_started_later_has_it_too(server: Sha
     server.wait_ready(other_than=former)
     assert placed(server, "after") == 1
     connected = server.connect_each()
+    for one in connected:  # the one that was running and the one that was started
+        archive = zipfile.ZipFile(io.BytesIO(one.ask(Command.GET_SNAPSHOT, SnapshotRequest(1, (6,))).archive))
+        assert "max_connections = 1\n" in archive.read("server_config.txt").decode()
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as third:
         assert third.recv(1) == b""
