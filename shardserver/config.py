@@ -186,6 +186,15 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0  # fmt: skip
 
 
+class UsersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    failed_logins_a_minute: Annotated[
+        int,
+        _key("So many failed logins a minute of one address and user name cost nothing, per shard; others wait for "
+             "each other. 0: none waits.",
+             ge=0),
+    ] = 10  # fmt: skip
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Annotated[str, _key("debug, info, warning or error.", live=True)] = "info"
     format: Annotated[str, _key("text or json.", live=True)] = "text"
@@ -198,6 +207,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     storage: StorageConfig = StorageConfig()
     placement: PlacementConfig = PlacementConfig()
     router: RouterConfig = RouterConfig()
+    users: UsersConfig = UsersConfig()
     log: LogConfig = LogConfig()
 
 

@@ -24,12 +24,13 @@ from shardserver.core.context import ShardContext
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
+from shardserver.core.logins import Logins
 from shardserver.core.operator_commands import encode_loads
 from shardserver.core.owned_partitions import OwnedPartitions, owned_identities
 from shardserver.core.peer_service import PeerService
 from shardserver.core.placement import Placement
 from shardserver.core.roles import FollowerRole, Role, WriterRole
-from shardserver.core.sessions import Sessions
+from shardserver.core.sessions import ENDS_SESSIONS, Sessions
 from shardserver.core.shards import Shards
 from shardserver.core.total_retention import enforce_total
 from shardserver.core.writing import WriterSide
@@ -98,6 +99,7 @@ class Shard:
         self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes, self._faults)
         self._durability = Durability(self._config.server.durability)
         self._sessions = Sessions(self._number)
+        self._verifier = PasswordVerifier()
         self._local = LocalOwner(LoadMeter(time.monotonic))
         self._service = PeerService(self._local)
         self._progress = RecoveryProgress()
@@ -218,6 +220,8 @@ class Shard:
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
         self._listener.plane.revision += 1
+        if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
+            self._sessions.end_stale(self._role.metadata)
 
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
@@ -247,7 +251,9 @@ class Shard:
             self._arguments.partition_limit,
         )
         writer, read_only = self._writer_side.writer, self._arguments.read_only
-        return WriterRole(writer, self._peers, self._root_user, self._on_broken_replica, read_only=read_only)
+        return WriterRole(
+            writer, self._peers, self._root_user, self._on_broken_replica, self._verifier, read_only=read_only
+        )
 
     def _root_user(self) -> md.User:
         return md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
@@ -322,7 +328,7 @@ class Shard:
             changes=self._role.changes,
             shards=self._shards,
             sessions=self._sessions,
-            verifier=PasswordVerifier(),
+            logins=Logins(self._verifier, self._config.users.failed_logins_a_minute, time.monotonic),
             clock=clock_us,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
@@ -352,6 +358,8 @@ class Shard:
         self._background(self._retain())
         self._background(self._settle_answers())
         self._background(self._watch_space())
+        if self._writer_side is not None:
+            self._background(self._writer_side.expire_tokens())
         if self._writer_side is not None and self._config.placement.spread:
             self._background(self._writer_side.spread())
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.changes import Changes
+from shardserver.core.logins import Logins
 from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
 from shardserver.core.shards import Shards
@@ -33,7 +33,7 @@ class ShardContext:
     changes: Changes
     shards: Shards
     sessions: Sessions
-    verifier: PasswordVerifier
+    logins: Logins
     clock: Callable[[], int]
     max_reply_bytes: int
     advertised_host: str | None

@@ -11,10 +11,10 @@ import msgspec
 
 from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_events import Change, Event
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.replies import RepliesKept
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 
@@ -116,7 +116,8 @@ class MetadataWriter:
                 if known is not None:
                     return known
             made = plan(self.metadata, PlanContext(self._clock(), self._placement, self.partition_limit))
-            change = Change(made.events, client, request, request_checksum, made.reply)
+            kept = made.reply if client and request else b""  # for its repeats, and nobody else
+            change = Change(made.events, client, request, request_checksum, kept)
             if made.events:
                 await self._take(change)
             else:

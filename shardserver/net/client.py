@@ -54,9 +54,15 @@ class Client:
     def _go_on(self, state: SessionState) -> Connection:
         """A connection that another shard has handed over."""
         connection = Connection(
-            state.client_id, state.address, state.local_host, state.session, state.user_id, state.client
+            state.client_id,
+            state.address,
+            state.local_host,
+            state.session,
+            state.user_id,
+            state.client,
+            state.user_epoch,
         )
-        self._listener.sessions.adopt(connection)
+        self._listener.sessions.adopt(connection, self._listener.dispatcher.context.metadata)
         return connection
 
     def _no_first_frame(self) -> None:
@@ -141,7 +147,8 @@ class Client:
         if not self.wire.is_idle:
             return
         one, unread = self.connection, self.wire.take_unread()
-        state = SessionState(one.client_id, one.address, one.local_host, one.session, one.user_id, one.client, unread)
+        bound = (one.session, one.user_id, one.client, one.user_epoch)
+        state = SessionState(one.client_id, one.address, one.local_host, *bound, unread)
         self._handing_over = self.wire.wants_owner = False
         if self._listener.handover.try_hand(one.routed_to, self._socket.fileno(), state):
             self._close("handed over")
