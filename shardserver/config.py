@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from shardserver.amounts import NO_LIMIT, size_bytes, time_us
 from shardserver.errors import ConfigError
 
 PREFIX = "SHARDSERVER_"
@@ -122,13 +123,37 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low_watermark_bytes: Annotated[
         int, _key("Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.", ge=0)
     ] = 64 << 20
+    high_watermark_bytes: Annotated[
+        int, _key("Free bytes from which sends are taken again; 0: a quarter more than the low watermark.", ge=0)
+    ] = 0
     reserve_bytes: Annotated[
         int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.", ge=0)
     ] = 16 << 20
     max_total_bytes: Annotated[
         int, _key("Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.", ge=0)
     ] = 0
-    retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.", gt=0, le=86400)] = 10.0
+    retention_interval_s: Annotated[
+        float, _key("Seconds between two looks of the cleaner at ages and sizes; 0: no cleaner.", ge=0, le=86400)
+    ] = 10.0
+
+
+class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    message_expiry: Annotated[
+        str, _key("How long topics without a message_expiry of their own keep messages: never, or such as 7 days.")
+    ] = "never"
+    max_topic_size: Annotated[
+        str, _key("How much topics without a max_topic_size of their own keep: unlimited, or such as 10 GiB.")
+    ] = "unlimited"
+    roll_after: Annotated[
+        str,
+        _key("Where messages expire, a segment whose oldest message is so old is sealed, so that an idle topic's data "
+             "expire too. A topic's message_expiry, if it is shorter, counts instead."),
+    ] = "1 h"  # fmt: skip
+    wait_for_consumers: Annotated[
+        str,
+        _key("How long a sealed segment is kept past its due time while a committed offset has not passed it: off, "
+             "never (without end) or such as 7 days. Costs the disk space of what is kept."),
+    ] = "7 days"  # fmt: skip
 
 
 class PlacementRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +203,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: NetConfig = NetConfig()
     journal: JournalConfig = JournalConfig()
     storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     placement: PlacementConfig = PlacementConfig()
     router: RouterConfig = RouterConfig()
     log: LogConfig = LogConfig()
@@ -193,6 +219,13 @@ CHOICES = {
     "placement.strategy": ("balanced", "round_robin", "hash"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
+}
+# Texts that amounts.py reads, and the words that are fine besides.
+AMOUNTS: dict[str, tuple[Callable[[str], int], tuple[str, ...]]] = {
+    "retention.message_expiry": (time_us, ()),
+    "retention.max_topic_size": (size_bytes, ()),
+    "retention.roll_after": (time_us, ()),
+    "retention.wait_for_consumers": (time_us, ("off",)),
 }
 # Lists of tables: no variable and no flag gives them.
 TABLES = frozenset({"placement.rules"})
@@ -210,6 +243,10 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.storage.read_bytes <= c.storage.read_ahead_bytes,
         "storage.read_bytes may be at most storage.read_ahead_bytes",
+    ),
+    (
+        lambda c: not c.storage.high_watermark_bytes or c.storage.high_watermark_bytes >= c.storage.low_watermark_bytes,
+        "storage.high_watermark_bytes must be 0 or at least storage.low_watermark_bytes",
     ),
     (lambda c: c.router.ring_slots & (c.router.ring_slots - 1) == 0, "router.ring_slots must be a power of two"),
     (
@@ -257,6 +294,7 @@ def load(
     except msgspec.ValidationError as error:
         raise ConfigError(_sentence(str(error), values, sources)) from error
     _check_choices(config)
+    _check_amounts(config)
     for holds, sentence in RULES:
         if not holds(config):
             raise ConfigError(sentence)
@@ -342,6 +380,20 @@ def _check_choices(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value not in allowed:
             raise ConfigError(f"{key} = {value!r}: one of {', '.join(allowed)}")
+
+
+def _check_amounts(config: Config) -> None:
+    for key, (read, words) in AMOUNTS.items():
+        section, name = key.split(".")
+        text = getattr(getattr(config, section), name)
+        try:
+            amount = 1 if text in words else read(text)
+        except ValueError:
+            amount = 0
+        if not 1 <= amount <= NO_LIMIT:
+            example = "10 GiB" if read is size_bytes else "7 days"
+            allowed = ", ".join((*words, "never"))
+            raise ConfigError(f"{key} = {text!r}: {allowed} or an amount above 0 such as {example}")
 
 
 def describe(config: Config, sources: Sources) -> str:

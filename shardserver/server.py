@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from shardserver.amounts import size_bytes, time_us
 from shardserver.config import Config
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
@@ -39,12 +40,13 @@ from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.protocol.options import TopicDefaults
 from shardserver.router.peers import Peers
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
 from shardserver.storage.reserve import Reserve, reserve_path
-from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.settings import Durability, LogSettings, RetentionSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.synced_write import SyncFaults
@@ -81,7 +83,17 @@ def log_settings(config: Config) -> LogSettings:
         read_ahead_bytes=config.storage.read_ahead_bytes,
         open_segments=config.storage.open_segments,
         skip_damaged=config.storage.damaged == "skip",
+        retention=retention_settings(config),
     )
+
+
+def retention_settings(config: Config) -> RetentionSettings:
+    wait = config.retention.wait_for_consumers
+    return RetentionSettings(time_us(config.retention.roll_after), None if wait == "off" else time_us(wait))
+
+
+def topic_defaults(config: Config) -> TopicDefaults:
+    return TopicDefaults(time_us(config.retention.message_expiry), size_bytes(config.retention.max_topic_size))
 
 
 class Shard:
@@ -95,6 +107,7 @@ class Shard:
         path = reserve_path(arguments.data_directory, self._number)
         self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes, self._faults)
         self._durability = Durability(self._config.server.durability)
+        self._topic_defaults = topic_defaults(self._config)
         self._sessions = Sessions(self._number)
         self._local = LocalOwner(LoadMeter(time.monotonic))
         self._service = PeerService(self._local)
@@ -176,6 +189,7 @@ class Shard:
             self._durability,
             lambda: self._role.metadata,
             self._role.report_removed,
+            self._topic_defaults,
         )
         self._role.on_applied = self._on_applied
         self._service.control |= self._role.control_handlers() | self._shards.control_handlers()
@@ -229,6 +243,7 @@ class Shard:
             self._arguments.partition_limit,
         )
         writer, read_only = self._writer_side.writer, self._arguments.read_only
+        writer.topic_defaults = self._topic_defaults
         return WriterRole(writer, self._peers, self._root_user, self._on_broken_replica, read_only=read_only)
 
     def _root_user(self) -> md.User:
@@ -281,7 +296,7 @@ class Shard:
         source = RecoveryInput(
             shard,
             metadata.next_uid,
-            owned_identities(metadata, shard, self._durability),
+            owned_identities(metadata, shard, self._durability, self._topic_defaults),
             faults=self._faults,
             read_only=self._arguments.read_only,
             reserve=self._reserve,
@@ -310,6 +325,7 @@ class Shard:
             advertised_host=self._config.server.advertised_address or None,
             port=self._arguments.port,
             started_at=clock_us(),
+            topic_defaults=self._topic_defaults,
         )
 
     def _net_limits(self) -> NetLimits:
@@ -359,23 +375,31 @@ class Shard:
         self._logs.resources.hooks.answers_are_known = True
 
     async def _watch_space(self) -> None:
-        low = self._config.storage.low_watermark_bytes
-        admission = self._logs.resources.admission
-        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve)
+        storage, admission = self._config.storage, self._logs.resources.admission
+        low, high = storage.low_watermark_bytes, storage.high_watermark_bytes
+        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve, high)
         while True:
-            await watch.look()
+            try:
+                await watch.look()
+            except StorageError as error:
+                log.warning("free_space_unknown", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(SPACE_LOOK_S)
 
     async def _retain(self) -> None:
-        while True:
+        while self._config.storage.retention_interval_s:
             await asyncio.sleep(self._config.storage.retention_interval_s)
-            boards = self._listener.balance.boards
-            removed = await self._logs.enforce_retention()
-            removed += await enforce_total(
-                self._config.storage.max_total_bytes, self._logs, boards[self._number], list(boards.values())
-            )
-            if removed:
-                log.info("segments_expired", extra={"fields": {"segments": removed}})
+            deleted = await self._logs.retention.look()
+            deleted += await self._enforce_total()
+            if deleted:
+                log.info("segments_expired", extra={"fields": {"segments": deleted}})
+
+    async def _enforce_total(self) -> int:
+        boards, limit = self._listener.balance.boards, self._config.storage.max_total_bytes
+        try:
+            return await enforce_total(limit, self._logs, boards[self._number], list(boards.values()))
+        except StorageError as error:
+            log.warning("retention_failed", extra={"fields": {"error": str(error)}})
+            return 0
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -435,6 +459,7 @@ class Shard:
             "peers": [dataclasses.asdict(one) for one in self._peers.statistics()],
             "handover": dataclasses.asdict(self._listener.handover.statistics),
             "log": dataclasses.asdict(logs.statistics()),
+            "retention": dataclasses.asdict(logs.retention.statistics),
             "partitions": partitions,
         }
 

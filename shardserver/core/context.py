@@ -11,6 +11,7 @@ from shardserver.core.changes import Changes
 from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
 from shardserver.core.shards import Shards
+from shardserver.protocol.options import PLAIN_DEFAULTS, TopicDefaults
 
 
 class Replica(Protocol):
@@ -36,6 +37,7 @@ class ShardContext:
     advertised_host: str | None
     port: int
     started_at: int
+    topic_defaults: TopicDefaults = PLAIN_DEFAULTS
     cursors: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property

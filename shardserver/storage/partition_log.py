@@ -152,10 +152,12 @@ class PartitionLog(PartitionState):
     @property
     def has_unflushed(self) -> bool:
         """Of what aim_flush meant."""
-        return self.flushed_end < self._flush_aim
+        return self.flushed_end < self._flush_aim and not self.is_closed
 
     @property
     def _flush_limit(self) -> int:
+        if self.is_closed:  # its tail is gone, and its directory may be
+            return self.flushed_end
         return self.next_offset if self.is_memory else self.durable_end
 
     def begin_flush(self) -> None:
@@ -344,13 +346,6 @@ class PartitionLog(PartitionState):
                 raise self.refusal.with_traceback(None)
             return await self._delete_segments(count, keep_from)
 
-    def cut_offset(self, count: int, *, keep_from: int | None = None) -> int:
-        """The first offset that is left when delete_segments has removed what it may."""
-        removable = min(count, max(0, len(self.segments) - 1))
-        while removable and keep_from is not None and self.segments[removable].base_offset > keep_from:
-            removable -= 1
-        return self.segments[removable].base_offset if self.segments else 0
-
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:
         removed: list[seg.Segment] = []
         while len(self.segments) > 1 and len(removed) < count:
@@ -361,8 +356,6 @@ class PartitionLog(PartitionState):
             pass
         for segment in removed:
             await self._remove_segment(segment)
-        if removed:
-            await self._disk.sync_directory(self.directory)
         return len(removed)
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
@@ -370,24 +363,42 @@ class PartitionLog(PartitionState):
         await self.resources.files.close(segment)
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
+        # Each for itself: if an older one came back after a crash without its successor, there would be a gap.
+        await self._disk.sync_directory(self.directory)
 
-    async def enforce_retention(self) -> int:
-        """Delete the oldest sealed segments while the sealed ones exceed the partition's limit."""
-        limit, excess = self.identity.max_bytes, 0
-        if limit is None or self.refusal is not None:
-            return 0
-        sealed = [segment.data_bytes for segment in self.segments[:-1]]
-        while sealed and sum(sealed) > limit:
-            sealed.pop(0)
-            excess += 1
-        return await self.expire(excess)
+    async def oldest_unsealed(self) -> int | None:
+        """When the oldest message that is in no sealed segment was appended, in microseconds; None: there is none.
 
-    async def expire(self, count: int) -> int:
-        """As delete_segments; a partition that moves keeps them until it has moved."""
-        try:
-            return await self.delete_segments(count)
-        except NotOwnerError:
-            return 0
+        Raises StorageError.
+        """
+        active = self.segments[-1] if self.segments else None
+        if active is not None and active.end > seg.BLOCK_BYTES:
+            return await seg.first_timestamp(self._disk, active)
+        entry = self.tail.at(self.flushed_end) if self.flushed_end < self.next_offset else None
+        return None if entry is None else entry.timestamp
+
+    async def roll(self) -> bool:
+        """Seal the active segment now: an empty one follows it. False: it is empty itself, or the partition leaves.
+
+        What is not flushed goes into the new one. Raises StorageError.
+        """
+        async with self._removal:  # a move waits for it
+            await self.end_run()
+            if not self._may_roll:
+                return False
+            self._begin_run(Running.FLUSH)
+            try:
+                self._roll_due = True
+                await self._segment_for_run(self.flushed_end)
+            finally:
+                self._end_run()
+            return True
+
+    @property
+    def _may_roll(self) -> bool:
+        if self.refusal is not None or self.fenced is not None or self.is_closed or not self.segments:
+            return False
+        return self.segments[-1].base_offset < self.flushed_end
 
     async def end_run(self) -> None:
         """Wait until no run is in flight."""
