@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,6 +81,7 @@ class PartitionLog(PartitionState):
         self._failed = False
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
         self._removal = asyncio.Lock()
+        self._unneeded: deque[seg.Segment] = deque()  # deleted, and their files not yet removed
         self.index_saves: set[asyncio.Task[None]] = set()
 
     def statistics(self) -> PartitionStatistics:
@@ -347,23 +349,33 @@ class PartitionLog(PartitionState):
             return await self._delete_segments(count, keep_from)
 
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:
-        removed: list[seg.Segment] = []
-        while len(self.segments) > 1 and len(removed) < count:
+        before = len(self._unneeded)
+        while len(self.segments) > 1 and len(self._unneeded) - before < count:
             if keep_from is not None and self.segments[1].base_offset > keep_from:
                 break
-            removed.append(self.segments.pop(0))
+            self._unneeded.append(self.segments.pop(0))
+        removed = len(self._unneeded) - before
         while self.tail.evict_oldest(self.first_offset):  # what is deleted is in no poll any more
             pass
-        for segment in removed:
-            await self._remove_segment(segment)
-        return len(removed)
+        await self._remove_unneeded()
+        return removed
+
+    @property
+    def has_unneeded(self) -> bool:
+        """Files of deleted segments are there that could not be removed."""
+        return bool(self._unneeded)
+
+    async def _remove_unneeded(self) -> None:
+        """Oldest first, and none before the one before it is gone for good: one that is left would precede a gap."""
+        while self._unneeded:
+            await self._remove_segment(self._unneeded[0])
+            self._unneeded.popleft()
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
         self.resources.walks.forget(segment)
         await self.resources.files.close(segment)
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
-        # Each for itself: if an older one came back after a crash without its successor, there would be a gap.
         await self._disk.sync_directory(self.directory)
 
     async def oldest_unsealed(self) -> int | None:
@@ -427,9 +439,9 @@ class PartitionLog(PartitionState):
         return self.flushed_end == self.next_offset
 
     async def end_removals(self) -> None:
-        """Wait for a deletion of segments and for index files that are being written."""
+        """Wait for a deletion of segments and for index files that are being written. Raises StorageError."""
         async with self._removal:
-            pass
+            await self._remove_unneeded()
         if self.index_saves:
             await asyncio.wait(self.index_saves)
 

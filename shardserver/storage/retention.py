@@ -91,7 +91,7 @@ class Retention:
 
     async def _look_at(self, partition: PartitionLog) -> int:
         identity = partition.identity
-        if identity.expiry_us is None and identity.max_bytes is None:
+        if identity.expiry_us is None and identity.max_bytes is None and not partition.has_unneeded:
             return 0
         if identity.expiry_us is not None:
             await self._roll_if_old(partition, min(self.settings.roll_us, identity.expiry_us))
@@ -130,7 +130,7 @@ class Retention:
         """
         lowest = self._offsets.lowest(partition.uid)
         bases = [one.base_offset for one in partition.segments[1:] if one.base_offset <= first_kept]
-        if not bases:
+        if not bases and not partition.has_unneeded:
             return 0
         deleted = await partition.delete_segments(len(bases), keep_from=first_kept)
         unread = sum(lowest is not None and base > lowest + 1 for base in bases)
