@@ -10,7 +10,8 @@ import pytest
 from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import Load, abandon, append, made_disk, read_numbers
-from tests.storage.retention_world import HOUR_US, UIDS, MovedClock, open_logs
+from tests.storage.retention_world import HOUR_US, UIDS, MovedClock, open_logs, read_offsets
+from tests.storage.retention_world import append as append_large
 
 ROUNDS = 12
 EXPIRY_US = 3 * HOUR_US
@@ -122,3 +123,41 @@ def test_a_failure_of_any_operation_keeps_what_has_not_expired() -> None:
         asyncio.run(life.recover(left))
         asyncio.run(life.go_on(left))
     assert deleted > 10
+
+
+def lose_power_in_a_deletion(number: int) -> bool:
+    """Of all sealed segments at once. False: it was over before its number-th operation."""
+    disk = FaultDisk(number)
+
+    async def live() -> int:
+        logs = await open_logs(disk)
+        await append_large(logs, 1, 20)
+        partition = logs.partition(1)
+        assert len(partition.segments) > 4
+        disk._die_at = disk.operations + number
+        deletion = asyncio.ensure_future(logs.retention.delete(partition, partition.segments[-1].base_offset))
+        while not deletion.done() and not disk.is_dead:
+            await asyncio.sleep(0)
+        abandon(logs)
+        return partition.first_offset
+
+    async def look(left: FaultDisk) -> None:
+        logs = await open_logs(left)
+        log = logs.partition(1)
+        assert log.first_offset <= first
+        assert await read_offsets(logs, 1, 0) == list(range(log.first_offset, 20))
+        abandon(logs)
+
+    first = asyncio.run(live())
+    if not disk.is_dead:
+        return False
+    for seed in range(4):
+        asyncio.run(look(disk.after_power_loss(seed)))
+    return True
+
+
+def test_a_power_loss_while_many_segments_are_deleted_leaves_no_gap() -> None:
+    number = 1
+    while lose_power_in_a_deletion(number):
+        number += 1
+    assert number > 8
