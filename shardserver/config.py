@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from shardserver.amounts import NO_LIMIT, size_bytes, time_us
 from shardserver.errors import ConfigError
 
 PREFIX = "SHARDSERVER_"
@@ -133,6 +134,10 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             live=True,
         ),
     ] = 64 << 20
+    high_watermark_bytes: Annotated[
+        int,
+        _key("Free bytes from which sends are taken again; 0: a quarter more than the low watermark.", ge=0, live=True),
+    ] = 0
     reserve_bytes: Annotated[
         int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.", ge=0)
     ] = 16 << 20
@@ -144,9 +149,33 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             live=True,
         ),
     ] = 0
-    retention_interval_s: Annotated[float, _key("Seconds between looks at topic sizes.", gt=0, le=86400, live=True)] = (
-        10.0
-    )
+    retention_interval_s: Annotated[
+        float,
+        _key("Seconds between two looks of the cleaner at ages and sizes; 0: no cleaner.", ge=0, le=86400, live=True),
+    ] = 10.0
+
+
+class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    message_expiry: Annotated[
+        str,
+        _key(
+            "How long topics without a message_expiry of their own keep messages: never, or such as 7 days.", live=True
+        ),
+    ] = "never"
+    max_topic_size: Annotated[
+        str,
+        _key("How much topics without a max_topic_size of their own keep: unlimited, or such as 10 GiB.", live=True),
+    ] = "unlimited"
+    roll_after: Annotated[
+        str,
+        _key("Where messages expire, a segment whose oldest message is so old is sealed, so that an idle topic's data "
+             "expire too. A topic's message_expiry, if it is shorter, counts instead.", live=True),
+    ] = "1 h"  # fmt: skip
+    wait_for_consumers: Annotated[
+        str,
+        _key("How long a sealed segment is kept past its due time while a committed offset has not passed it: off, "
+             "never (without end) or such as 7 days. Costs the disk space of what is kept.", live=True),
+    ] = "7 days"  # fmt: skip
 
 
 class PlacementRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,6 +234,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: NetConfig = NetConfig()
     journal: JournalConfig = JournalConfig()
     storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     placement: PlacementConfig = PlacementConfig()
     router: RouterConfig = RouterConfig()
     users: UsersConfig = UsersConfig()
@@ -222,6 +252,13 @@ CHOICES = {
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("text", "json"),
 }
+# Texts that amounts.py reads, and the words that are fine besides.
+AMOUNTS: dict[str, tuple[Callable[[str], int], tuple[str, ...]]] = {
+    "retention.message_expiry": (time_us, ()),
+    "retention.max_topic_size": (size_bytes, ()),
+    "retention.roll_after": (time_us, ()),
+    "retention.wait_for_consumers": (time_us, ("off",)),
+}
 # Lists of tables: no variable and no flag gives them.
 TABLES = frozenset({"placement.rules"})
 # What a journal file holds beside its writes: its header, and room kept for records without batches (journal.md).
@@ -238,6 +275,10 @@ RULES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.storage.read_bytes <= c.storage.read_ahead_bytes,
         "storage.read_bytes may be at most storage.read_ahead_bytes",
+    ),
+    (
+        lambda c: not c.storage.high_watermark_bytes or c.storage.high_watermark_bytes >= c.storage.low_watermark_bytes,
+        "storage.high_watermark_bytes must be 0 or at least storage.low_watermark_bytes",
     ),
     (lambda c: c.router.ring_slots & (c.router.ring_slots - 1) == 0, "router.ring_slots must be a power of two"),
     (
@@ -391,9 +432,23 @@ def check_values(config: Config) -> None:
         value = value_of(config, key)
         if value not in allowed:
             raise ConfigError(f"{key} = {value!r}: one of {', '.join(allowed)}")
+    _check_amounts(config)
     for holds, sentence in RULES:
         if not holds(config):
             raise ConfigError(sentence)
+
+
+def _check_amounts(config: Config) -> None:
+    for key, (read, words) in AMOUNTS.items():
+        text = value_of(config, key)
+        try:
+            amount = 1 if text in words else read(text)
+        except ValueError:
+            amount = 0
+        if not 1 <= amount <= NO_LIMIT:
+            example = "10 GiB" if read is size_bytes else "7 days"
+            allowed = ", ".join((*words, "never"))
+            raise ConfigError(f"{key} = {text!r}: {allowed} or an amount above 0 such as {example}")
 
 
 def describe(config: Config, sources: Sources | None = None) -> str:

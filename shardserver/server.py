@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from shardserver.amounts import size_bytes, time_us
 from shardserver.config import Config, describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
@@ -41,13 +42,14 @@ from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
 from shardserver.net.live_figures import LiveFigures
+from shardserver.protocol.options import TopicDefaults
 from shardserver.router.peers import Peers
 from shardserver.storage.clock import SystemClock
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
 from shardserver.storage.reserve import Reserve, reserve_path
-from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.settings import Durability, LogSettings, RetentionSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.sync_times import SyncTimes
@@ -65,6 +67,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S, PROGRESS_LOGGED_EVERY = 1.0, 5
 SPACE_LOOK_S = 1.0
+NO_CLEANER_LOOK_S = 10.0
 HEALING_S = 30.0
 DRAIN_LOOK_S = 0.005
 # Peers ask again as soon as this process says that it serves.
@@ -84,7 +87,17 @@ def log_settings(config: Config) -> LogSettings:
         read_ahead_bytes=config.storage.read_ahead_bytes,
         open_segments=config.storage.open_segments,
         skip_damaged=config.storage.damaged == "skip",
+        retention=retention_settings(config),
     )
+
+
+def retention_settings(config: Config) -> RetentionSettings:
+    wait = config.retention.wait_for_consumers
+    return RetentionSettings(time_us(config.retention.roll_after), None if wait == "off" else time_us(wait))
+
+
+def topic_defaults(config: Config) -> TopicDefaults:
+    return TopicDefaults(time_us(config.retention.message_expiry), size_bytes(config.retention.max_topic_size))
 
 
 class Shard:
@@ -98,6 +111,7 @@ class Shard:
         path = reserve_path(arguments.data_directory, self._number)
         self._reserve = Reserve(self._disk, path, self._config.storage.reserve_bytes, self._faults)
         self._durability = Durability(self._config.server.durability)
+        self._topic_defaults = topic_defaults(self._config)
         self._sessions = Sessions(self._number)
         self._verifier = PasswordVerifier()
         self._local = LocalOwner(LoadMeter(time.monotonic))
@@ -182,6 +196,7 @@ class Shard:
             self._durability,
             lambda: self._role.metadata,
             self._role.report_removed,
+            self._topic_defaults,
         )
         self._role.on_applied = self._on_applied
         self._service.control |= self._role.control_handlers() | self._shards.control_handlers()
@@ -216,6 +231,18 @@ class Shard:
         if self._writer_side is not None:
             placement = config.placement
             self._writer_side.reconfigure(placement.strategy, placement.rules, new.partition_limit)
+        self._reconfigure_retention(config)
+
+    def _reconfigure_retention(self, config: Config) -> None:
+        """Before recovery has ended, the logs are made with it."""
+        former, self._topic_defaults = self._topic_defaults, topic_defaults(config)
+        self._owned.topic_defaults = self._listener.dispatcher.context.topic_defaults = self._topic_defaults
+        if self._writer_side is not None:
+            self._writer_side.writer.topic_defaults = self._topic_defaults
+        if self._local.logs is not None:
+            self._local.logs.retention.settings = retention_settings(config)
+            if self._topic_defaults != former:
+                self._owned.reconcile()
 
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
@@ -251,6 +278,7 @@ class Shard:
             self._arguments.partition_limit,
         )
         writer, read_only = self._writer_side.writer, self._arguments.read_only
+        writer.topic_defaults = self._topic_defaults
         return WriterRole(
             writer, self._peers, self._root_user, self._on_broken_replica, self._verifier, read_only=read_only
         )
@@ -292,6 +320,7 @@ class Shard:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
         self._local.logs.before_submit = self._peers.publish
+        self._local.logs.retention.settings = retention_settings(self._config)  # a reload may have come meanwhile
         self._on_applied(None)
         self._peers.say_serving()
         if self._writer_side is not None:
@@ -305,7 +334,7 @@ class Shard:
         source = RecoveryInput(
             shard,
             metadata.next_uid,
-            owned_identities(metadata, shard, self._durability),
+            owned_identities(metadata, shard, self._durability, self._topic_defaults),
             faults=self._faults,
             read_only=self._arguments.read_only,
             reserve=self._reserve,
@@ -335,6 +364,7 @@ class Shard:
             port=self._arguments.port,
             memory_limit_bytes=resources.memory_limit()[0],
             config_text=lambda: describe(self._config),
+            topic_defaults=self._topic_defaults,
         )
 
     def _net_limits(self) -> NetLimits:
@@ -385,23 +415,38 @@ class Shard:
         await asyncio.sleep(ASKED_AGAIN_S)
         self._logs.resources.hooks.answers_are_known = True
 
+    def _space_watch(self) -> SpaceWatch:
+        """Made anew for each look, as a reload may have changed the watermarks."""
+        storage, admission = self._config.storage, self._logs.resources.admission
+        low, high = storage.low_watermark_bytes, storage.high_watermark_bytes
+        return SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve, high)
+
     async def _watch_space(self) -> None:
-        admission = self._logs.resources.admission
         while True:
-            low = self._config.storage.low_watermark_bytes  # a reload may have changed it
-            await SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve).look()
+            try:
+                await self._space_watch().look()
+            except StorageError as error:
+                log.warning("free_space_unknown", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(SPACE_LOOK_S)
 
     async def _retain(self) -> None:
         while True:
-            await asyncio.sleep(self._config.storage.retention_interval_s)
-            boards = self._listener.balance.boards
-            removed = await self._logs.enforce_retention()
-            removed += await enforce_total(
-                self._config.storage.max_total_bytes, self._logs, boards[self._number], list(boards.values())
-            )
-            if removed:
-                log.info("segments_expired", extra={"fields": {"segments": removed}})
+            interval_s = self._config.storage.retention_interval_s
+            await asyncio.sleep(interval_s or NO_CLEANER_LOOK_S)
+            if not interval_s:  # a reload may give one
+                continue
+            deleted = await self._logs.retention.look()
+            deleted += await self._enforce_total()
+            if deleted:
+                log.info("segments_expired", extra={"fields": {"segments": deleted}})
+
+    async def _enforce_total(self) -> int:
+        boards, limit = self._listener.balance.boards, self._config.storage.max_total_bytes
+        try:
+            return await enforce_total(limit, self._logs, boards[self._number], list(boards.values()))
+        except StorageError as error:
+            log.warning("retention_failed", extra={"fields": {"error": str(error)}})
+            return 0
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -466,6 +511,7 @@ class Shard:
             "peers": [dataclasses.asdict(one) for one in self._peers.statistics()],
             "handover": dataclasses.asdict(self._listener.handover.statistics),
             "log": dataclasses.asdict(logs.statistics()),
+            "retention": dataclasses.asdict(logs.retention.statistics),
             "partitions": partitions,
         }
 

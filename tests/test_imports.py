@@ -9,9 +9,10 @@ import shardserver
 ROOT = Path(shardserver.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "amounts": set(),
+    "config": {"errors", "amounts"},
     "memory": {"errors"},
-    "protocol": {"errors", "memory"},
+    "protocol": {"errors", "memory", "amounts"},
     "storage": {"errors", "memory", "protocol"},
     "io_uring": {"errors", "memory", "storage"},
     "router": {"errors", "memory", "protocol"},

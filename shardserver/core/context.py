@@ -11,6 +11,7 @@ from shardserver.core.logins import Logins
 from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
 from shardserver.core.shards import Shards
+from shardserver.protocol.options import PLAIN_DEFAULTS, TopicDefaults
 
 
 class Replica(Protocol):
@@ -40,6 +41,7 @@ class ShardContext:
     port: int
     memory_limit_bytes: int
     config_text: Callable[[], str]
+    topic_defaults: TopicDefaults = PLAIN_DEFAULTS
     cursors: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property

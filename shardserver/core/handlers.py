@@ -53,7 +53,7 @@ def get_cluster_metadata(context: ShardContext, connection: Connection, request:
 
 
 def describe_options(context: ShardContext, connection: Connection, request: DescribeOptionsRequest) -> Buffers:
-    return [OptionCatalogue.of(request.scope).encode()]
+    return [OptionCatalogue.of(request.scope, context.topic_defaults).encode()]
 
 
 def get_me(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
@@ -85,9 +85,10 @@ def _partition_info(partition: Partition, figures: Figures) -> PartitionInfo:
     return PartitionInfo(partition.id, partition.created_at, segments, current_offset, size_bytes, messages)
 
 
-def _topic_details(topic: Topic, figures: Figures) -> TopicDetails:
+def _topic_details(context: ShardContext, topic: Topic, figures: Figures) -> TopicDetails:
     partitions = [_partition_info(one, figures) for one in topic.partitions]
-    return TopicDetails.of(topic.id, topic.created_at, topic.name, topic.options, partitions)
+    defaults = context.topic_defaults
+    return TopicDetails.of(topic.id, topic.created_at, topic.name, topic.options, partitions, defaults)
 
 
 async def _figures(context: ShardContext, topics: Iterable[Topic]) -> Figures:
@@ -102,7 +103,7 @@ async def get_stream(context: ShardContext, connection: Connection, request: Str
         return []
     topics = list(stream.topics.values())
     figures = await _figures(context, topics)
-    details = [_topic_details(one, figures).header for one in topics]
+    details = [_topic_details(context, one, figures).header for one in topics]
     return [StreamDetails.of(stream.id, stream.created_at, stream.name, details).encode()]
 
 
@@ -111,7 +112,7 @@ async def get_streams(context: ShardContext, connection: Connection, request: Em
     figures = await _figures(context, [topic for _, topics in content for topic in topics])
     details = []
     for stream, topics in content:
-        headers = [_topic_details(one, figures).header for one in topics]
+        headers = [_topic_details(context, one, figures).header for one in topics]
         details.append(StreamDetails.of(stream.id, stream.created_at, stream.name, headers).header)
     return [StreamList(tuple(details)).encode()]
 
@@ -121,7 +122,7 @@ async def get_topic(context: ShardContext, connection: Connection, request: Topi
         _, topic = context.metadata.find_topic(request.stream, request.topic)
     except RejectedError:
         return []
-    return [_topic_details(topic, await _figures(context, [topic])).encode()]
+    return [_topic_details(context, topic, await _figures(context, [topic])).encode()]
 
 
 async def get_topics(context: ShardContext, connection: Connection, request: StreamAddress) -> Buffers:
@@ -130,11 +131,11 @@ async def get_topics(context: ShardContext, connection: Connection, request: Str
     except RejectedError:
         return [TopicList(()).encode()]
     figures = await _figures(context, topics)
-    return [TopicList(tuple(_topic_details(one, figures).header for one in topics)).encode()]
+    return [TopicList(tuple(_topic_details(context, one, figures).header for one in topics)).encode()]
 
 
 async def delete_segments(context: ShardContext, request: DeleteSegmentsRequest) -> None:
-    """Oldest sealed segments first, none that a stored offset has not passed."""
+    """Oldest sealed segments first, none that still waits for a consumer (operations.md, "Retention")."""
     _, topic = context.metadata.find_topic(request.stream, request.topic)
     partition = _partition_of(topic, request.partition)
     owner = context.shards.owner_of(partition)

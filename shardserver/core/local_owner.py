@@ -185,16 +185,16 @@ class LocalOwner:
     # Segments
 
     async def find_cut(self, call: CutCall) -> int:
-        """The first offset that stays when the oldest sealed segments go, none that a stored offset has not passed."""
+        """The first offset that stays when the oldest sealed segments go that need not wait for a consumer."""
         partition = self.log_of(call.uid)
         assert self.logs is not None
-        lowest = self.logs.offsets.lowest(call.uid)
-        return partition.cut_offset(call.number, keep_from=None if lowest is None else lowest + 1)
+        return self.logs.retention.cut_offset(partition, call.number)
 
     async def cut(self, call: CutCall) -> None:
         """Delete the segments that lie wholly below an offset; those that are gone already are fine."""
         partition = self.log_of(call.uid)
-        await partition.delete_segments(len(partition.segments), keep_from=call.number)
+        assert self.logs is not None
+        await self.logs.retention.delete(partition, call.number)
 
     def figures(self, uids: list[int]) -> list[PartitionFigures]:
         """Of each partition of ours among them."""

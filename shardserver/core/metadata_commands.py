@@ -71,7 +71,7 @@ def purge_stream(metadata: Metadata, request: StreamAddress, context: PlanContex
 def create_topic(metadata: Metadata, request: CreateTopicRequest, context: PlanContext) -> Plan:
     stream = metadata.find_stream(request.stream)
     count, name = request.partitions_count, request.name
-    options = topic_options.resolve_created(topic_options.parse_topic_options(request.options))
+    options = topic_options.resolve_created(topic_options.parse_topic_options(request.options), context.topic_defaults)
     if count > MAX_PARTITIONS_PER_REQUEST:
         raise RejectedError(Code.TOO_MANY_PARTITIONS, str(count))
     _refuse_preallocation(options, count)
@@ -82,7 +82,7 @@ def create_topic(metadata: Metadata, request: CreateTopicRequest, context: PlanC
     topic_id, now = lowest_free(stream.topics), context.now
     uids, shards = _place(metadata, context, stream.name, name, count)
     partitions = [PartitionInfo(number, now, 1, 0, 0, 0) for number in range(count)]
-    reply = TopicDetails.of(topic_id, now, name, options, partitions).encode()
+    reply = TopicDetails.of(topic_id, now, name, options, partitions, context.topic_defaults).encode()
     return Plan([ev.TopicCreated(stream.id, topic_id, name, now, options, uids, shards)], reply)
 
 
@@ -109,7 +109,8 @@ def update_topic(metadata: Metadata, request: UpdateTopicRequest, context: PlanC
     patch = topic_options.parse_topic_options(request.options, update=True)
     if stream.topic_ids.get(name, topic.id) != topic.id:
         raise RejectedError(Code.TOPIC_NAME_ALREADY_EXISTS, name)
-    topic_options.check_topic_size(topic.options | patch)
+    if "max_topic_size" in patch:
+        topic_options.check_topic_size(topic.options | patch)
     return Plan([ev.TopicUpdated(stream.id, topic.id, name, patch)])
 
 

@@ -17,6 +17,7 @@ from shardserver.core.placement import Placement
 from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.replies import RepliesKept
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
+from shardserver.protocol.options import PLAIN_DEFAULTS
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class MetadataWriter:
     ) -> None:
         self._store, self._clock = store, clock
         self._placement, self.partition_limit = placement or Placement(), partition_limit
+        self.topic_defaults = PLAIN_DEFAULTS
         self.order = asyncio.Lock()
         self._replies = RepliesKept()
         self.metadata = Metadata()
@@ -115,7 +117,7 @@ class MetadataWriter:
                 known = self._replies.find(client, request, request_checksum)
                 if known is not None:
                     return known
-            made = plan(self.metadata, PlanContext(self._clock(), self._placement, self.partition_limit))
+            made = plan(self.metadata, self._plan_context())
             kept = made.reply if client and request else b""  # for its repeats, and nobody else
             change = Change(made.events, client, request, request_checksum, kept)
             if made.events:
@@ -123,6 +125,9 @@ class MetadataWriter:
             else:
                 self._replies.keep(change)
             return made.reply
+
+    def _plan_context(self) -> PlanContext:
+        return PlanContext(self._clock(), self._placement, self.partition_limit, self.topic_defaults)
 
     async def _take(self, change: Change) -> None:
         raw = ev.encode_change(change)

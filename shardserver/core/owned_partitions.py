@@ -21,6 +21,7 @@ from shardserver.core.metadata import Metadata
 from shardserver.core.peer_service import ControlHandler
 from shardserver.core.shards import decode_uids
 from shardserver.errors import CorruptionError, NotOwnerError, ShardServerError, StorageError
+from shardserver.protocol.options import PLAIN_DEFAULTS, TopicDefaults
 from shardserver.router.peers import Request
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -31,10 +32,12 @@ log = logging.getLogger(__name__)
 RETRY_S, RETRY_LIMIT_S = 1.0, 30.0
 
 
-def owned_identities(metadata: Metadata, shard: int, durability: Durability) -> list[PartitionIdentity]:
+def owned_identities(
+    metadata: Metadata, shard: int, durability: Durability, topic_defaults: TopicDefaults = PLAIN_DEFAULTS
+) -> list[PartitionIdentity]:
     """Of all live partitions of a shard."""
     return [
-        identity_of(stream, topic, partition, durability)
+        identity_of(stream, topic, partition, durability, topic_defaults)
         for stream, topic in _all_topics(metadata)
         for partition in topic.partitions
         if partition.shard == shard
@@ -52,8 +55,10 @@ class OwnedPartitions:
         durability: Durability,
         metadata: Callable[[], Metadata],
         report_removed: Callable[[list[int]], Awaitable[None]],
+        topic_defaults: TopicDefaults = PLAIN_DEFAULTS,
     ) -> None:
         self._shard, self._shards, self._local, self._durability = shard, shards, local, durability
+        self.topic_defaults = topic_defaults
         self._metadata = metadata
         self._report_removed = report_removed
         self._removing: asyncio.Task[None] | None = None
@@ -113,7 +118,7 @@ class OwnedPartitions:
             if uid not in self._adopted:
                 self._forget(logs, uid)
             return
-        identity = identity_of(stream, topic, partition, self._durability)
+        identity = identity_of(stream, topic, partition, self._durability, self.topic_defaults)
         known = logs.find_partition(uid)
         if known is None:
             logs.create_partition(identity)
@@ -200,7 +205,7 @@ class OwnedPartitions:
             for one in arrivals:
                 if one.uid not in places:
                     raise StorageError(f"partition {one.uid} was deleted meanwhile")
-                identity = identity_of(*places[one.uid], self._durability)
+                identity = identity_of(*places[one.uid], self._durability, self.topic_defaults)
                 wanted.append((dataclasses.replace(identity, term=one.term), one.state))
             uids = {one.uid for one in arrivals}
             self._adopted |= uids  # before they are in the logs, so that no change that is applied meanwhile ends them

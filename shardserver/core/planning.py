@@ -10,7 +10,7 @@ from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_events import Event
 from shardserver.core.placement import Placement
 from shardserver.errors import Code, RejectedError
-from shardserver.protocol.options import Options
+from shardserver.protocol.options import PLAIN_DEFAULTS, Options, TopicDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,14 @@ class PlanContext:
     """What a plan needs beside replica and request.
 
     now: microseconds since the epoch. partition_limit: the most partitions that descriptors and memory
-    allow at a time, counted over the server; None: no limit. user_id, client: of who asks.
+    allow at a time, counted over the server; None: no limit. topic_defaults: of options that a request leaves
+    open. user_id, client: of who asks.
     """
 
     now: int
     placement: Placement = field(default_factory=Placement)
     partition_limit: int | None = None
+    topic_defaults: TopicDefaults = PLAIN_DEFAULTS
     user_id: int = 0
     client: bytes = b""
 

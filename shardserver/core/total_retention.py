@@ -18,9 +18,12 @@ async def enforce_total(limit_bytes: int, logs: ShardLog, own: Board, boards: Se
     """
     removed = 0
     while True:
-        own.segments_bytes, own.oldest_timestamp = logs.segments_bytes, logs.oldest_sealed_timestamp
+        own.segments_bytes, own.oldest_timestamp = logs.segments_bytes, logs.retention.oldest_sealed_timestamp
         total = sum(one.segments_bytes for one in boards)
         oldest = min((one.oldest_timestamp for one in boards if one.oldest_timestamp), default=0)
         if not limit_bytes or total <= limit_bytes or not oldest or own.oldest_timestamp != oldest:
             return removed
-        removed += await logs.expire_oldest()
+        expired = await logs.retention.expire_oldest()
+        if not expired:  # it moves away at this moment
+            return removed
+        removed += expired

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from shardserver.amounts import NO_LIMIT, size_bytes, time_us
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol.primitives import Reader
 from shardserver.protocol.tlv import (
@@ -19,40 +19,11 @@ from shardserver.protocol.tlv import (
     read_typed,
 )
 
-U64_MAX = (1 << 64) - 1
+U64_MAX = NO_LIMIT
 MAX_ENTRIES, MAX_BLOCK_BYTES = 1024, 100_000
 OptionValue = str | bool | int
 # As on the wire: key -> value with its kind, in the order of the entries.
 Options: TypeAlias = dict[str, Typed]
-
-_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
-_SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_SECOND = 1_000_000
-_TIMES = {"": 1, "us": 1, "ms": 1000, "s": _SECOND, "sec": _SECOND, "second": _SECOND, "m": 60 * _SECOND}
-_TIMES |= {"min": 60 * _SECOND, "minute": 60 * _SECOND, "h": 3600 * _SECOND, "hour": 3600 * _SECOND}
-_TIMES |= {"d": 86400 * _SECOND, "day": 86400 * _SECOND, "week": 7 * 86400 * _SECOND}
-_AMOUNT = re.compile(r"\s*(\d+)\s*([a-zA-Z]*)\s*")
-
-
-def _amount(text: str, units: dict[str, int]) -> int:
-    """ "7 days", "1 h 30 m", "10 GiB", "1000". Raises ValueError."""
-    lowered = text.strip().lower()
-    if lowered in ("unlimited", "never", "none"):
-        return U64_MAX
-    total, position = 0, 0
-    while position < len(text):
-        match = _AMOUNT.match(text, position)
-        if match is None:
-            raise ValueError(text)
-        unit = match.group(2).lower()
-        scale = units.get(unit) or units.get(unit.removesuffix("s"))
-        if scale is None:
-            raise ValueError(text)
-        total += int(match.group(1)) * scale
-        position = match.end()
-    if not text.strip():
-        raise ValueError(text)
-    return total
 
 
 def _boolean(text: str) -> bool:
@@ -75,32 +46,35 @@ class TopicOption:
     updatable: bool = False
 
 
-def _size(text: str) -> int:
-    return _amount(text, _SIZES)
-
-
-def _time(text: str) -> int:
-    return _amount(text, _TIMES)
-
-
 _DURABILITIES = ("replicated", "persisted", "write", "memory")
 _CATALOGUE = (
-    TopicOption("compression_algorithm", KIND_STRING, "none", "a label, the server never compresses", str,
-                ("none", "gzip"), updatable=True),
-    TopicOption("consumer_offset_durability", KIND_STRING, "replicated", "when a committed offset is acknowledged", str,
-                _DURABILITIES),
-    TopicOption("durability", KIND_STRING, "replicated", "when a send is acknowledged", str, _DURABILITIES),
-    TopicOption("enforce_fsync", KIND_BOOL, False, "true: as durability = persisted", _boolean),
-    TopicOption("max_topic_size", KIND_U64, U64_MAX, "bytes to keep, oldest sealed segments go first", _size,
-                updatable=True),
-    TopicOption("message_expiry", KIND_U64, U64_MAX, "microseconds to keep messages", _time, updatable=True),
-    TopicOption("messages_required_to_save", KIND_U32, 1024, "paces the writing out of memory topics", int,
-                lowest=1, highest=16_777_216),
-    TopicOption("preallocate_segments", KIND_BOOL, False, "reserve disk space at segment creation", _boolean),
-    TopicOption("segment_size", KIND_U64, 1 << 30, "bytes at which a segment is rolled", _size,
-                lowest=1 << 20, highest=1 << 30, multiple_of=512),
-    TopicOption("size_of_messages_required_to_save", KIND_U64, 1 << 20, "paces the writing out of memory topics", _size,
-                highest=1 << 30),
+    TopicOption("compression_algorithm", KIND_STRING, "none",
+                "A label that clients may act on, none or gzip; the server itself never compresses.",
+                str, ("none", "gzip"), updatable=True),
+    TopicOption("consumer_offset_durability", KIND_STRING, "replicated",
+                "When a committed offset is acknowledged: replicated (the server's default), persisted, write, memory.",
+                str, _DURABILITIES),
+    TopicOption("durability", KIND_STRING, "replicated",
+                "When a send is acknowledged: replicated (the server's default), persisted (fsync), write, memory.",
+                str, _DURABILITIES),
+    TopicOption("enforce_fsync", KIND_BOOL, False,
+                "The older spelling of durability = persisted; it wins over a weaker durability.", _boolean),
+    TopicOption("max_topic_size", KIND_U64, U64_MAX,
+                "Bytes that the topic keeps, such as 10 GiB; the oldest sealed segments go first.",
+                size_bytes, updatable=True),
+    TopicOption("message_expiry", KIND_U64, U64_MAX,
+                "How long messages are kept, in microseconds or such as 7 days.", time_us, updatable=True),
+    TopicOption("messages_required_to_save", KIND_U32, 1024,
+                "With durability memory: so many waiting messages are written out, and all of them within a second.",
+                int, lowest=1, highest=16_777_216),
+    TopicOption("preallocate_segments", KIND_BOOL, False,
+                "Reserve a segment's disk space when it is created; all partitions together at most 64 GiB.", _boolean),
+    TopicOption("segment_size", KIND_U64, 1 << 30,
+                "Bytes at which a segment is sealed and the next begins: 1 MiB to 1 GiB, a multiple of 512.",
+                size_bytes, lowest=1 << 20, highest=1 << 30, multiple_of=512),
+    TopicOption("size_of_messages_required_to_save", KIND_U64, 1 << 20,
+                "With durability memory: so many waiting bytes are written out, and all of them within a second.",
+                size_bytes, highest=1 << 30),
 )  # fmt: skip
 CATALOGUE = {option.key: option for option in _CATALOGUE}
 
@@ -161,26 +135,53 @@ def _read(option: TopicOption, typed: Typed) -> OptionValue:
     return typed.value
 
 
-def resolve_created(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:
+@dataclass(frozen=True, slots=True)
+class TopicDefaults:
+    """What the sentinel 0 of an option, or its absence, means on this server: microseconds, bytes."""
+
+    message_expiry: int = U64_MAX
+    max_topic_size: int = U64_MAX
+
+    def of(self, key: str) -> OptionValue:
+        match key:
+            case "message_expiry":
+                return self.message_expiry
+            case "max_topic_size":
+                return self.max_topic_size
+        return CATALOGUE[key].default
+
+
+PLAIN_DEFAULTS = TopicDefaults()
+
+
+def resolve_created(explicit: dict[str, OptionValue], defaults: TopicDefaults) -> dict[str, OptionValue]:
     """What a new topic reports as explicit: sentinels 0 replaced by the default. Raises RejectedError(1019)."""
+    check_topic_size(explicit)
     resolved = dict(explicit)
     for key in ("message_expiry", "max_topic_size", "size_of_messages_required_to_save"):
         if resolved.get(key) == 0:
-            resolved[key] = CATALOGUE[key].default
-    check_topic_size(resolved)
+            resolved[key] = defaults.of(key)
     return resolved
 
 
 def check_topic_size(values: dict[str, OptionValue]) -> None:
-    size, segment = effective(values, "max_topic_size"), effective(values, "segment_size")
-    if size != 0 and int(size) < int(segment):
+    """Of what someone asked for: the server's default may be smaller than a segment, and then keeps one."""
+    size, segment = int(values.get("max_topic_size", 0)), effective(values, "segment_size")
+    if size != 0 and size < int(segment):
         raise RejectedError(Code.INVALID_TOPIC_SIZE, f"max_topic_size {size}, segment_size {segment}")
 
 
-def effective(values: dict[str, OptionValue], key: str) -> OptionValue:
-    return values.get(key, CATALOGUE[key].default)
+def effective(values: dict[str, OptionValue], key: str, defaults: TopicDefaults = PLAIN_DEFAULTS) -> OptionValue:
+    """As reported: an explicit 0 stays 0."""
+    return values.get(key, defaults.of(key))
 
 
-def derived(explicit: dict[str, OptionValue]) -> dict[str, OptionValue]:
+def limit_in_force(values: dict[str, OptionValue], key: str, defaults: TopicDefaults) -> int | None:
+    """message_expiry or max_topic_size as it acts; None: there is no limit."""
+    limit = int(values.get(key, 0)) or int(defaults.of(key))
+    return None if limit == U64_MAX else limit
+
+
+def derived(explicit: dict[str, OptionValue], defaults: TopicDefaults = PLAIN_DEFAULTS) -> dict[str, OptionValue]:
     """Every other key with the value in force. enforce_fsync is the older spelling of durability: told when set."""
-    return {key: one.default for key, one in CATALOGUE.items() if key not in explicit and key != "enforce_fsync"}
+    return {key: defaults.of(key) for key in CATALOGUE if key not in explicit and key != "enforce_fsync"}

@@ -92,10 +92,11 @@ class OptionCatalogue:
     options: tuple[OptionDescription, ...]
 
     @classmethod
-    def of(cls, scope: int) -> Self:
+    def of(cls, scope: int, defaults: topic_options.TopicDefaults = topic_options.PLAIN_DEFAULTS) -> Self:
         """What this server knows: options of topics only."""
         known = topic_options.CATALOGUE.values() if scope == SCOPE_TOPIC else ()
-        return cls(tuple(OptionDescription(one.key, Typed(one.kind, one.default), one.description) for one in known))
+        described = [(one, Typed(one.kind, defaults.of(one.key))) for one in known]
+        return cls(tuple(OptionDescription(one.key, default, one.description) for one, default in described))
 
     @classmethod
     def decode(cls, body: memoryview) -> Self:

@@ -8,7 +8,7 @@ from typing import Self
 
 from shardserver.protocol import options as topic_options
 from shardserver.protocol import primitives as wire
-from shardserver.protocol.options import Options, OptionValue
+from shardserver.protocol.options import Options, OptionValue, TopicDefaults
 from shardserver.protocol.primitives import Identifier, Reader
 
 COMPRESSION_NONE, COMPRESSION_GZIP = 1, 2
@@ -160,7 +160,13 @@ class TopicDetails:
 
     @classmethod
     def of(
-        cls, id: int, created_at: int, name: str, options: dict[str, OptionValue], partitions: Sequence[PartitionInfo]
+        cls,
+        id: int,
+        created_at: int,
+        name: str,
+        options: dict[str, OptionValue],
+        partitions: Sequence[PartitionInfo],
+        defaults: TopicDefaults = topic_options.PLAIN_DEFAULTS,
     ) -> Self:
         """From the explicit options and the partitions of a topic; the rest of the header follows from them."""
         gzip = topic_options.effective(options, "compression_algorithm") == "gzip"
@@ -168,14 +174,14 @@ class TopicDetails:
             id=id,
             created_at=created_at,
             partitions_count=len(partitions),
-            message_expiry=int(topic_options.effective(options, "message_expiry")),
+            message_expiry=int(topic_options.effective(options, "message_expiry", defaults)),
             compression_algorithm=COMPRESSION_GZIP if gzip else COMPRESSION_NONE,
-            max_topic_size=int(topic_options.effective(options, "max_topic_size")),
+            max_topic_size=int(topic_options.effective(options, "max_topic_size", defaults)),
             size_bytes=sum(one.size_bytes for one in partitions),
             messages_count=sum(one.messages_count for one in partitions),
             name=name,
             explicit=topic_options.typed_options(options),
-            derived=topic_options.typed_options(topic_options.derived(options)),
+            derived=topic_options.typed_options(topic_options.derived(options, defaults)),
         )
         return cls(header, tuple(partitions))
 

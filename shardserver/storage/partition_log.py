@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,6 +81,7 @@ class PartitionLog(PartitionState):
         self._failed = False
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
         self._removal = asyncio.Lock()
+        self._unneeded: deque[seg.Segment] = deque()  # deleted, and their files not yet removed
         self.index_saves: set[asyncio.Task[None]] = set()
 
     def statistics(self) -> PartitionStatistics:
@@ -152,10 +154,12 @@ class PartitionLog(PartitionState):
     @property
     def has_unflushed(self) -> bool:
         """Of what aim_flush meant."""
-        return self.flushed_end < self._flush_aim
+        return self.flushed_end < self._flush_aim and not self.is_closed
 
     @property
     def _flush_limit(self) -> int:
+        if self.is_closed:  # its tail is gone, and its directory may be
+            return self.flushed_end
         return self.next_offset if self.is_memory else self.durable_end
 
     def begin_flush(self) -> None:
@@ -344,50 +348,69 @@ class PartitionLog(PartitionState):
                 raise self.refusal.with_traceback(None)
             return await self._delete_segments(count, keep_from)
 
-    def cut_offset(self, count: int, *, keep_from: int | None = None) -> int:
-        """The first offset that is left when delete_segments has removed what it may."""
-        removable = min(count, max(0, len(self.segments) - 1))
-        while removable and keep_from is not None and self.segments[removable].base_offset > keep_from:
-            removable -= 1
-        return self.segments[removable].base_offset if self.segments else 0
-
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:
-        removed: list[seg.Segment] = []
-        while len(self.segments) > 1 and len(removed) < count:
+        before = len(self._unneeded)
+        while len(self.segments) > 1 and len(self._unneeded) - before < count:
             if keep_from is not None and self.segments[1].base_offset > keep_from:
                 break
-            removed.append(self.segments.pop(0))
+            self._unneeded.append(self.segments.pop(0))
+        removed = len(self._unneeded) - before
         while self.tail.evict_oldest(self.first_offset):  # what is deleted is in no poll any more
             pass
-        for segment in removed:
-            await self._remove_segment(segment)
-        if removed:
-            await self._disk.sync_directory(self.directory)
-        return len(removed)
+        await self._remove_unneeded()
+        return removed
+
+    @property
+    def has_unneeded(self) -> bool:
+        """Files of deleted segments are there that could not be removed."""
+        return bool(self._unneeded)
+
+    async def _remove_unneeded(self) -> None:
+        """Oldest first, and none before the one before it is gone for good: one that is left would precede a gap."""
+        while self._unneeded:
+            await self._remove_segment(self._unneeded[0])
+            self._unneeded.popleft()
 
     async def _remove_segment(self, segment: seg.Segment) -> None:
         self.resources.walks.forget(segment)
         await self.resources.files.close(segment)
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
+        await self._disk.sync_directory(self.directory)
 
-    async def enforce_retention(self) -> int:
-        """Delete the oldest sealed segments while the sealed ones exceed the partition's limit."""
-        limit, excess = self.identity.max_bytes, 0
-        if limit is None or self.refusal is not None:
-            return 0
-        sealed = [segment.data_bytes for segment in self.segments[:-1]]
-        while sealed and sum(sealed) > limit:
-            sealed.pop(0)
-            excess += 1
-        return await self.expire(excess)
+    async def oldest_unsealed(self) -> int | None:
+        """When the oldest message that is in no sealed segment was appended, in microseconds; None: there is none.
 
-    async def expire(self, count: int) -> int:
-        """As delete_segments; a partition that moves keeps them until it has moved."""
-        try:
-            return await self.delete_segments(count)
-        except NotOwnerError:
-            return 0
+        Raises StorageError.
+        """
+        active = self.segments[-1] if self.segments else None
+        if active is not None and active.end > seg.BLOCK_BYTES:
+            return await seg.first_timestamp(self._disk, active)
+        entry = self.tail.at(self.flushed_end) if self.flushed_end < self.next_offset else None
+        return None if entry is None else entry.timestamp
+
+    async def roll(self) -> bool:
+        """Seal the active segment now: an empty one follows it. False: it is empty itself, or the partition leaves.
+
+        What is not flushed goes into the new one. Raises StorageError.
+        """
+        async with self._removal:  # a move waits for it
+            await self.end_run()
+            if not self._may_roll:
+                return False
+            self._begin_run(Running.FLUSH)
+            try:
+                self._roll_due = True
+                await self._segment_for_run(self.flushed_end)
+            finally:
+                self._end_run()
+            return True
+
+    @property
+    def _may_roll(self) -> bool:
+        if self.refusal is not None or self.fenced is not None or self.is_closed or not self.segments:
+            return False
+        return self.segments[-1].base_offset < self.flushed_end
 
     async def end_run(self) -> None:
         """Wait until no run is in flight."""
@@ -416,9 +439,9 @@ class PartitionLog(PartitionState):
         return self.flushed_end == self.next_offset
 
     async def end_removals(self) -> None:
-        """Wait for a deletion of segments and for index files that are being written."""
+        """Wait for a deletion of segments and for index files that are being written. Raises StorageError."""
         async with self._removal:
-            pass
+            await self._remove_unneeded()
         if self.index_saves:
             await asyncio.wait(self.index_saves)
 

@@ -37,6 +37,7 @@ class Segment:
 
     indexed: the index covers the whole segment. index_is_stored: it came from a file, so damage may be the index's own.
     closed: its file may not be opened any more. follows_hole: the offsets before it were taken out by a repair.
+    first_timestamp: of its first message, in microseconds; 0: not known yet (first_timestamp).
     """
 
     path: str
@@ -50,6 +51,7 @@ class Segment:
     index_saved_end: int = BLOCK_BYTES
     closed: bool = False
     follows_hole: bool = False
+    first_timestamp: int = 0
 
     @property
     def data_bytes(self) -> int:
@@ -114,6 +116,21 @@ async def rewrite_header(disk: Disk, faults: SyncFaults, segment: Segment) -> No
     block = aligned_buffer(BLOCK_BYTES)
     await disk.read(segment.file, 0, block)
     await write_synced(disk, faults, segment.file, 0, [block])
+
+
+async def first_timestamp(disk: Disk, segment: Segment) -> int:
+    """Of the first message of an open segment that has one, in microseconds. Raises StorageError."""
+    index = segment.index
+    if not segment.first_timestamp and index.positions and index.positions[0] == BLOCK_BYTES:
+        segment.first_timestamp = index.timestamps[0]
+    if not segment.first_timestamp:
+        block = aligned_buffer(BLOCK_BYTES)
+        await disk.read(segment.file, BLOCK_BYTES, block)
+        found = read_batch_header(block)
+        # A damaged one does not say: the segment is not older than what came before it.
+        is_first = found.base_offset == segment.base_offset
+        segment.first_timestamp = found.base_timestamp if is_first else max(1, segment.previous_timestamp)
+    return segment.first_timestamp
 
 
 def next_batch_position(view: memoryview, position: int, expected_offset: int, *, base: int) -> int | None:

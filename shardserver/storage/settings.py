@@ -17,6 +17,20 @@ class Durability(StrEnum):
     MEMORY = "memory"
 
 
+HOUR_US = 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """roll_us: an active segment whose oldest message is so old is sealed, where messages expire.
+
+    wait_us: how long a sealed segment stays past its due time for consumers that have not passed it; None: not at all.
+    """
+
+    roll_us: int = HOUR_US
+    wait_us: int | None = 7 * 24 * HOUR_US
+
+
 @dataclass(frozen=True, slots=True)
 class LogSettings:
     """Sizes in bytes, times in seconds.
@@ -39,6 +53,7 @@ class LogSettings:
     open_segments: int = 512
     read_ahead_walks: int = 8
     skip_damaged: bool = False
+    retention: RetentionSettings = RetentionSettings()
 
 
 # What an arena holds beside journal and tail: batches that wait, the largest frame twice.
@@ -61,7 +76,8 @@ class PartitionIdentity:
     """What names a partition on disk, and how its log behaves.
 
     uid: never used again. term: raised by a move. partition_id: the number that clients see.
-    max_bytes: retention limit of this partition's sealed segments; None keeps everything.
+    max_bytes: retention limit of this partition's sealed segments; None keeps everything. expiry_us: sealed segments go
+    when their newest message is so old; None: never.
     save_messages, save_bytes: under `memory`, write once so much has gathered; 0: within a second.
     label: what its identity file is to say of it now (docs/formats/identity.md); empty: it gets none.
     """
@@ -73,6 +89,7 @@ class PartitionIdentity:
     durability: Durability = Durability.FSYNC
     offset_durability: Durability = Durability.FSYNC
     max_bytes: int | None = None
+    expiry_us: int | None = None
     save_messages: int = 0
     save_bytes: int = 0
     label: Callable[[], bytes] = field(default=bytes, compare=False)

@@ -27,6 +27,7 @@ from shardserver.storage.journal import JournalStatistics
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
+from shardserver.storage.retention import Retention
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
@@ -88,6 +89,7 @@ class ShardLog(ShardTurn):
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
         self._moves: dict[object, asyncio.Task[Any]] = {}
         self._released: dict[PartitionLog, ReleasedPartition] = {}
+        self.retention = Retention(self, self.offsets, resources.clock, resources.settings.retention)
 
     @property
     def before_submit(self) -> Callable[[], None]:
@@ -650,34 +652,26 @@ class ShardLog(ShardTurn):
         log.error("log_task_failed", exc_info=task.exception())
         self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
 
-    async def enforce_retention(self) -> int:
-        """Delete the oldest sealed segments of partitions above their limit; gives how many went."""
-        removed = 0
-        for partition in list(self._partitions.values()):
-            removed += await partition.enforce_retention()
-        return removed
+    # Retention (retention.py)
 
-    # A limit of the whole server: the shards compare their oldest segments, and whoever has the oldest deletes it.
+    async def roll(self, partition: PartitionLog) -> bool:
+        """Flush what is acknowledged and seal the segment that holds it. False: there was nothing to seal.
+
+        Raises StorageError.
+        """
+        return await self._shielded(self._roll(partition), [])
+
+    async def _roll(self, partition: PartitionLog) -> bool:
+        if self._closing or not self.serves(partition):
+            return False
+        await self._flush_partitions([partition])
+        rolled = await partition.roll()
+        self._note_run(partition)
+        return rolled
 
     @property
     def segments_bytes(self) -> int:
         return sum(one.segments_bytes for one in self._partitions.values())
-
-    def _oldest_holder(self) -> PartitionLog | None:
-        holders = [one for one in self._partitions.values() if len(one.segments) > 1 and one.refusal is None]
-        # A segment's last timestamp stands in its successor.
-        return min(holders, key=lambda one: one.segments[1].previous_timestamp, default=None)
-
-    @property
-    def oldest_sealed_timestamp(self) -> int:
-        """Of the last message of the oldest sealed segment, in microseconds; 0: there is none."""
-        oldest = self._oldest_holder()
-        return max(1, oldest.segments[1].previous_timestamp) if oldest is not None else 0
-
-    async def expire_oldest(self) -> int:
-        """Delete the oldest sealed segment of all partitions; gives how many went. Raises StorageError."""
-        oldest = self._oldest_holder()
-        return await oldest.expire(1) if oldest is not None else 0
 
     async def close(self) -> None:
         """Flush everything and say so in a last write, so that the next start replays nothing."""

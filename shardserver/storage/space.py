@@ -13,10 +13,23 @@ log = logging.getLogger(__name__)
 
 
 class SpaceWatch:
-    """Owned by one shard; `look` is called once a second or so."""
+    """Owned by one shard; `look` is called once a second or so.
 
-    def __init__(self, disk: Disk, directory: str, low_bytes: int, admission: Admission, reserve: Reserve) -> None:
+    low_bytes, high_bytes: of free space; below the one appends are refused, from the other on they are taken again, so
+    that it never flaps. high_bytes 0: a quarter more than low_bytes.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: str,
+        low_bytes: int,
+        admission: Admission,
+        reserve: Reserve,
+        high_bytes: int = 0,
+    ) -> None:
         self._disk, self._directory, self._low_bytes = disk, directory, low_bytes
+        self._high_bytes = high_bytes or low_bytes + low_bytes // 4
         self._admission, self._reserve = admission, reserve
 
     @property
@@ -24,12 +37,12 @@ class SpaceWatch:
         return isinstance(self._admission.refusal, DiskFullError)
 
     async def look(self) -> None:
-        """A quarter more than the low watermark must be free before appends are taken again, so that it never flaps."""
+        """Raises StorageError: the disk does not say how much is free."""
         free = await self._disk.free_bytes(self._directory)
         if free < self._low_bytes and self._admission.refusal is None:
             self._admission.refusal = DiskFullError(f"{free} bytes free, low watermark {self._low_bytes}")
             self._log("disk_low", free)
-        elif self.is_low and free >= self._low_bytes + self._low_bytes // 4:
+        elif self.is_low and free >= self._high_bytes:
             self._admission.refusal = None
             self._log("disk_has_room", free)
             await self._reserve.find()
@@ -37,4 +50,5 @@ class SpaceWatch:
             await self._reserve.make()
 
     def _log(self, event: str, free: int) -> None:
-        log.warning(event, extra={"fields": {"free_bytes": free, "low_watermark_bytes": self._low_bytes}})
+        fields = {"free_bytes": free, "low_watermark_bytes": self._low_bytes}
+        log.warning(event, extra={"fields": fields | {"high_watermark_bytes": self._high_bytes}})

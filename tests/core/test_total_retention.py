@@ -8,7 +8,7 @@ from shardserver.core.total_retention import enforce_total
 from shardserver.memory.board import BOARD_BYTES, Board
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import read_numbers
-from tests.storage.test_retention import SEGMENT_BYTES, append, open_logs
+from tests.storage.retention_world import SEGMENT_BYTES, append, open_logs
 
 
 def make_board() -> Board:

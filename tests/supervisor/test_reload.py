@@ -15,7 +15,8 @@ import pytest
 from shardserver.cli.control import ask
 from shardserver.config import Config, NetConfig, PlacementConfig, PlacementRule, ServerConfig, StorageConfig
 from shardserver.errors import ConfigError
-from shardserver.protocol.system import SnapshotRequest
+from shardserver.protocol.addresses import TopicAddress
+from shardserver.protocol.system import SCOPE_TOPIC, DescribeOptionsRequest, SnapshotRequest
 from shardserver.protocol.table import Command
 from shardserver.supervisor import resources
 from shardserver.supervisor.reload import Reloader
@@ -123,6 +124,26 @@ def test_rules_hold_for_new_partitions_on_a_running_server_and_a_wrong_file_chan
     assert wrong.returncode == 1 and "names shard 7" in wrong.stderr
     assert "reload_refused" in server.log()
     assert placed(server, "after that") == 1
+
+
+def test_retention_defaults_hold_at_once_for_topics_without_limits_of_their_own(
+    server: ShardedServer, tmp_path: Path
+) -> None:
+    with server.connect() as one:
+        one.create_stream("s")
+        one.create_topic("s", "own", 1, {"message_expiry": 1_000_000})
+        one.create_topic("s", "none", 1)
+    (tmp_path / "server.toml").write_text('[retention]\nmessage_expiry = "5 minutes"\n' + rule("s", "*", 0))
+    assert server.command("reload").stdout == 'applied: retention.message_expiry = "5 minutes"\n'
+    for one in server.connect_each():
+        described = one.ask(Command.DESCRIBE_OPTIONS, DescribeOptionsRequest(SCOPE_TOPIC)).options
+        defaults = {option.key: option.default.value for option in described}
+        expiries = {name: one.ask(Command.GET_TOPIC, TopicAddress("s", name)).header for name in ("own", "none")}
+        assert defaults["message_expiry"] == 300_000_000
+        assert {name: header.message_expiry for name, header in expiries.items()} == {"own": 10**6, "none": 3 * 10**8}
+        one.close()
+    (tmp_path / "server.toml").write_text('[retention]\nmessage_expiry = "soon"\n' + rule("s", "*", 0))
+    assert "retention.message_expiry = 'soon'" in server.command("reload").stderr
 
 
 def test_sighup_reloads_and_a_shard_that_is_started_later_has_it_too(server: ShardedServer, tmp_path: Path) -> None:
