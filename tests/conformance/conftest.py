@@ -1,0 +1,117 @@
+"""Servers for the tests of clients, and a note of what each test exchanged with them.
+
+CONFORMANCE=full adds 4 shards to what `make test` runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shardserver.errors import Code
+from shardserver.protocol.table import Command
+from tests.conformance.site import Site, TappedServer
+from tests.conformance.tap import Results, codes_by_command
+
+TEST_TIMEOUT_S = 60
+# (shards, net.handover_requests); 4 in a row are few, so that connections of short tests move, too.
+QUICK = ((1, 4), (2, 0), (2, 4))
+FULL = (*QUICK, (4, 0), (4, 4))
+LAYOUTS = FULL if os.environ.get("CONFORMANCE") == "full" else QUICK
+# Commands that the server answers with 5 until they are there.
+NOT_SERVED = {
+    command.name
+    for command in Command
+    if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
+} | {Command.GET_SNAPSHOT.name}
+Servers = dict[tuple[int, int], TappedServer]
+RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def name_layout(layout: tuple[int, int]) -> str:
+    shards, handover = layout
+    return f"{shards} shard{'s' * (shards > 1)}{', hand-over' * (shards > 1 and handover > 0)}"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Started when first asked for, and kept to the end: a start costs more than most tests."""
+    started: Servers = {}
+    yield started
+    for one in started.values():
+        one.close()
+
+
+@pytest.fixture(params=LAYOUTS, ids=name_layout)
+def site(request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if request.param not in servers:
+        servers[request.param] = TappedServer(tmp_path_factory.mktemp("site"), *request.param)
+    tapped = servers[request.param]
+    tapped.tap.take_log()
+    yield Site(tapped)
+    note(request, tapped)
+
+
+@pytest.fixture(params=[layout for layout in LAYOUTS if layout != (2, 0)], ids=name_layout)
+def own_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """With a server of the test's own, that it may stop."""
+    tapped = TappedServer(tmp_path_factory.mktemp("site"), *request.param)
+    yield Site(tapped)
+    note(request, tapped)
+    tapped.close()
+
+
+def note(request: pytest.FixtureRequest, tapped: TappedServer) -> None:
+    assert tapped.tap.errors == []
+    row = {
+        "shards": tapped.cores,
+        "hand-over": tapped.cores > 1 and tapped.handover_requests > 0,
+        "passed": request.node.stash.get(PASSED, False),
+        "commands": codes_by_command(tapped.tap.take_log()),
+    }
+    request.config.stash.setdefault(RESULTS, {})[request.node.nodeid] = row
+
+
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    rows = session.config.stash.get(RESULTS, {})
+    if rows:
+        Results("python").add(rows)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Coroutines run in a loop of their own; the SDK has its own threads."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    try:
+        asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), TEST_TIMEOUT_S))
+    except Exception:
+        skip_when_not_served(arguments)
+        raise
+    return True
+
+
+def skip_when_not_served(arguments: dict[str, Any]) -> None:
+    sites = [one for one in arguments.values() if isinstance(one, Site)]
+    refused = {
+        one.command for site in sites for one in site.tap.log if one.code == Code.FEATURE_UNAVAILABLE
+    } & NOT_SERVED  # fmt: skip
+    if refused:
+        pytest.skip(f"not served yet: {', '.join(sorted(refused))}")
