@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test simulate fuzz chaos mutants bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test fault-test powercut-test simulate fuzz chaos mutants bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -34,6 +34,9 @@ move-test: setup ## Partitions move between shards under load, SECONDS=60
 
 scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 	@$(BIN)/python -m tests.scale.names_test
+
+sessions-test: setup ## 9,000 connections at a time: each is answered, the next one refused; time and memory
+	@$(BIN)/python -m tests.scale.sessions_test
 
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)

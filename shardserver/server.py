@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from shardserver.config import Config
+from shardserver.config import Config, describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier
@@ -39,6 +39,7 @@ from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.net.live_figures import LiveFigures
 from shardserver.router.peers import Peers
 from shardserver.storage.clock import SystemClock
 from shardserver.storage.event_rate import EventRate
@@ -48,11 +49,13 @@ from shardserver.storage.reserve import Reserve, reserve_path
 from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
+from shardserver.storage.sync_times import SyncTimes
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.loop_watch import LoopWatch
-from shardserver.supervisor.messages import Recovering
+from shardserver.supervisor.messages import NewConfig, Recovering
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 from shardserver.supervisor.storage_probe import device_name, mount_of
@@ -111,13 +114,14 @@ class Shard:
         self._writer_side: WriterSide | None = None
         self._owned: OwnedPartitions
         self._listener: Listener
+        self._live_figures: LiveFigures
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
         link = self._link
         # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
         link.on_stop, link.on_serve, link.on_own = lambda: os._exit(0), self._may_serve.set, self._on_own
-        link.on_peer, link.on_peer_gone = self._on_peer, self._on_peer_gone
+        link.on_peer, link.on_peer_gone, link.on_config = self._on_peer, self._on_peer_gone, self._on_config
         link.start()
         await self._own.wait()
         progress = self._background(self._report_progress())
@@ -167,6 +171,7 @@ class Shard:
         self._peers.on_serving = lambda number: self._peer_served.set()
         self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
+        self._shards.recent_logs = logs.recent.lines
         self._role = self._make_role()
         self._owned = OwnedPartitions(
             self._number,
@@ -194,7 +199,21 @@ class Shard:
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
         self._faults.on_slow = self._note_slow_sync
+        self._faults.times = SyncTimes()
+        self._live_figures = LiveFigures(
+            self._listener, self._peers, self._local.load, self._faults.times, lambda: self._role.metadata
+        )
         self._own.set()
+
+    def _on_config(self, new: NewConfig) -> None:
+        """A reload. Retention and the end read the configuration when they need it. Nothing here can fail."""
+        self._config, config = new.config, new.config
+        logs.configure(config.log.level, config.log.format)
+        self._listener.limits = self._net_limits()
+        self._listener.dispatcher.context.advertised_host = config.server.advertised_address or None
+        if self._writer_side is not None:
+            placement = config.placement
+            self._writer_side.reconfigure(placement.strategy, placement.rules, new.partition_limit)
 
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
@@ -308,7 +327,8 @@ class Shard:
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
             port=self._arguments.port,
-            started_at=clock_us(),
+            memory_limit_bytes=resources.memory_limit()[0],
+            config_text=lambda: describe(self._config),
         )
 
     def _net_limits(self) -> NetLimits:
@@ -358,11 +378,10 @@ class Shard:
         self._logs.resources.hooks.answers_are_known = True
 
     async def _watch_space(self) -> None:
-        low = self._config.storage.low_watermark_bytes
         admission = self._logs.resources.admission
-        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve)
         while True:
-            await watch.look()
+            low = self._config.storage.low_watermark_bytes  # a reload may have changed it
+            await SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve).look()
             await asyncio.sleep(SPACE_LOOK_S)
 
     async def _retain(self) -> None:
@@ -399,6 +418,7 @@ class Shard:
             await asyncio.sleep(DRAIN_LOOK_S)
         for task in list(self._tasks):
             task.cancel()
+        self._owned.stop()
         await self._logs.close()
         if self._writer_side is not None:
             await self._writer_side.close()
@@ -412,6 +432,10 @@ class Shard:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
             return self._statistics()
+        if command == "top":
+            return {"shard": self._number} | self._live_figures.take()
+        if command == "reload":  # applied by the message before this question
+            return {"shard": self._number}
         handler = self._writer_side.commands.get(command) if self._writer_side is not None else None
         if handler is None:
             return {"shard": self._number, "error": f"unknown command {command!r}"}

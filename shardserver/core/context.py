@@ -22,7 +22,10 @@ class Replica(Protocol):
 
 @dataclass(slots=True)
 class ShardContext:
-    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address."""
+    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address.
+
+    memory_limit_bytes: of all processes together. config_text: the configuration in force, as TOML.
+    """
 
     version: str
     data_directory: str
@@ -35,7 +38,8 @@ class ShardContext:
     max_reply_bytes: int
     advertised_host: str | None
     port: int
-    started_at: int
+    memory_limit_bytes: int
+    config_text: Callable[[], str]
     cursors: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property

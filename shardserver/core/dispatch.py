@@ -55,6 +55,7 @@ ChangeHandler = Callable[[ShardContext, Any], Awaitable[None]]
 
 READS: dict[Command, ReadHandler] = {
     Command.GET_STATS: handlers.get_stats,
+    Command.GET_SNAPSHOT: handlers.get_snapshot,
     Command.GET_CLUSTER_METADATA: handlers.get_cluster_metadata,
     Command.DESCRIBE_OPTIONS: handlers.describe_options,
     Command.GET_ME: handlers.get_me,

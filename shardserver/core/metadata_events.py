@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from shardserver.core.metadata import Metadata, Partition, Stream, Topic, User
+from shardserver.core.msgpack import decode_value
 from shardserver.protocol.options import OptionValue
 
 
@@ -255,4 +256,5 @@ def encode_change(change: Change) -> bytes:
 
 
 def decode_change(raw: bytes) -> Change:
-    return _decoder.decode(raw)
+    """Raises msgspec.DecodeError."""
+    return decode_value(_decoder, raw)

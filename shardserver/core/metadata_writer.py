@@ -65,7 +65,7 @@ class MetadataWriter:
         partition_limit: int | None = None,
     ) -> None:
         self._store, self._clock = store, clock
-        self._placement, self._partition_limit = placement or Placement(), partition_limit
+        self._placement, self.partition_limit = placement or Placement(), partition_limit
         self.order = asyncio.Lock()
         self._replies = RepliesKept()
         self.metadata = Metadata()
@@ -115,7 +115,7 @@ class MetadataWriter:
                 known = self._replies.find(client, request, request_checksum)
                 if known is not None:
                     return known
-            made = plan(self.metadata, PlanContext(self._clock(), self._placement, self._partition_limit))
+            made = plan(self.metadata, PlanContext(self._clock(), self._placement, self.partition_limit))
             change = Change(made.events, client, request, request_checksum, made.reply)
             if made.events:
                 await self._take(change)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from shardserver.core.custody import Custodian, RemoteCustodian
 from shardserver.core.metadata_writer import MetadataWriter
@@ -10,7 +10,7 @@ from shardserver.core.mover import Mover
 from shardserver.core.operator_commands import Command, OperatorCommands
 from shardserver.core.orphans import Orphans
 from shardserver.core.owned_partitions import OwnedPartitions
-from shardserver.core.placement import Placement
+from shardserver.core.placement import Placement, Rule
 from shardserver.core.rehoming import rehome
 from shardserver.core.shards import Shards
 from shardserver.storage.disk import Disk
@@ -45,6 +45,11 @@ class WriterSide:
         self._orphans: Orphans
         self._shards: Shards
         self._owned: OwnedPartitions
+
+    def reconfigure(self, strategy: str, rules: Sequence[Rule], partition_limit: int) -> None:
+        """For what is placed from now on."""
+        self._placement.strategy, self._placement.rules = strategy, rules
+        self.writer.partition_limit = partition_limit
 
     async def set_aside_unknown(self, data_directory: str) -> None:
         metadata = self.writer.metadata

@@ -33,6 +33,7 @@ class Client:
         if limits.handover_requests:
             self.wire.crossings_told = limits.handover_requests
         self._handing_over = False
+        self._frames_before, self._activity = 0, 0.0
         self._first_frame: asyncio.TimerHandle | None = None
         if state is None:
             self.connection = self._meet()
@@ -113,6 +114,12 @@ class Client:
         else:
             wire.wants_owner = False
 
+    def look_at_activity(self) -> float:
+        """Requests since the last look, and half of what that one gave."""
+        self._activity = self._activity / 2 + self.wire.frames - self._frames_before
+        self._frames_before = self.wire.frames
+        return self._activity
+
     # To another shard
 
     def _wants_handover(self) -> bool:
@@ -158,6 +165,7 @@ class Client:
 
     def _close(self, reason: str) -> None:
         self._listener.plane.remove(self.wire)
+        self._listener.closed_requests += self.wire.frames
         self.wire.close(reason)
         self._socket.close()
         if self._first_frame is not None:

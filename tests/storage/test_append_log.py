@@ -158,6 +158,23 @@ class TestEach:
         side.log.note_durable(6)
         assert side.outcomes == [(0, 0), (1, 2), (2, 4)] and side.log.high_watermark == 6
 
+    @pytest.mark.parametrize(
+        ("durability", "seen"),
+        [(Durability.FSYNC, [0, 0, 0, 2]), (Durability.WRITE, [0, 0, 2, 2]), (Durability.MEMORY, [2, 2, 2, 2])],
+    )
+    def test_polls_see_what_is_as_durable_as_the_topic_promises_and_no_more(
+        self, which: int, durability: Durability, seen: list[int]
+    ) -> None:
+        side = sides(durability)[which]
+        side.append(0, 10, 2)
+        found = [side.log.high_watermark]
+        side.journal(4096, 7)
+        found.append(side.log.high_watermark)
+        side.log.note_written(side.log.journaled_end)
+        found.append(side.log.high_watermark)
+        side.log.note_durable(side.log.journaled_end)
+        assert [*found, side.log.high_watermark] == seen
+
     def test_a_batch_has_its_place_and_time_from_the_write_that_carries_it(self, which: int) -> None:
         side = sides(Durability.FSYNC)[which]
         side.append(0, 10, 2)
