@@ -28,9 +28,9 @@ NOT_SERVED = {
     command.name
     for command in Command
     if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
-} | {Command.GET_SNAPSHOT.name}
+}
 Servers = dict[tuple[int, int], TappedServer]
-RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
+RESULTS = pytest.StashKey[dict[str, dict[str, dict[str, Any]]]]()  # client -> test -> row
 
 
 def name_layout(layout: tuple[int, int]) -> str:
@@ -57,7 +57,7 @@ def site(request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pyt
     note(request, tapped)
 
 
-@pytest.fixture(params=[layout for layout in LAYOUTS if layout != (2, 0)], ids=name_layout)
+@pytest.fixture(params=LAYOUTS if LAYOUTS == FULL else [QUICK[-1]], ids=name_layout)
 def own_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """With a server of the test's own, that it may stop."""
     tapped = TappedServer(tmp_path_factory.mktemp("site"), *request.param)
@@ -74,7 +74,8 @@ def note(request: pytest.FixtureRequest, tapped: TappedServer) -> None:
         "passed": request.node.stash.get(PASSED, False),
         "commands": codes_by_command(tapped.tap.take_log()),
     }
-    request.config.stash.setdefault(RESULTS, {})[request.node.nodeid] = row
+    client = getattr(request.module, "CLIENT", "python")
+    request.config.stash.setdefault(RESULTS, {}).setdefault(client, {})[request.node.nodeid] = row
 
 
 PASSED = pytest.StashKey[bool]()
@@ -89,9 +90,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    rows = session.config.stash.get(RESULTS, {})
-    if rows:
-        Results("python").add(rows)
+    for client, rows in session.config.stash.get(RESULTS, {}).items():
+        Results(client).add(rows)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ from apache_iggy import Consumer, IggyClient, PollingStrategy, ReceiveMessage, S
 
 from shardserver.protocol.body import Body, Empty
 from shardserver.protocol.table import TABLE, Command
-from tests.conformance.tap import EVICTED, Exchange, Tap
+from tests.conformance.tap import EVICTED, HOST, Exchange, Tap
 from tests.server_process import PASSWORD
 from tests.sharded_server import ShardedServer
 
@@ -26,14 +26,22 @@ class TappedServer:
     def __init__(self, directory: Path, cores: int, handover_requests: int) -> None:
         """handover_requests: so many in a row for another shard, and a connection moves there; 0: never."""
         self.cores, self.handover_requests = cores, handover_requests
-        config = f"[net]\nhandover_requests = {handover_requests}\n"
+        config = f'[server]\nadvertised_address = "{HOST}"\n[net]\nhandover_requests = {handover_requests}\n'
         self.server = ShardedServer(directory, cores=cores, config=config).serve()
         self.tap = Tap(lambda: self.server.address)
+
+    def end(self, *, killed: bool) -> None:
+        self.tap.refuse()
+        if killed:
+            self.server.kill()
+        else:
+            assert self.server.stop() == 0
 
     def start_again(self) -> None:
         """On the same port; returns when it serves. Raises AssertionError."""
         self.server.start(port=self.server.address.rpartition(":")[2])
         self.server.wait_ready()
+        self.tap.listen()
 
     def close(self) -> None:
         self.tap.close()

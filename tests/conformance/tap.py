@@ -1,5 +1,8 @@
 """A relay between a client and a server that notes each command with the code of its answer; the bytes pass unchanged.
 
+It has the server's port on another loopback address, which the server advertises: the SDK dials the address of the
+cluster metadata when it has lost its connection, and would go past the relay otherwise.
+
 One request of a connection has exactly one answer, in order (protocol/README.md 4), so that no numbers are compared.
 """
 
@@ -10,7 +13,7 @@ import fcntl
 import json
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,7 @@ from shardserver.protocol.frame import HEADER_BYTES, Eviction, RequestHeader, de
 from shardserver.protocol.login import LoginRequest
 from shardserver.protocol.table import OP_READ, OP_REGISTER, OP_TRUNCATE_PARTITION, Command, Row, find_row
 
+HOST = "127.0.0.2"
 RESULTS = Path("build/conformance")
 SIZE = slice(48, 52)
 EVICTED = "eviction"
@@ -42,10 +46,10 @@ class _Link:
 
 
 class Tap:
-    """Listens on a port of its own and connects to the server anew for every client, so that it outlives the server."""
+    """Listens on HOST and connects to the server anew for every client, so that it outlives the server."""
 
     def __init__(self, server: Callable[[], str]) -> None:
-        """server: gives HOST:PORT; asked for each connection."""
+        """server: gives HOST:PORT, now and for each connection; the port stays."""
         self._server = server
         self._log: list[Exchange] = []
         self.errors: list[Exception] = []  # an answer without a request, a frame that is none
@@ -53,11 +57,23 @@ class Tap:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._listener = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
-        self.address = f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        self._port = int(server().rpartition(":")[2])
+        self.address = f"{HOST}:{self._port}"
+        self.listen()
+
+    def listen(self) -> None:
+        """Again after refuse, on the same port."""
+        self._run(self._listen())
+
+    def refuse(self) -> None:
+        """New connections, as the port of a server that is down does."""
+        self._run(self._refuse())
+
+    def _run(self, what: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -73,8 +89,11 @@ class Tap:
 
     # In the loop's thread
 
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._relay, "127.0.0.1", 0)
+    async def _listen(self) -> None:
+        self._listener = await asyncio.start_server(self._relay, HOST, self._port)
+
+    async def _refuse(self) -> None:
+        self._listener.close()
 
     async def _end(self) -> None:
         self._listener.close()
