@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from shardserver.errors import Code
-from shardserver.protocol.table import Command
-from tests.conformance.site import Site, TappedServer
+from tests.conformance.site import NOT_SERVED, Site, TappedServer
 from tests.conformance.tap import Results, codes_by_command
 
 TEST_TIMEOUT_S = 60
@@ -23,12 +22,6 @@ TEST_TIMEOUT_S = 60
 QUICK = ((1, 4), (2, 0), (2, 4))
 FULL = (*QUICK, (4, 0), (4, 4))
 LAYOUTS = FULL if os.environ.get("CONFORMANCE") == "full" else QUICK
-# Commands that the server answers with 5 until they are there.
-NOT_SERVED = {
-    command.name
-    for command in Command
-    if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
-}
 Servers = dict[tuple[int, int], TappedServer]
 RESULTS = pytest.StashKey[dict[str, dict[str, dict[str, Any]]]]()  # client -> test -> row
 
@@ -74,7 +67,7 @@ def note(request: pytest.FixtureRequest, tapped: TappedServer) -> None:
         "passed": request.node.stash.get(PASSED, False),
         "commands": codes_by_command(tapped.tap.take_log()),
     }
-    client = getattr(request.module, "CLIENT", "python")
+    client = getattr(request.module, "RESULTS_OF", "python")
     request.config.stash.setdefault(RESULTS, {}).setdefault(client, {})[request.node.nodeid] = row
 
 
@@ -95,15 +88,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     """Coroutines run in a loop of their own; the SDK has its own threads."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     try:
-        asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), TEST_TIMEOUT_S))
-    except Exception:
-        skip_when_not_served(arguments)
+        called = pyfuncitem.obj(**arguments)
+        if inspect.iscoroutine(called):
+            asyncio.run(asyncio.wait_for(called, TEST_TIMEOUT_S))
+    except (Exception, pytest.fail.Exception):
+        skip_when_not_served(pyfuncitem.funcargs)
         raise
     return True
 

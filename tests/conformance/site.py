@@ -17,6 +17,12 @@ from tests.conformance.tap import EVICTED, HOST, Exchange, Tap
 from tests.server_process import PASSWORD
 from tests.sharded_server import ShardedServer
 
+# Commands that the server answers with 5 until they are there.
+NOT_SERVED = {
+    command.name
+    for command in Command
+    if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
+}
 _NUMBERS = itertools.count()
 
 

@@ -16,7 +16,7 @@ from shardserver.protocol.table import Command
 from tests.conformance.site import Site
 from tests.server_process import PASSWORD
 
-CLIENT = "rust"
+RESULTS_OF = "rust"
 CLI = os.environ.get("IGGY_CLI", "")
 TOKEN = re.compile(r"[A-Za-z0-9+/=_-]{40,}")
 pytestmark = pytest.mark.skipif(not CLI, reason="IGGY_CLI is not set: make conformance-rust")
