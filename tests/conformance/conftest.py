@@ -7,28 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from shardserver.errors import Code
-from tests.conformance.site import NOT_SERVED, Site, TappedServer
+from tests.conformance.site import FULL, LAYOUTS, NOT_SERVED, QUICK, Site, TappedServer, name_layout
 from tests.conformance.tap import Results, codes_by_command
 
 TEST_TIMEOUT_S = 60
-# (shards, net.handover_requests); 4 in a row are few, so that connections of short tests move, too.
-QUICK = ((1, 4), (2, 0), (2, 4))
-FULL = (*QUICK, (4, 0), (4, 4))
-LAYOUTS = FULL if os.environ.get("CONFORMANCE") == "full" else QUICK
 Servers = dict[tuple[int, int], TappedServer]
 RESULTS = pytest.StashKey[dict[str, dict[str, dict[str, Any]]]]()  # client -> test -> row
-
-
-def name_layout(layout: tuple[int, int]) -> str:
-    shards, handover = layout
-    return f"{shards} shard{'s' * (shards > 1)}{', hand-over' * (shards > 1 and handover > 0)}"
 
 
 @pytest.fixture(scope="session")

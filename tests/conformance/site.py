@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,16 @@ NOT_SERVED = {
     for command in Command
     if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
 }
+# (shards, net.handover_requests); 4 in a row are few, so that connections of short tests move, too.
+QUICK = ((1, 4), (2, 0), (2, 4))
+FULL = (*QUICK, (4, 0), (4, 4))
+LAYOUTS = FULL if os.environ.get("CONFORMANCE") == "full" else QUICK
 _NUMBERS = itertools.count()
+
+
+def name_layout(layout: tuple[int, int]) -> str:
+    shards, handover = layout
+    return f"{shards} shard{'s' * (shards > 1)}{', hand-over' * (shards > 1 and handover > 0)}"
 
 
 class TappedServer:
@@ -52,6 +63,7 @@ class TappedServer:
     def close(self) -> None:
         self.tap.close()
         self.server.kill()
+        shutil.rmtree(self.server.data)  # 160 MB each
 
 
 class Site:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardserver.errors import Code, ShardServerError
-from tests.conformance.site import NOT_SERVED
+from tests.conformance.site import LAYOUTS, NOT_SERVED, name_layout
 from tests.conformance.tap import Results, Tap, codes_by_command
 from tests.conformance.vector_replay import VectorReplay
 from tests.protocol.test_vectors import PAIRS
@@ -25,7 +25,7 @@ UNSERVED = "not served"
 NODE = [name for name in PAIRS if name.startswith("node") and not name.startswith(OTHERS)]
 
 
-@pytest.fixture(scope="module", params=[(1, 16), (2, 0), (2, 16)], ids=["1 shard", "2 shards", "2 shards, hand-over"])
+@pytest.fixture(scope="module", params=LAYOUTS, ids=name_layout)
 def replays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The differences of each vector, by its name."""
     cores, handover = request.param
