@@ -42,9 +42,11 @@ fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
 
 conformance: setup ## Real SDKs against servers of 1, 2 and 4 shards, recorded requests replayed
+	@rm -f build/conformance/python.json build/conformance/frames.json build/conformance/vectors-*.json
 	@CONFORMANCE=full $(BIN)/python -m pytest -q -n auto --dist loadfile tests/conformance
 
 conformance-rust: setup ## The peer's own command line client, built once into ~/.cache (5 minutes)
+	@rm -f build/conformance/rust.json
 	@IGGY_CLI=$$(sh scripts/iggy-cli) $(BIN)/python -m pytest -q tests/conformance/test_rust_cli.py
 
 compatibility: setup ## The table of docs/compatibility.md, from the results of the two
