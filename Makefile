@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test fault-test powercut-test simulate fuzz chaos mutants bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test fault-test powercut-test simulate conformance conformance-rust compatibility fuzz chaos mutants bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -35,8 +35,22 @@ move-test: setup ## Partitions move between shards under load, SECONDS=60
 scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 	@$(BIN)/python -m tests.scale.names_test
 
+sessions-test: setup ## 9,000 connections at a time: each is answered, the next one refused; time and memory
+	@$(BIN)/python -m tests.scale.sessions_test
+
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)
+
+conformance: setup ## Real SDKs against servers of 1, 2 and 4 shards, recorded requests replayed
+	@rm -f build/conformance/python.json build/conformance/frames.json build/conformance/vectors-*.json
+	@CONFORMANCE=full $(BIN)/python -m pytest -q -n auto --dist loadfile tests/conformance
+
+conformance-rust: setup ## The peer's own command line client, built once into ~/.cache (5 minutes)
+	@rm -f build/conformance/rust.json
+	@IGGY_CLI=$$(sh scripts/iggy-cli) $(BIN)/python -m pytest -q tests/conformance/test_rust_cli.py
+
+compatibility: setup ## The table of docs/compatibility.md, from the results of the two
+	@$(BIN)/python -m tests.conformance.compatibility
 
 simulate: setup ## Simulated servers that crash, lose power, move partitions; SECONDS=60, SEED=
 	@$(BIN)/python -m tests.simulation.simulate --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

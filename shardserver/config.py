@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -19,9 +19,9 @@ PREFIX = "SHARDSERVER_"
 SECRET_NAMES = frozenset({"SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
 
 
-def _key(text: str, **bounds: Any) -> msgspec.Meta:
-    """bounds: ge, gt, le, multiple_of, as msgspec.Meta takes them."""
-    return msgspec.Meta(description=text, **bounds)
+def _key(text: str, *, live: bool = False, **bounds: Any) -> msgspec.Meta:
+    """live: a reload applies it. bounds: ge, gt, le, multiple_of, as msgspec.Meta takes them."""
+    return msgspec.Meta(description=text, extra={"live": live}, **bounds)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,11 +35,15 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, _key("TCP port; 0 lets the kernel choose.", ge=0, le=65535)] = 8090
     data: Annotated[str, _key("Data directory.")] = "data"
     durability: Annotated[str, _key("fsync, write or memory: when a send is acknowledged (durability.md).")] = "fsync"
-    advertised_address: Annotated[str, _key("Host that cluster metadata names; empty: the socket's own address.")] = ""
+    advertised_address: Annotated[
+        str, _key("Host that cluster metadata names; empty: the socket's own address.", live=True)
+    ] = ""
     disk_engine: Annotated[str, _key("auto, io_uring or threads; auto takes io_uring where the kernel has it.")] = (
         "auto"
     )
-    shutdown_deadline_s: Annotated[float, _key("Seconds for answering and flushing at a stop.", gt=0, le=3600)] = 9.0
+    shutdown_deadline_s: Annotated[
+        float, _key("Seconds for answering and flushing at a stop.", gt=0, le=3600, live=True)
+    ] = 9.0
     stall_limit_s: Annotated[
         float,
         _key("Seconds without a beat of its loop after which a ready shard is killed and started again; 0: never.",
@@ -55,18 +59,20 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_frame_bytes: Annotated[
         int, _key("Bytes of the largest frame; costs twice that a connection at worst.", ge=4096, le=64 << 20)
     ] = 64 << 20
-    first_frame_timeout_s: Annotated[float, _key("Seconds a new connection may stay silent.", gt=0, le=3600)] = 10.0
+    first_frame_timeout_s: Annotated[
+        float, _key("Seconds a new connection may stay silent.", gt=0, le=3600, live=True)
+    ] = 10.0
     max_connections: Annotated[
-        int, _key("Connections of a shard; one descriptor and some KiB each.", ge=1, le=1 << 20)
+        int, _key("Connections of a shard; one descriptor and some KiB each.", ge=1, le=1 << 20, live=True)
     ] = 8192
     handover_requests: Annotated[
         int,
         _key("Data requests in a row for one other shard after which a connection moves to it; 0: never.",
-             ge=0, le=1 << 20),
+             ge=0, le=1 << 20, live=True),
     ] = 16  # fmt: skip
-    in_flight_bytes_per_connection: Annotated[int, _key("Bytes read and not yet answered.", ge=4096, le=1 << 40)] = (
-        64 << 20
-    )
+    in_flight_bytes_per_connection: Annotated[
+        int, _key("Bytes read and not yet answered.", ge=4096, le=1 << 40, live=True)
+    ] = 64 << 20
     in_flight_bytes_per_shard: Annotated[
         int,
         _key("The same for all connections together: memory. Unless set, at most an eighth of the memory limit for all "
@@ -121,38 +127,54 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, _key("error: a poll that meets a damaged batch gets code 4011. skip: it goes on behind it; stats count.")
     ] = "error"
     low_watermark_bytes: Annotated[
-        int, _key("Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.", ge=0)
+        int,
+        _key(
+            "Free bytes of the disk below which sends are refused (4006); reads, deletes and purges go on.",
+            ge=0,
+            live=True,
+        ),
     ] = 64 << 20
     high_watermark_bytes: Annotated[
-        int, _key("Free bytes from which sends are taken again; 0: a quarter more than the low watermark.", ge=0)
+        int,
+        _key("Free bytes from which sends are taken again; 0: a quarter more than the low watermark.", ge=0, live=True),
     ] = 0
     reserve_bytes: Annotated[
         int, _key("Disk space kept back for metadata, snapshots and the start on a full disk; 0: none.", ge=0)
     ] = 16 << 20
     max_total_bytes: Annotated[
-        int, _key("Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.", ge=0)
+        int,
+        _key(
+            "Bytes of all segments; above it the oldest sealed ones of any topic are deleted. 0: no limit.",
+            ge=0,
+            live=True,
+        ),
     ] = 0
     retention_interval_s: Annotated[
-        float, _key("Seconds between two looks of the cleaner at ages and sizes; 0: no cleaner.", ge=0, le=86400)
+        float,
+        _key("Seconds between two looks of the cleaner at ages and sizes; 0: no cleaner.", ge=0, le=86400, live=True),
     ] = 10.0
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message_expiry: Annotated[
-        str, _key("How long topics without a message_expiry of their own keep messages: never, or such as 7 days.")
+        str,
+        _key(
+            "How long topics without a message_expiry of their own keep messages: never, or such as 7 days.", live=True
+        ),
     ] = "never"
     max_topic_size: Annotated[
-        str, _key("How much topics without a max_topic_size of their own keep: unlimited, or such as 10 GiB.")
+        str,
+        _key("How much topics without a max_topic_size of their own keep: unlimited, or such as 10 GiB.", live=True),
     ] = "unlimited"
     roll_after: Annotated[
         str,
         _key("Where messages expire, a segment whose oldest message is so old is sealed, so that an idle topic's data "
-             "expire too. A topic's message_expiry, if it is shorter, counts instead."),
+             "expire too. A topic's message_expiry, if it is shorter, counts instead.", live=True),
     ] = "1 h"  # fmt: skip
     wait_for_consumers: Annotated[
         str,
         _key("How long a sealed segment is kept past its due time while a committed offset has not passed it: off, "
-             "never (without end) or such as 7 days. Costs the disk space of what is kept."),
+             "never (without end) or such as 7 days. Costs the disk space of what is kept.", live=True),
     ] = "7 days"  # fmt: skip
 
 
@@ -168,7 +190,7 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strategy: Annotated[
         str,
         _key("Shards of new partitions. balanced: the one with the fewest, round_robin: one after another, "
-             "hash: by the partition's uid."),
+             "hash: by the partition's uid.", live=True),
     ] = "balanced"  # fmt: skip
     spread: Annotated[
         bool, _key("After a start, move partitions until the shards have equally many, few at a time.")
@@ -176,7 +198,7 @@ class PlacementConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: Annotated[
         tuple[PlacementRule, ...],
         _key("Tables `[[placement.rules]]` with the globs `stream` and `topic` and the `shards` that partitions of "
-             "such topics live on; the first that matches wins (operations.md)."),
+             "such topics live on; the first that matches wins (operations.md).", live=True),
     ] = ()  # fmt: skip
 
 
@@ -193,9 +215,18 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0  # fmt: skip
 
 
+class UsersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    failed_logins_a_minute: Annotated[
+        int,
+        _key("So many failed logins a minute of one address and user name cost nothing, per shard; others wait for "
+             "each other. 0: none waits.",
+             ge=0),
+    ] = 10  # fmt: skip
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    level: Annotated[str, _key("debug, info, warning or error.")] = "info"
-    format: Annotated[str, _key("text or json.")] = "text"
+    level: Annotated[str, _key("debug, info, warning or error.", live=True)] = "info"
+    format: Annotated[str, _key("text or json.", live=True)] = "text"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,6 +237,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: RetentionConfig = RetentionConfig()
     placement: PlacementConfig = PlacementConfig()
     router: RouterConfig = RouterConfig()
+    users: UsersConfig = UsersConfig()
     log: LogConfig = LogConfig()
 
 
@@ -271,6 +303,30 @@ def known_keys() -> dict[str, tuple[type, Any, str]]:
     return found
 
 
+def live_keys() -> frozenset[str]:
+    """Those that a reload applies; the others hold until the next start."""
+    found = set()
+    for section, kind in get_type_hints(Config).items():
+        for field in msgspec.structs.fields(kind):
+            if field.type.__metadata__[0].extra["live"]:
+                found.add(f"{section}.{field.name}")
+    return frozenset(found)
+
+
+def value_of(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def with_values(config: Config, other: Config, keys: Iterable[str]) -> Config:
+    """config with what `other` has for these keys."""
+    for key in keys:
+        section, name = key.split(".")
+        part = msgspec.structs.replace(getattr(config, section), **{name: value_of(other, key)})
+        config = msgspec.structs.replace(config, **{section: part})
+    return config
+
+
 def load(
     path: str | None, environment: Mapping[str, str], flags: Mapping[str, str]
 ) -> tuple[Config, Sources, list[str]]:
@@ -293,11 +349,7 @@ def load(
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_sentence(str(error), values, sources)) from error
-    _check_choices(config)
-    _check_amounts(config)
-    for holds, sentence in RULES:
-        if not holds(config):
-            raise ConfigError(sentence)
+    check_values(config)
     return config, sources, warnings
 
 
@@ -374,18 +426,21 @@ def _take_environment(environment: Mapping[str, str], values: Values, sources: S
     return warnings
 
 
-def _check_choices(config: Config) -> None:
+def check_values(config: Config) -> None:
+    """Raises ConfigError: a value is none of its choices, or two do not go together."""
     for key, allowed in CHOICES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
+        value = value_of(config, key)
         if value not in allowed:
             raise ConfigError(f"{key} = {value!r}: one of {', '.join(allowed)}")
+    _check_amounts(config)
+    for holds, sentence in RULES:
+        if not holds(config):
+            raise ConfigError(sentence)
 
 
 def _check_amounts(config: Config) -> None:
     for key, (read, words) in AMOUNTS.items():
-        section, name = key.split(".")
-        text = getattr(getattr(config, section), name)
+        text = value_of(config, key)
         try:
             amount = 1 if text in words else read(text)
         except ValueError:
@@ -396,8 +451,8 @@ def _check_amounts(config: Config) -> None:
             raise ConfigError(f"{key} = {text!r}: {allowed} or an amount above 0 such as {example}")
 
 
-def describe(config: Config, sources: Sources) -> str:
-    """The effective values as TOML, each with its source. There are no secrets in the tree."""
+def describe(config: Config, sources: Sources | None = None) -> str:
+    """The effective values as TOML, each with its source unless that is unknown. There are no secrets in the tree."""
     lines = []
     for section in Config.__struct_fields__:
         lines.append(f"[{section}]")
@@ -406,19 +461,23 @@ def describe(config: Config, sources: Sources) -> str:
             if f"{section}.{name}" in TABLES and getattr(part, name):
                 continue
             text = msgspec.json.encode(getattr(part, name)).decode()
-            lines.append(f"{name} = {text}  # {sources.get(f'{section}.{name}', 'default')}")
+            lines.append(f"{name} = {text}{_source(sources, f'{section}.{name}')}")
         lines.append("")
         for key in sorted(TABLES):
             if key.startswith(f"{section}."):
-                lines += _describe_tables(key, getattr(part, key.partition(".")[2]), sources.get(key, "default"))
+                lines += _describe_tables(key, getattr(part, key.partition(".")[2]), _source(sources, key))
     return "\n".join(lines)
+
+
+def _source(sources: Sources | None, key: str) -> str:
+    return "" if sources is None else f"  # {sources.get(key, 'default')}"
 
 
 def _describe_tables(key: str, tables: Sequence[msgspec.Struct], source: str) -> list[str]:
     """After the keys of their section: in TOML a table ends the one before it."""
     lines = []
     for table in tables:
-        lines.append(f"[[{key}]]  # {source}")
+        lines.append(f"[[{key}]]{source}")
         lines += [f"{name} = {msgspec.json.encode(getattr(table, name)).decode()}" for name in table.__struct_fields__]
         lines.append("")
     return lines
@@ -433,12 +492,16 @@ def reference_page() -> str:
         "Order: defaults, the file of `--config`, the environment (`SHARDSERVER_` + section + key), flags.",
         "Unknown keys are refused, unknown variables warned of.",
         "",
-        "| key | default | meaning, unit, cost | environment |",
-        "|---|---|---|---|",
+        'A reload applies the keys marked `live` (operations.md, "Reload"); the others hold until the next start.',
+        "",
+        "| key | default | meaning, unit, cost | environment | reload |",
+        "|---|---|---|---|---|",
     ]
+    live = live_keys()
     for key, (_, default, text) in known_keys().items():
         variable = "file only" if key in TABLES else f"`{PREFIX + key.replace('.', '_').upper()}`"
-        lines.append(f"| `{key}` | `{msgspec.json.encode(default).decode()}` | {text} | {variable} |")
+        shown = msgspec.json.encode(default).decode()
+        lines.append(f"| `{key}` | `{shown}` | {text} | {variable} | {'live' if key in live else ''} |")
     lines += ["", f"Read at the first start only: {', '.join(f'`{name}`' for name in sorted(SECRET_NAMES))}.", ""]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from shardserver.amounts import size_bytes, time_us
-from shardserver.config import Config
+from shardserver.config import Config, describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier
@@ -25,12 +25,13 @@ from shardserver.core.context import ShardContext
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
+from shardserver.core.logins import Logins
 from shardserver.core.operator_commands import encode_loads
 from shardserver.core.owned_partitions import OwnedPartitions, owned_identities
 from shardserver.core.peer_service import PeerService
 from shardserver.core.placement import Placement
 from shardserver.core.roles import FollowerRole, Role, WriterRole
-from shardserver.core.sessions import Sessions
+from shardserver.core.sessions import ENDS_SESSIONS, Sessions
 from shardserver.core.shards import Shards
 from shardserver.core.total_retention import enforce_total
 from shardserver.core.writing import WriterSide
@@ -40,8 +41,10 @@ from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener, NetLimits
+from shardserver.net.live_figures import LiveFigures
 from shardserver.protocol.options import TopicDefaults
 from shardserver.router.peers import Peers
+from shardserver.storage.clock import SystemClock
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
@@ -49,11 +52,13 @@ from shardserver.storage.reserve import Reserve, reserve_path
 from shardserver.storage.settings import Durability, LogSettings, RetentionSettings
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
+from shardserver.storage.sync_times import SyncTimes
 from shardserver.storage.synced_write import SyncFaults
+from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import choose_accepting
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors
 from shardserver.supervisor.loop_watch import LoopWatch
-from shardserver.supervisor.messages import Recovering
+from shardserver.supervisor.messages import NewConfig, Recovering
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_process import ShardArguments, ShardLink
 from shardserver.supervisor.storage_probe import device_name, mount_of
@@ -62,14 +67,13 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S, PROGRESS_LOGGED_EVERY = 1.0, 5
 SPACE_LOOK_S = 1.0
+NO_CLEANER_LOOK_S = 10.0
 HEALING_S = 30.0
 DRAIN_LOOK_S = 0.005
 # Peers ask again as soon as this process says that it serves.
 ASKED_AGAIN_S = 60.0
 
-
-def clock_us() -> int:
-    return time.time_ns() // 1000
+clock_us = SystemClock()
 
 
 def log_settings(config: Config) -> LogSettings:
@@ -109,6 +113,7 @@ class Shard:
         self._durability = Durability(self._config.server.durability)
         self._topic_defaults = topic_defaults(self._config)
         self._sessions = Sessions(self._number)
+        self._verifier = PasswordVerifier()
         self._local = LocalOwner(LoadMeter(time.monotonic))
         self._service = PeerService(self._local)
         self._progress = RecoveryProgress()
@@ -125,13 +130,14 @@ class Shard:
         self._writer_side: WriterSide | None = None
         self._owned: OwnedPartitions
         self._listener: Listener
+        self._live_figures: LiveFigures
 
     async def run(self) -> int:
         """Recover, serve, stop; gives the exit code."""
         link = self._link
         # Before it serves nothing needs an orderly end: a stop during recovery is as good as a crash.
         link.on_stop, link.on_serve, link.on_own = lambda: os._exit(0), self._may_serve.set, self._on_own
-        link.on_peer, link.on_peer_gone = self._on_peer, self._on_peer_gone
+        link.on_peer, link.on_peer_gone, link.on_config = self._on_peer, self._on_peer_gone, self._on_config
         link.start()
         await self._own.wait()
         progress = self._background(self._report_progress())
@@ -181,6 +187,7 @@ class Shard:
         self._peers.on_serving = lambda number: self._peer_served.set()
         self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
+        self._shards.recent_logs = logs.recent.lines
         self._role = self._make_role()
         self._owned = OwnedPartitions(
             self._number,
@@ -209,11 +216,39 @@ class Shard:
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
         self._faults.on_slow = self._note_slow_sync
+        self._faults.times = SyncTimes()
+        self._live_figures = LiveFigures(
+            self._listener, self._peers, self._local.load, self._faults.times, lambda: self._role.metadata
+        )
         self._own.set()
+
+    def _on_config(self, new: NewConfig) -> None:
+        """A reload. Retention and the end read the configuration when they need it. Nothing here can fail."""
+        self._config, config = new.config, new.config
+        logs.configure(config.log.level, config.log.format)
+        self._listener.limits = self._net_limits()
+        self._listener.dispatcher.context.advertised_host = config.server.advertised_address or None
+        if self._writer_side is not None:
+            placement = config.placement
+            self._writer_side.reconfigure(placement.strategy, placement.rules, new.partition_limit)
+        self._reconfigure_retention(config)
+
+    def _reconfigure_retention(self, config: Config) -> None:
+        """Before recovery has ended, the logs are made with it."""
+        former, self._topic_defaults = self._topic_defaults, topic_defaults(config)
+        self._owned.topic_defaults = self._listener.dispatcher.context.topic_defaults = self._topic_defaults
+        if self._writer_side is not None:
+            self._writer_side.writer.topic_defaults = self._topic_defaults
+        if self._local.logs is not None:
+            self._local.logs.retention.settings = retention_settings(config)
+            if self._topic_defaults != former:
+                self._owned.reconcile()
 
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
         self._listener.plane.revision += 1
+        if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
+            self._sessions.end_stale(self._role.metadata)
 
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
@@ -244,7 +279,9 @@ class Shard:
         )
         writer, read_only = self._writer_side.writer, self._arguments.read_only
         writer.topic_defaults = self._topic_defaults
-        return WriterRole(writer, self._peers, self._root_user, self._on_broken_replica, read_only=read_only)
+        return WriterRole(
+            writer, self._peers, self._root_user, self._on_broken_replica, self._verifier, read_only=read_only
+        )
 
     def _root_user(self) -> md.User:
         return md.User(md.ROOT_ID, "iggy", clock_us(), self._arguments.root_password_hash or "")
@@ -283,6 +320,7 @@ class Shard:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
         self._local.logs.before_submit = self._peers.publish
+        self._local.logs.retention.settings = retention_settings(self._config)  # a reload may have come meanwhile
         self._on_applied(None)
         self._peers.say_serving()
         if self._writer_side is not None:
@@ -319,12 +357,13 @@ class Shard:
             changes=self._role.changes,
             shards=self._shards,
             sessions=self._sessions,
-            verifier=PasswordVerifier(),
+            logins=Logins(self._verifier, self._config.users.failed_logins_a_minute, time.monotonic),
             clock=clock_us,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
             advertised_host=self._config.server.advertised_address or None,
             port=self._arguments.port,
-            started_at=clock_us(),
+            memory_limit_bytes=resources.memory_limit()[0],
+            config_text=lambda: describe(self._config),
             topic_defaults=self._topic_defaults,
         )
 
@@ -349,6 +388,8 @@ class Shard:
         self._background(self._retain())
         self._background(self._settle_answers())
         self._background(self._watch_space())
+        if self._writer_side is not None:
+            self._background(self._writer_side.expire_tokens())
         if self._writer_side is not None and self._config.placement.spread:
             self._background(self._writer_side.spread())
 
@@ -374,20 +415,26 @@ class Shard:
         await asyncio.sleep(ASKED_AGAIN_S)
         self._logs.resources.hooks.answers_are_known = True
 
-    async def _watch_space(self) -> None:
+    def _space_watch(self) -> SpaceWatch:
+        """Made anew for each look, as a reload may have changed the watermarks."""
         storage, admission = self._config.storage, self._logs.resources.admission
         low, high = storage.low_watermark_bytes, storage.high_watermark_bytes
-        watch = SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve, high)
+        return SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve, high)
+
+    async def _watch_space(self) -> None:
         while True:
             try:
-                await watch.look()
+                await self._space_watch().look()
             except StorageError as error:
                 log.warning("free_space_unknown", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(SPACE_LOOK_S)
 
     async def _retain(self) -> None:
-        while self._config.storage.retention_interval_s:
-            await asyncio.sleep(self._config.storage.retention_interval_s)
+        while True:
+            interval_s = self._config.storage.retention_interval_s
+            await asyncio.sleep(interval_s or NO_CLEANER_LOOK_S)
+            if not interval_s:  # a reload may give one
+                continue
             deleted = await self._logs.retention.look()
             deleted += await self._enforce_total()
             if deleted:
@@ -424,6 +471,7 @@ class Shard:
             await asyncio.sleep(DRAIN_LOOK_S)
         for task in list(self._tasks):
             task.cancel()
+        self._owned.stop()
         await self._logs.close()
         if self._writer_side is not None:
             await self._writer_side.close()
@@ -437,6 +485,10 @@ class Shard:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
             return self._statistics()
+        if command == "top":
+            return {"shard": self._number} | self._live_figures.take()
+        if command == "reload":  # applied by the message before this question
+            return {"shard": self._number}
         handler = self._writer_side.commands.get(command) if self._writer_side is not None else None
         if handler is None:
             return {"shard": self._number, "error": f"unknown command {command!r}"}

@@ -23,10 +23,13 @@ LOOK_S = 0.01
 class ShardedServer:
     """cores, config: change them between two starts. What it logs is in DIRECTORY/server.log."""
 
-    def __init__(self, directory: Path, *, cores: int, config: str = "", wrapper: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, cores: int, config: str = "", wrapper: tuple[str, ...] = (), password: str = PASSWORD
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.data, self._log, self._file = directory / "data", directory / "server.log", directory / "server.toml"
         self.cores, self.config, self._wrapper = cores, config, wrapper
+        self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
 
@@ -38,7 +41,7 @@ class ShardedServer:
         (self.data / "run" / "ready.json").unlink(missing_ok=True)
         flags = ["--data", str(self.data), "--port", port, "--cores", str(self.cores), "--log-level", "warning"]
         command = [*self._wrapper, sys.executable, "-m", "shardserver", "--config", str(self._file), *flags]
-        environment = os.environ | {"SHARDSERVER_ROOT_PASSWORD": PASSWORD}
+        environment = os.environ | {"SHARDSERVER_ROOT_PASSWORD": self._password}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stderr=log)
 

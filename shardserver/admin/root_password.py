@@ -9,8 +9,8 @@ import time
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import hash_password
-from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.planning import Plan
 from shardserver.errors import ConfigError
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.storage.disk import Disk

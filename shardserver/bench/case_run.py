@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardserver.bench.disk_speed import DiskSpeed, measure_disk
@@ -62,35 +62,33 @@ def run_case(case: Case, directory: Path, pace: Pace) -> CaseResult:
         session.create(case.spec.partitions)
         spec = session.fill(case.spec, case.fill_bytes) if case.fill_bytes else case.spec
         _measure(case, spec, server, session, directory, pace, result)
-        notes: list[str] = []
         if spec.senders:
-            notes = _probe_refusals(spec, session, result)
+            _probe_refusals(spec, session, result)
             session.kill_and_restart(server)
         result.faults += session.faults(spec)
         if result.refused:
             result.faults.append(f"{result.refused} requests were refused")
         killed = " after kill -9" if spec.senders else ""
-        result.verified = "; ".join([f"{session.acknowledged.total} messages read back{killed}", *notes])
+        result.verified = f"{session.acknowledged.total} messages read back{killed}"
     return result
 
 
-def _probe_refusals(spec: LoadSpec, session: Session, result: CaseResult) -> list[str]:
-    """Beside the row's load, which is not measured but read back. Gives what could not be asked for."""
+def _probe_refusals(spec: LoadSpec, session: Session, result: CaseResult) -> None:
+    """Beside the row's load, which is not measured but read back."""
     with ThreadPoolExecutor(1) as pool:
         probing = pool.submit(probe_refusals, session.connect, spec.shape, session.durability_option)
         beside = session.run(spec, seconds=REFUSALS_LOAD_S)
         found = probing.result()
-    result.faults += found.faults
+    result.faults += found
     if beside.refused:
         result.faults.append(f"{beside.refused} requests were refused beside the probes")
-    return found.notes
 
 
 def _measure(
     case: Case, spec: LoadSpec, server: OwnServer, session: Session, directory: Path, pace: Pace, result: CaseResult
 ) -> None:
     if case.settle_s:
-        session.run(spec, seconds=case.settle_s)
+        session.run(replace(spec, depth=case.settle_depth), seconds=case.settle_s)
     before = _journal_writes(server)
     with _echo_of(case, spec, server.peer) as beside:
         for _ in range(pace.repeats):

@@ -10,7 +10,6 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from shardserver.bench.plan import STREAM, TOPIC, Shape
@@ -48,33 +47,22 @@ class Connect(Protocol):
     def __call__(self, username: str | None = None, password: str | None = None) -> AbstractContextManager[Client]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Refusals:
-    """faults: what was not refused, or not as it should be. notes: what could not be asked for."""
-
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 class _Fault(ShardServerError):
     """A probe's answer was not the one due."""
 
 
-class _CannotAsk(ShardServerError):
-    """The server has no such command."""
+def probe_refusals(connect: Connect, shape: Shape, options: Mapping[str, OptionValue]) -> list[str]:
+    """Sends batches of this shape to topics with these options.
 
-
-def probe_refusals(connect: Connect, shape: Shape, options: Mapping[str, OptionValue]) -> Refusals:
-    """Sends batches of this shape to topics with these options. A probe that fails in any way is a fault."""
-    found = Refusals()
+    Gives the faults: what was not refused, or not as it should be. A probe that fails in any way is one.
+    """
+    found: list[str] = []
     for name, probe in PROBES.items():
         try:
             with connect() as root:
                 _run(probe, _Place(connect, root, f"{STREAM}-{name}", shape), options)
-        except _CannotAsk as error:
-            found.notes.append(f"{name}: {error}")
         except (ShardServerError, OSError) as error:
-            found.faults.append(f"{name}: {error}")
+            found.append(f"{name}: {error}")
     return found
 
 
@@ -144,7 +132,8 @@ def _checksums(place: _Place) -> None:
 def _permission(place: _Place) -> None:
     """Withdrawn between two sends of one connection."""
     name, password = f"bench-{secrets.token_hex(4)}", secrets.token_urlsafe(12)
-    _create_user(place, name, password)
+    may_send = Permissions(streams={place.stream_id: StreamPermissions(send_messages=True)})
+    place.root.create_user(name, password, may_send)
     try:
         with place.connect(name, password) as client:
             offset = place.make_known(client)
@@ -153,16 +142,6 @@ def _permission(place: _Place) -> None:
         place.send(place.root, offset)
     finally:
         place.root.delete_user(name)
-
-
-def _create_user(place: _Place, name: str, password: str) -> None:
-    may_send = Permissions(streams={place.stream_id: StreamPermissions(send_messages=True)})
-    try:
-        place.root.create_user(name, password, may_send)
-    except RequestRefusedError as error:
-        if error.code != Code.FEATURE_UNAVAILABLE:
-            raise
-        raise _CannotAsk(f"the server has no users yet (code {error.code})") from error
 
 
 def _logout(place: _Place) -> None:

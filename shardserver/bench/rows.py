@@ -28,7 +28,8 @@ class Figure(Enum):
 class Case:
     """One server under one load. echo: the same load runs against the echo. fill_bytes: polls go round over so much.
 
-    settle_s: load before the first window, for as long as the first send to each partition costs more than the next.
+    settle_s: load before the first window, settle_depth requests in flight a connection: as long as the first send to
+    each partition costs more than the next, and until the memory of recent batches has been used once.
     """
 
     server: ServerSetup
@@ -37,6 +38,7 @@ class Case:
     disk: DiskJob | None = None
     fill_bytes: int = 0
     settle_s: float = 0.0
+    settle_depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,10 @@ SENDS = LoadSpec(SMALL, senders=64, partitions=16)
 LARGE_SENDS = LoadSpec(LARGE, senders=8, partitions=8)
 LARGE_POLLS = LoadSpec(LARGE, pollers=8, partitions=8)
 
-SMALL_MEMORY = Case(MEMORY, SENDS)
-SMALL_FSYNC = Case(FSYNC, SENDS)
-SMALL_1000 = Case(FSYNC, replace(SENDS, partitions=1000, switches=True), echo=False, settle_s=1)
-SMALL_16 = Case(FSYNC, replace(SENDS, switches=True), echo=False, settle_s=1)
+SMALL_MEMORY = Case(MEMORY, SENDS, settle_s=3, settle_depth=16)
+SMALL_FSYNC = Case(FSYNC, SENDS, settle_s=3, settle_depth=16)
+SMALL_1000 = Case(FSYNC, replace(SENDS, partitions=1000, switches=True), echo=False, settle_s=3, settle_depth=16)
+SMALL_16 = Case(FSYNC, replace(SENDS, switches=True), echo=False, settle_s=3, settle_depth=16)
 ONE_CONNECTION = Case(FSYNC, LoadSpec(SMALL, senders=1), disk=SMALL_SYNC)
 SMALL_POLLS = Case(FSYNC, LoadSpec(SMALL, pollers=64, partitions=16), fill_bytes=1 << 20)
 PRODUCE_FSYNC = Case(FSYNC, LARGE_SENDS, echo=False, disk=LARGE_SYNC)
@@ -80,7 +82,7 @@ CONSUME_DISK = Case(
     disk=LARGE_READ,
     fill_bytes=512 << 20,
 )
-MIXED_FSYNC = Case(FSYNC, replace(SENDS, shape=MIXED, switches=True))
+MIXED_FSYNC = Case(FSYNC, replace(SENDS, shape=MIXED, switches=True), settle_s=2, settle_depth=16)
 
 
 def two_shards(owner: int) -> Case:

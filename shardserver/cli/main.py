@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-from shardserver.cli import stopped_commands
+from shardserver.cli import stopped_commands, top
 from shardserver.cli.control import NoServerError, ask
 from shardserver.cli.placement import placement_text
+from shardserver.cli.reload import reload_text
 from shardserver.cli.root_password import first_password_hash, given_password
 from shardserver.config import Config, Sources, check_rules, describe, load
 from shardserver.errors import ShardServerError
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("print-config", help="the effective configuration and where each value came from")
     on_data = {
         "reset-root-password": "make a new root password; the server must be stopped",
+        "reload": "have a running server read its configuration file again; says what applies and what waits",
         "status": "state of a running server; an exit code for each, 0 when it is ready",
         "stats": "figures of a running server",
         "placement": "which shard each partition lives on, and why; of a running or a stopped server",
@@ -56,9 +58,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in on_data.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--data", dest="command_data", metavar="DIR")
-        if name in ("status", "stats", "placement"):
+        if name in ("reload", "status", "stats", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
+    top.add_parser(commands)
     stopped_commands.add_parsers(commands)
     return made
 
@@ -115,11 +118,13 @@ def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> in
     """Run the server until a signal."""
     # Imported here: the other commands need none of it.
     from shardserver.supervisor.data_directory import DataDirectory
+    from shardserver.supervisor.reload import Reloader
     from shardserver.supervisor.stop_signals import StopSignals
     from shardserver.supervisor.supervisor import Supervisor
 
     signals = StopSignals()
     logs.configure(config.log.level, config.log.format)
+    as_read = config
     config, sources, choice = _fitted(config, sources)
     shards = len(choice.cores)
     choose_accepting(config.net.accept_shards, shards)
@@ -130,8 +135,12 @@ def serve(config: Config, sources: Sources, arguments: argparse.Namespace) -> in
         log.warning("shards_share_cores", extra={"fields": fields})
     data = DataDirectory(config.server.data)
     data.open(require_data=config.server.require_data)
+    reloader = None
+    if arguments.config is not None:
+        reloader = Reloader(as_read, config, shards, lambda: _effective(arguments)[0])
     try:
-        supervisor = Supervisor(config, data, choice, first_password_hash(data.path), signals, partition_limit)
+        root_hash = first_password_hash(data.path)
+        supervisor = Supervisor(config, data, choice, root_hash, signals, partition_limit, reloader=reloader)
     except ShardServerError:
         data.close()
         raise
@@ -180,6 +189,12 @@ def _stats(config: Config, sources: Sources, arguments: argparse.Namespace) -> i
     return 1 if any("error" in shard for shard in answer["shards"]) else 0
 
 
+def _reload(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
+    answer = ask(config.server.data, "reload")
+    print(json.dumps(answer) if arguments.json else reload_text(answer))
+    return 0
+
+
 def _move_partition(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
     where = {"stream": arguments.stream, "topic": arguments.topic, "partition": arguments.partition}
     answer = ask(config.server.data, "move-partition", **where, to_shard=arguments.to_shard)
@@ -209,10 +224,12 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     None: serve,
     "print-config": _print_config,
     "reset-root-password": _reset_root_password,
+    "reload": _reload,
     "status": _status,
     "stats": _stats,
     "move-partition": _move_partition,
     "rebalance": _rebalance,
     "placement": _placement,
+    "top": lambda config, sources, arguments: top.run(config.server.data, arguments),
     **stopped_commands.COMMANDS,
 }

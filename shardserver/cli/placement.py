@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from shardserver.cli.table import table_lines
+
 COLUMNS = ("stream", "topic", "partition", "shard", "term", "uid", "reason")
 NUMBERS = frozenset({"partition", "shard", "term", "uid"})
 
@@ -17,21 +19,9 @@ def placement_text(answer: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    if not rows:
-        return
-    cells = [dict(zip(COLUMNS, COLUMNS, strict=True))]
-    cells += [{name: _printable(row[name]) for name in COLUMNS} for row in rows]
-    widths = {name: max(len(row[name]) for row in cells) for name in COLUMNS}
-    for row in cells:
-        padded = [(row[name].rjust if name in NUMBERS else row[name].ljust)(widths[name]) for name in COLUMNS]
-        yield "  ".join(padded).rstrip()
-    yield ""
-
-
-def _printable(value: object) -> str:
-    """Names come from clients: no line end or escape sequence of theirs reaches the terminal."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)[1:-1]
+    if rows:
+        yield from table_lines(rows, COLUMNS, NUMBERS)
+        yield ""
 
 
 def _totals(rows: list[dict[str, Any]], shards: int) -> Iterator[str]:

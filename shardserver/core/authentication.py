@@ -26,12 +26,11 @@ class PasswordVerifier:
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="argon2")
         self._hasher = argon2.PasswordHasher()
-        # Verified when a user is unknown, so that the time does not tell who exists.
-        self._nobody = self._hasher.hash(secrets.token_hex(16))
+        self._nobody = ""
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         """Is it the password? password_hash: None for an unknown user."""
-        stored = password_hash or self._nobody
+        stored = password_hash or ""
         mark = hmac.new(self._key, stored.encode() + b"\0" + password.encode(), hashlib.sha256).digest()
         if mark in self._verified:
             self._verified.move_to_end(mark)
@@ -44,7 +43,13 @@ class PasswordVerifier:
                 self._verified.popitem(last=False)
         return good and password_hash is not None
 
+    async def hash(self, password: str) -> str:
+        """As it is stored."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._hasher.hash, password)
+
     def _check(self, stored: str, password: str) -> bool:
+        if not stored:  # of an unknown user: the time does not tell who exists
+            stored = self._nobody = self._nobody or self._hasher.hash(secrets.token_hex(16))
         try:
             return self._hasher.verify(stored, password)
         except argon2.exceptions.VerificationError:

@@ -34,6 +34,7 @@ class Operation(IntEnum):
     ABANDON = 26
     LOADS = 27
     DATA_REMOVED = 28
+    LOGS = 40
 
 
 @dataclass(frozen=True, slots=True)

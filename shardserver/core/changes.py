@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
 
+from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import Operation
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import PLANNERS, Plan, PlanContext
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.passwords import HOLDS_PASSWORD, prepare
 from shardserver.core.permissions import check_right
+from shardserver.core.planners import PLANNERS
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.replication import Replication
 from shardserver.protocol.table import TABLE, Command
@@ -42,20 +46,28 @@ class Changes(Protocol):
 class WriterChanges:
     """On shard 0. A writer that has just started waits until every shard that serves follows it again."""
 
-    def __init__(self, writer: MetadataWriter, replication: Replication) -> None:
-        self._writer, self._replication = writer, replication
+    def __init__(self, writer: MetadataWriter, replication: Replication, verifier: PasswordVerifier) -> None:
+        self._writer, self._replication, self._verifier = writer, replication, verifier
 
     async def change(self, request: ChangeRequest) -> bytes:
         await self._replication.wait_complete()
         row = TABLE[Command(request.command)]
         decoded = row.request.decode(memoryview(request.body))
 
+        check_right(self._writer.metadata, request.user_id, row, decoded)  # before work is put into it
+        ready = await prepare(self._writer.metadata, self._verifier, request.user_id, row.command, decoded)
+
         def plan(metadata: Metadata, context: PlanContext) -> Plan:
             check_right(metadata, request.user_id, row, decoded)
-            return PLANNERS[row.command](metadata, decoded, context)
+            asked = replace(context, user_id=request.user_id, client=request.client)
+            return PLANNERS[row.command](metadata, ready, asked)
 
+        if row.command is Command.CREATE_TOKEN:  # its reply holds the token, which is written nowhere
+            return await self._writer.change(plan)
+        # The checksum is of the whole body: of a password it would tell, without salt, more than its slow hash.
+        checksum = b"" if row.command in HOLDS_PASSWORD else request.request_checksum
         return await self._writer.change(
-            plan, client=request.client, request=request.request, request_checksum=request.request_checksum
+            plan, client=request.client, request=request.request, request_checksum=checksum
         )
 
     async def serve(self, asked: Request) -> bytes:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.changes import Changes
+from shardserver.core.logins import Logins
 from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
 from shardserver.core.shards import Shards
@@ -23,7 +23,10 @@ class Replica(Protocol):
 
 @dataclass(slots=True)
 class ShardContext:
-    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address."""
+    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address.
+
+    memory_limit_bytes: of all processes together. config_text: the configuration in force, as TOML.
+    """
 
     version: str
     data_directory: str
@@ -31,12 +34,13 @@ class ShardContext:
     changes: Changes
     shards: Shards
     sessions: Sessions
-    verifier: PasswordVerifier
+    logins: Logins
     clock: Callable[[], int]
     max_reply_bytes: int
     advertised_host: str | None
     port: int
-    started_at: int
+    memory_limit_bytes: int
+    config_text: Callable[[], str]
     topic_defaults: TopicDefaults = PLAIN_DEFAULTS
     cursors: dict[tuple[int, int], int] = field(default_factory=dict)
 

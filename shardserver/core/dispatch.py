@@ -12,11 +12,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from shardserver.core import handlers
+from shardserver.core import handlers, user_handlers
 from shardserver.core.changes import ChangeRequest
 from shardserver.core.context import ShardContext
-from shardserver.core.metadata_commands import PLANNERS
+from shardserver.core.logins import LoginRefusedError
+from shardserver.core.metadata import User
 from shardserver.core.permissions import check_right
+from shardserver.core.planners import PLANNERS
 from shardserver.core.sessions import Connection
 from shardserver.errors import (
     BackpressureError,
@@ -45,7 +47,7 @@ from shardserver.protocol.table import (
 
 log = logging.getLogger(__name__)
 
-EVICT_NO_SESSION, EVICT_CREDENTIALS, EVICT_TOKEN, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 9, 10, 14, 15
+EVICT_NO_SESSION, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 14, 15
 
 Buffers = list[bytes | bytearray | memoryview]
 Reply = Callable[[Buffers, bool], None]
@@ -55,6 +57,7 @@ ChangeHandler = Callable[[ShardContext, Any], Awaitable[None]]
 
 READS: dict[Command, ReadHandler] = {
     Command.GET_STATS: handlers.get_stats,
+    Command.GET_SNAPSHOT: handlers.get_snapshot,
     Command.GET_CLUSTER_METADATA: handlers.get_cluster_metadata,
     Command.DESCRIBE_OPTIONS: handlers.describe_options,
     Command.GET_ME: handlers.get_me,
@@ -66,6 +69,9 @@ READS: dict[Command, ReadHandler] = {
     Command.GET_STREAMS: handlers.get_streams,
     Command.GET_TOPIC: handlers.get_topic,
     Command.GET_TOPICS: handlers.get_topics,
+    Command.GET_USER: user_handlers.get_user,
+    Command.GET_USERS: user_handlers.get_users,
+    Command.GET_TOKENS: user_handlers.get_tokens,
 }
 # Changes that do not pass the metadata writer; their replies hold no payload.
 CHANGES: dict[Command, ChangeHandler] = {
@@ -100,7 +106,7 @@ class Dispatcher:
         self._context = self.context = context
 
     def close(self) -> None:
-        self._context.verifier.close()
+        self._context.logins.close()
 
     def start(self, connection: Connection, frame: Frame, reply: Reply) -> None:
         """Begin one request; reply is called once, now or later."""
@@ -160,7 +166,7 @@ class Dispatcher:
             return [wire.encode_eviction(header, EVICT_MALFORMED)]
         if row is not None and row.right is Right.OPEN:
             return self._answer_open(connection, frame, row)
-        if not connection.is_bound and header.operation == OP_READ:
+        if not connection.is_bound and header.operation == OP_READ and not connection.was_ended:
             return [wire.encode_status(header, Code.UNAUTHENTICATED)]
         if not connection.is_bound:
             return [wire.encode_eviction(header, EVICT_NO_SESSION)]
@@ -221,13 +227,20 @@ class Dispatcher:
             return [wire.encode_eviction(header, EVICT_PROTOCOL, PROTOCOL_VERSION, PROTOCOL_VERSION)]
         if connection.is_bound and connection.client == header.client:
             return self._login_reply(header, connection)
-        users = self._context.metadata.users.values()
-        user = next((one for one in users if one.name == request.username and one.status == 1), None)
-        good = await self._context.verifier.verify(user.password_hash if user else None, request.password)
-        if not good or user is None:
-            return [wire.encode_eviction(header, EVICT_CREDENTIALS if request.username else EVICT_TOKEN)]
-        self._context.sessions.bind(connection, user.id, header.client)
+        try:
+            user = await self._authenticate(connection, request)
+        except LoginRefusedError as error:
+            return [wire.encode_eviction(header, error.reason)]
+        self._context.sessions.bind(connection, user.id, header.client, user.epoch)
         return self._login_reply(header, connection)
+
+    async def _authenticate(self, connection: Connection, request: LoginRequest) -> User:
+        context = self._context
+        if request.username is None:
+            return context.logins.by_token(context.metadata, request.password, context.clock())
+        return await context.logins.by_password(
+            lambda: context.metadata, connection.address, request.username, request.password
+        )
 
     def _login_reply(self, header: RequestHeader, connection: Connection) -> Buffers:
         reply = LoginReply(connection.user_id, connection.session, PROTOCOL_VERSION, self._context.version)

@@ -12,12 +12,14 @@ from shardserver.core import metadata_events as ev
 from shardserver.core.calls import U64, Operation
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_snapshot import decode_snapshot
+from shardserver.core.msgpack import decode_value
 from shardserver.core.replication import JoinAnswer, JoinRequest
 from shardserver.errors import BackpressureError, CorruptionError, PeerGoneError, ShardServerError
 from shardserver.router.answers import Answer
 from shardserver.router.peer import Peer, Request
 
 JOIN_AGAIN_S = 1.0
+_decoder = msgspec.msgpack.Decoder(JoinAnswer)
 
 
 class Follower:
@@ -52,7 +54,7 @@ class Follower:
             asyncio.get_running_loop().call_later(JOIN_AGAIN_S, self._join_again, join)
             return
         try:
-            answer = msgspec.msgpack.decode(outcome.joined(), type=JoinAnswer)
+            answer = decode_value(_decoder, outcome.joined())
             self.metadata = decode_snapshot(answer.snapshot).metadata
         except msgspec.DecodeError as error:
             self._on_broken(error)

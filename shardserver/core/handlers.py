@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 from collections.abc import Awaitable, Callable, Iterable
 
-import psutil
 import xxhash
 
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
 from shardserver.core.context import ShardContext
 from shardserver.core.metadata import Metadata, Partition, Stream, Topic
+from shardserver.core.server_statistics import gather_statistics
 from shardserver.core.sessions import Connection
 from shardserver.core.shards import Figures
+from shardserver.core.snapshot import take_snapshot
 from shardserver.errors import Code, RejectedError, ShardServerError
 from shardserver.protocol.addresses import CONSUMER_GROUP, PartitionAddress, StreamAddress, TopicAddress
 from shardserver.protocol.batch import verify_batch
@@ -30,9 +28,15 @@ from shardserver.protocol.messages import (
 )
 from shardserver.protocol.offsets import ACK_COMMITTED, DeleteOffsetRequest, OffsetReply, StoreOffsetRequest
 from shardserver.protocol.primitives import Identifier
-from shardserver.protocol.statistics import Statistics, semver_number
 from shardserver.protocol.streams import StreamDetails, StreamList
-from shardserver.protocol.system import ClusterMetadata, ClusterNode, DescribeOptionsRequest, OptionCatalogue
+from shardserver.protocol.system import (
+    ClusterMetadata,
+    ClusterNode,
+    DescribeOptionsRequest,
+    OptionCatalogue,
+    Snapshot,
+    SnapshotRequest,
+)
 from shardserver.protocol.topics import DeleteSegmentsRequest, PartitionInfo, TopicDetails, TopicList
 
 Buffers = list[bytes | bytearray | memoryview]
@@ -66,41 +70,11 @@ async def get_clients(context: ShardContext, connection: Connection, request: Em
 
 
 async def get_stats(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
-    """Of all shards together; memory, I/O and CPU are those of their processes."""
-    totals = await context.shards.totals()
-    memory, disk = psutil.virtual_memory(), psutil.disk_usage(context.data_directory)
-    streams = context.metadata.streams.values()
-    statistics = Statistics(
-        process_id=os.getpid(),
-        cpu_usage=totals.cpu_percent,
-        total_cpu_usage=psutil.cpu_percent(),
-        memory_usage=totals.memory_bytes,
-        total_memory=memory.total,
-        available_memory=memory.available,
-        run_time=context.clock() - context.started_at,
-        start_time=context.started_at,
-        read_bytes=totals.read_bytes,
-        written_bytes=totals.written_bytes,
-        messages_size_bytes=totals.size_bytes,
-        streams_count=len(streams),
-        topics_count=sum(len(stream.topics) for stream in streams),
-        partitions_count=totals.partitions,
-        segments_count=totals.segments,
-        messages_count=totals.messages,
-        clients_count=totals.clients,
-        consumer_groups_count=0,
-        hostname=socket.gethostname(),
-        os_name=platform.system(),
-        os_version=platform.version(),
-        kernel_version=platform.release(),
-        server_version=context.version,
-        server_semver=semver_number(context.version),
-        cache_metrics=(),
-        threads_count=totals.threads,
-        free_disk_space=disk.free,
-        total_disk_space=disk.total,
-    )
-    return [statistics.encode()]
+    return [(await gather_statistics(context)).encode()]
+
+
+async def get_snapshot(context: ShardContext, connection: Connection, request: SnapshotRequest) -> Buffers:
+    return [Snapshot(await take_snapshot(context, request)).encode()]
 
 
 # Streams and topics

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 DECAY_S = 60.0
+# So many bytes weigh as much as a request.
+BYTES_WEIGHT = 16 << 10
 
 Source = Callable[[], Iterable[tuple[int, int, int]]]
 
@@ -17,6 +20,8 @@ class _Load:
     at: float
     requests: float = 0.0
     bytes: float = 0.0
+    all_requests: int = 0
+    all_bytes: int = 0
 
     def decay(self, now: float) -> None:
         factor = math.exp((self.at - now) / DECAY_S)
@@ -46,11 +51,15 @@ class LoadMeter:
         load.decay(now)
         load.requests += 1
         load.bytes += size
+        load.all_requests += 1
+        load.all_bytes += size
 
     def add(self, uid: int, requests: int, size: int) -> None:
         """Several at once."""
         self.count(uid, size)
-        self._loads[uid].requests += requests - 1
+        load = self._loads[uid]
+        load.requests += requests - 1
+        load.all_requests += requests - 1
 
     def gather(self) -> None:
         """Count what has been counted elsewhere: before loads are asked for."""
@@ -63,6 +72,7 @@ class LoadMeter:
         load = self._loads.get(uid)
         if load is not None:
             load.bytes += size
+            load.all_bytes += size
 
     def per_second(self, uid: int) -> tuple[float, float]:
         """(requests, bytes) a second."""
@@ -71,6 +81,16 @@ class LoadMeter:
             return 0.0, 0.0
         load.decay(self._clock())
         return load.requests / DECAY_S, load.bytes / DECAY_S
+
+    def busiest(self, count: int) -> list[tuple[int, int, int]]:
+        """[(uid, requests, bytes)] so far, of the partitions that are asked most now."""
+        now = self._clock()
+        for load in self._loads.values():
+            load.decay(now)
+        found = heapq.nlargest(
+            count, self._loads.items(), key=lambda one: one[1].requests + one[1].bytes / BYTES_WEIGHT
+        )
+        return [(uid, load.all_requests, load.all_bytes) for uid, load in found]
 
     def busy_share(self) -> float:
         """CPU of this process over wall time, 0 to 1, since it was last asked a while ago; decayed over a minute."""

@@ -1,6 +1,7 @@
 """The metadata replica: streams, topics, partitions, users.
 
-It is changed by the events of `metadata_events.py` only. Partition uids are never used again.
+It is changed by the events of `metadata_events.py` only. Uids of partitions, streams and topics and epochs of users are
+never used again, whatever becomes of ids and names.
 
 What can be derived (ids by name, live partitions by shard) is kept beside the fields by the events that change it. It
 is no field, so that it is not encoded, and made again by `__post_init__`, which runs after decoding too. Names and
@@ -16,7 +17,9 @@ import msgspec
 
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol.options import OptionValue
+from shardserver.protocol.permissions import Permissions
 from shardserver.protocol.primitives import Identifier
+from shardserver.protocol.users import STATUS_ACTIVE
 
 ROOT_ID = 0
 
@@ -37,6 +40,7 @@ class Topic(msgspec.Struct, dict=True):
     created_at: int
     options: dict[str, OptionValue]
     partitions: list[Partition] = msgspec.field(default_factory=list)
+    uid: int = 0
 
     def __post_init__(self) -> None:
         # For partition_label.py: runs of uids, and the (count, first uid, last uid) that they are of.
@@ -48,23 +52,46 @@ class Stream(msgspec.Struct, dict=True):
     name: str
     created_at: int
     topics: dict[int, Topic] = msgspec.field(default_factory=dict)
+    uid: int = 0
 
     def __post_init__(self) -> None:
         self.topic_ids: dict[str, int] = {topic.name: topic.id for topic in self.topics.values()}
 
 
+class Token(msgspec.Struct, frozen=True):
+    """A personal access token. hash: SHA-256 of it. expires_at: microseconds since the epoch; 0: never."""
+
+    name: str
+    hash: bytes
+    expires_at: int
+
+
 class User(msgspec.Struct):
-    """status: 1 active, 2 inactive."""
+    """status: 1 active, 2 inactive. permissions: by uids of streams and topics; None: none.
+
+    epoch: sessions of another one have ended, but for those of the client `spared`, who caused the change.
+    """
 
     id: int
     name: str
     created_at: int
     password_hash: str
     status: int = 1
+    permissions: Permissions | None = None
+    tokens: dict[str, Token] = msgspec.field(default_factory=dict)
+    epoch: int = 0
+    spared: bytes = b""
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == STATUS_ACTIVE
 
 
 class Metadata(msgspec.Struct, dict=True):
-    """One process's replica. `dying`: uids whose files may still be there -> the shard that owned them."""
+    """One process's replica. `dying`: uids whose files may still be there -> the shard that owned them.
+
+    next_object: of uids of streams and topics, and of epochs.
+    """
 
     revision: int = 0
     next_uid: int = 1
@@ -72,10 +99,32 @@ class Metadata(msgspec.Struct, dict=True):
     streams: dict[int, Stream] = msgspec.field(default_factory=dict)
     users: dict[int, User] = msgspec.field(default_factory=dict)
     dying: dict[int, int] = msgspec.field(default_factory=dict)
+    next_object: int = 1
 
     def __post_init__(self) -> None:
+        for one in self._unnumbered():  # of a snapshot from before there were such numbers
+            one.uid = self.take_number()
+        self.user_ids: dict[str, int] = {user.name: user.id for user in self.users.values()}
+        self.token_owners: dict[bytes, tuple[int, str]] = {
+            token.hash: (user.id, token.name) for user in self.users.values() for token in user.tokens.values()
+        }
         self.stream_ids: dict[str, int] = {stream.name: stream.id for stream in self.streams.values()}
         self.shard_counts = Counter(partition.shard for _, partition in self.live_partitions())
+
+    def _unnumbered(self) -> list[Stream | Topic]:
+        streams = [stream for _, stream in sorted(self.streams.items())]
+        found: list[Stream | Topic] = []
+        for stream in streams:
+            found += [stream, *(topic for _, topic in sorted(stream.topics.items()))]
+        return [one for one in found if one.uid == 0]
+
+    def take_number(self) -> int:
+        """A new uid or epoch."""
+        self.next_object += 1
+        return self.next_object - 1
+
+    def find_user(self, identifier: Identifier) -> User | None:
+        return self.users.get(identifier if isinstance(identifier, int) else self.user_ids.get(identifier, -1))
 
     @property
     def partitions_count(self) -> int:

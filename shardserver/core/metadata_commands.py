@@ -5,19 +5,14 @@ Each plan takes (replica, request, context) and raises RejectedError with the co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_events import Event
-from shardserver.core.placement import Placement
+from shardserver.core.planning import Plan, PlanContext, Planner, lowest_free, refuse_options
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol import options as topic_options
 from shardserver.protocol.addresses import StreamAddress, TopicAddress
-from shardserver.protocol.options import Options
 from shardserver.protocol.streams import CreateStreamRequest, StreamDetails, UpdateStreamRequest
 from shardserver.protocol.table import Command
 from shardserver.protocol.topics import (
@@ -35,45 +30,9 @@ MAX_PARTITION_IDS = 1_000_000
 MAX_PREALLOCATED_BYTES = 64 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    events: list[Event] = field(default_factory=list)
-    reply: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanContext:
-    """What a plan needs beside replica and request.
-
-    now: microseconds since the epoch. partition_limit: the most partitions that descriptors and memory
-    allow at a time, counted over the server; None: no limit. topic_defaults: of options that a request leaves open.
-    """
-
-    now: int
-    placement: Placement = field(default_factory=Placement)
-    partition_limit: int | None = None
-    topic_defaults: topic_options.TopicDefaults = topic_options.PLAIN_DEFAULTS
-
-
-# The request is a value of the row's request codec (protocol/table.py).
-Planner = Callable[[Metadata, Any, PlanContext], Plan]
-
-
-def lowest_free(used: dict[int, object] | dict[int, md.Stream] | dict[int, md.Topic]) -> int:
-    number = 0
-    while number in used:
-        number += 1
-    return number
-
-
-def _refuse_options(options: Options) -> None:
-    if options:
-        raise RejectedError(Code.UNSUPPORTED_OPTION_KEY)
-
-
 def create_stream(metadata: Metadata, request: CreateStreamRequest, context: PlanContext) -> Plan:
     name = request.name
-    _refuse_options(request.options)
+    refuse_options(request.options)
     if name in metadata.stream_ids:
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     if len(metadata.streams) >= MAX_STREAMS:
@@ -84,7 +43,7 @@ def create_stream(metadata: Metadata, request: CreateStreamRequest, context: Pla
 
 def update_stream(metadata: Metadata, request: UpdateStreamRequest, context: PlanContext) -> Plan:
     stream, name = metadata.find_stream(request.stream), request.name
-    _refuse_options(request.options)
+    refuse_options(request.options)
     if metadata.stream_ids.get(name, stream.id) != stream.id:
         raise RejectedError(Code.STREAM_NAME_ALREADY_EXISTS, name)
     return Plan([ev.StreamRenamed(stream.id, name)])
@@ -188,7 +147,7 @@ def delete_partitions(metadata: Metadata, request: PartitionsRequest, context: P
     return Plan([ev.PartitionsRemoved(stream.id, topic.id, count)])
 
 
-PLANNERS: dict[Command, Planner] = {
+STREAM_PLANNERS: dict[Command, Planner] = {
     Command.CREATE_STREAM: create_stream,
     Command.UPDATE_STREAM: update_stream,
     Command.DELETE_STREAM: delete_stream,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from shardserver.core.metadata import Metadata, Partition, Stream, Topic, User
+from shardserver.core.metadata import Metadata, Partition, Stream, Token, Topic, User
+from shardserver.core.msgpack import decode_value
 from shardserver.protocol.options import OptionValue
+from shardserver.protocol.permissions import Permissions
 
 
 class BootEvent(msgspec.Struct, tag="boot", frozen=True):
@@ -20,9 +22,46 @@ class UserCreated(msgspec.Struct, tag="user", frozen=True):
     user: User
 
 
+class UserUpdated(msgspec.Struct, tag="user_update", frozen=True):
+    """None leaves a field as it is."""
+
+    id: int
+    name: str | None
+    status: int | None
+
+
+class UserDeleted(msgspec.Struct, tag="user_gone", frozen=True):
+    id: int
+
+
 class PasswordSet(msgspec.Struct, tag="password", frozen=True):
     user_id: int
     password_hash: str
+
+
+class PermissionsSet(msgspec.Struct, tag="permissions", frozen=True):
+    """permissions: by uids of streams and topics."""
+
+    user_id: int
+    permissions: Permissions | None
+
+
+class AccessEnded(msgspec.Struct, tag="access_ended", frozen=True):
+    """The user's sessions end, but for those of the client `spared`, and its tokens are gone."""
+
+    user_id: int
+    spared: bytes = b""
+
+
+class TokenCreated(msgspec.Struct, tag="token", frozen=True):
+    user_id: int
+    token: Token
+
+
+class TokensRemoved(msgspec.Struct, tag="tokens_gone", frozen=True):
+    """hashes: of any users; one that is not there any more counts for nothing."""
+
+    hashes: list[bytes]
 
 
 class StreamCreated(msgspec.Struct, tag="stream", frozen=True):
@@ -118,7 +157,13 @@ class DataRemoved(msgspec.Struct, tag="data_gone", frozen=True):
 Event = (
     BootEvent
     | UserCreated
+    | UserUpdated
+    | UserDeleted
     | PasswordSet
+    | PermissionsSet
+    | AccessEnded
+    | TokenCreated
+    | TokensRemoved
     | StreamCreated
     | StreamRenamed
     | StreamDeleted
@@ -139,10 +184,13 @@ def apply(metadata: Metadata, event: Event) -> None:
     match event:
         case BootEvent():
             metadata.boot_number += 1
-        case UserCreated(user):
-            metadata.users[user.id] = user
-        case PasswordSet(user_id, password_hash):
-            metadata.users[user_id].password_hash = password_hash
+        case UserCreated() | UserUpdated() | UserDeleted() | PasswordSet() | PermissionsSet() | AccessEnded():
+            _apply_user(metadata, event)
+        case TokenCreated(user_id, token):
+            metadata.users[user_id].tokens[token.name] = token
+            metadata.token_owners[token.hash] = (user_id, token.name)
+        case TokensRemoved(hashes):
+            _remove_tokens(metadata, hashes)
         case DataRemoved(uids):
             for uid in uids:
                 metadata.dying.pop(uid, None)
@@ -155,10 +203,47 @@ def apply(metadata: Metadata, event: Event) -> None:
             _apply_topic(metadata, metadata.streams[event.stream_id], event)
 
 
+UserEvent = UserCreated | UserUpdated | UserDeleted | PasswordSet | PermissionsSet | AccessEnded
+
+
+def _apply_user(metadata: Metadata, event: UserEvent) -> None:
+    match event:
+        case UserCreated(user):
+            # A copy: replicas in one process share no user. Who made the event has no number for it.
+            made = msgspec.structs.replace(user, epoch=metadata.take_number(), tokens=dict(user.tokens))
+            metadata.users[made.id] = made
+            metadata.user_ids[made.name] = made.id
+        case UserUpdated(id, name, status):
+            user = metadata.users[id]
+            if name is not None:
+                del metadata.user_ids[user.name]
+                user.name, metadata.user_ids[name] = name, id
+            user.status = user.status if status is None else status
+        case UserDeleted(id):
+            user = metadata.users[id]
+            _remove_tokens(metadata, [token.hash for token in user.tokens.values()])
+            del metadata.users[id], metadata.user_ids[user.name]
+        case PasswordSet(user_id, password_hash):
+            metadata.users[user_id].password_hash = password_hash
+        case PermissionsSet(user_id, permissions):
+            metadata.users[user_id].permissions = permissions
+        case AccessEnded(user_id, spared):
+            user = metadata.users[user_id]
+            user.epoch, user.spared = metadata.take_number(), spared
+            _remove_tokens(metadata, [token.hash for token in user.tokens.values()])
+
+
+def _remove_tokens(metadata: Metadata, hashes: list[bytes]) -> None:
+    for one in hashes:
+        if one in metadata.token_owners:
+            user_id, name = metadata.token_owners.pop(one)
+            del metadata.users[user_id].tokens[name]
+
+
 def _apply_stream(metadata: Metadata, event: StreamCreated | StreamRenamed | StreamDeleted) -> None:
     match event:
         case StreamCreated(id, name, created_at):
-            metadata.streams[id] = Stream(id, name, created_at)
+            metadata.streams[id] = Stream(id, name, created_at, uid=metadata.take_number())
             metadata.stream_ids[name] = id
         case StreamRenamed(id, name):
             stream = metadata.streams[id]
@@ -177,7 +262,7 @@ TopicEvent = TopicCreated | TopicUpdated | TopicDeleted | TopicPurged | Partitio
 def _apply_topic(metadata: Metadata, stream: Stream, event: TopicEvent) -> None:
     match event:
         case TopicCreated(_, id, name, created_at, options, uids, shards):
-            stream.topics[id] = topic = Topic(id, name, created_at, options)
+            stream.topics[id] = topic = Topic(id, name, created_at, options, uid=metadata.take_number())
             stream.topic_ids[name] = id
             _add_partitions(metadata, topic, uids, shards, created_at)
         case TopicUpdated(_, id, name, options):
@@ -255,4 +340,5 @@ def encode_change(change: Change) -> bytes:
 
 
 def decode_change(raw: bytes) -> Change:
-    return _decoder.decode(raw)
+    """Raises msgspec.DecodeError."""
+    return decode_value(_decoder, raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from shardserver.core.metadata import Metadata
+from shardserver.core.msgpack import decode_value
 from shardserver.core.replies import KeptReply
 
 
@@ -24,4 +25,5 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(raw: bytes) -> Snapshot:
-    return _decoder.decode(raw)
+    """Raises msgspec.DecodeError."""
+    return decode_value(_decoder, raw)

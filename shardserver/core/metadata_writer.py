@@ -11,10 +11,10 @@ import msgspec
 
 from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_events import Change, Event
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.replies import RepliesKept
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.protocol.options import PLAIN_DEFAULTS
@@ -66,7 +66,7 @@ class MetadataWriter:
         partition_limit: int | None = None,
     ) -> None:
         self._store, self._clock = store, clock
-        self._placement, self._partition_limit = placement or Placement(), partition_limit
+        self._placement, self.partition_limit = placement or Placement(), partition_limit
         self.topic_defaults = PLAIN_DEFAULTS
         self.order = asyncio.Lock()
         self._replies = RepliesKept()
@@ -118,7 +118,8 @@ class MetadataWriter:
                 if known is not None:
                     return known
             made = plan(self.metadata, self._plan_context())
-            change = Change(made.events, client, request, request_checksum, made.reply)
+            kept = made.reply if client and request else b""  # for its repeats, and nobody else
+            change = Change(made.events, client, request, request_checksum, kept)
             if made.events:
                 await self._take(change)
             else:
@@ -126,7 +127,7 @@ class MetadataWriter:
             return made.reply
 
     def _plan_context(self) -> PlanContext:
-        return PlanContext(self._clock(), self._placement, self._partition_limit, self.topic_defaults)
+        return PlanContext(self._clock(), self._placement, self.partition_limit, self.topic_defaults)
 
     async def _take(self, change: Change) -> None:
         raw = ev.encode_change(change)

@@ -15,9 +15,9 @@ from itertools import groupby
 from shardserver.core import metadata_events as ev
 from shardserver.core.custody import Arrival, Custodian
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.placement import Move
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.errors import BackpressureError, ShardServerError
 from shardserver.storage.handover import ReleasedPartition
 

@@ -98,6 +98,12 @@ class OwnedPartitions:
         if self._removing is None and self._dying():
             self._removing = asyncio.get_running_loop().create_task(self._remove_dead_files())
 
+    def stop(self) -> None:
+        """Before the logs close: what is not removed yet is so by the next start."""
+        for task in (self._removing, self._settling, self._resuming):
+            if task is not None:
+                task.cancel()
+
     def _refuse_strangers(self, logs: ShardLog, events: list[ev.Event]) -> None:
         """An empty log in the place of one that was not adopted would hide its messages: recover instead."""
         for move in [move for event in events if isinstance(event, ev.PartitionsMoved) for move in event.moves]:

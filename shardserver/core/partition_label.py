@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from shardserver.core.metadata import Partition, Stream, Topic
+from shardserver.core.msgpack import decode_value
 from shardserver.protocol.options import OptionValue
 
 # A topic whose partitions were added one by one has a run for each: a bound on the size of the file.
@@ -55,7 +56,7 @@ def encode_label(label: PartitionLabel) -> bytes:
 def decode_label(raw: bytes) -> PartitionLabel | None:
     """None when it means nothing to this version."""
     try:
-        return _decoder.decode(raw)
+        return decode_value(_decoder, raw)
     except msgspec.DecodeError:
         return None
 

@@ -60,7 +60,7 @@ def _any_set(level: object, names: tuple[str, ...]) -> bool:
 
 
 def may(permissions: Permissions | None, right: Right, stream: int | None = None, topic: int | None = None) -> bool:
-    """Does this tree give the right, on this stream and topic (numeric ids)? permissions None: the user has none.
+    """Does this tree give the right, on this stream and topic (by what it names them)? None: the user has none.
 
     Not for root, who needs no tree.
     """
@@ -91,25 +91,23 @@ def check_right(metadata: Metadata, user_id: int, row: Row, request: Any) -> Non
         return
     place = getattr(request, "address", request)
     try:
-        stream, topic = _numbers(metadata, getattr(place, "stream", None), getattr(place, "topic", None))
+        stream, topic = _uids(metadata, getattr(place, "stream", None), getattr(place, "topic", None))
     except RejectedError:
         return
-    # Only root has permissions so far: a tree for other users comes with the commands that make users.
-    if not may(None, row.right, stream, topic):
+    user = metadata.users.get(user_id)
+    if not may(None if user is None else user.permissions, row.right, stream, topic):
         raise RejectedError(Code.UNAUTHORIZED, f"user {user_id}, {row.command.name.lower()}")
 
 
 def _is_user(metadata: Metadata, user_id: int, identifier: Identifier) -> bool:
-    if isinstance(identifier, int):
-        return identifier == user_id
-    user = metadata.users.get(user_id)
-    return user is not None and user.name == identifier
+    user = metadata.find_user(identifier)
+    return user is not None and user.id == user_id
 
 
-def _numbers(metadata: Metadata, stream: Identifier | None, topic: Identifier | None) -> tuple[int | None, int | None]:
+def _uids(metadata: Metadata, stream: Identifier | None, topic: Identifier | None) -> tuple[int | None, int | None]:
     if stream is None:
         return None, None
     if topic is None:
-        return metadata.find_stream(stream).id, None
+        return metadata.find_stream(stream).uid, None
     found_stream, found_topic = metadata.find_topic(stream, topic)
-    return found_stream.id, found_topic.id
+    return found_stream.uid, found_topic.uid

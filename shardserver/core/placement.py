@@ -60,11 +60,12 @@ class Placed(NamedTuple):
         return Move(self.stream_id, self.topic_id, one.id, one.uid, one.shard, shard)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placement:
     """A strategy (balanced, round_robin, hash), rules of which the first that matches wins, and the number of shards.
 
-    The rules name shards below that number only (config.check_rules).
+    The rules name shards below that number only (config.check_rules). A reload sets strategy and rules, for what is
+    placed from then on; partitions that are there move at the next start.
     """
 
     strategy: str = "balanced"

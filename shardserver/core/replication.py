@@ -14,8 +14,8 @@ import msgspec
 from shardserver.core import metadata_events as ev
 from shardserver.core.calls import U64, Operation
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan, PlanContext
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.errors import BackpressureError, PeerGoneError, ShardServerError
 from shardserver.router.answers import Answer
 from shardserver.router.peers import Peers, Request

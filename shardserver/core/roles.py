@@ -11,13 +11,14 @@ import msgspec
 
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
+from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import Operation
 from shardserver.core.changes import Changes, FollowerChanges, WriterChanges
 from shardserver.core.follower import Follower
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.peer_service import ControlHandler
+from shardserver.core.planning import Plan
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.replication import Replication, take_boot_number
 from shardserver.core.shards import decode_uids
@@ -76,12 +77,13 @@ class WriterRole:
         peers: Peers | None,
         root: Callable[[], md.User],
         on_broken: OnBroken,
+        verifier: PasswordVerifier,
         *,
         read_only: bool,
     ) -> None:
         self.writer, self._root, self._read_only = writer, root, read_only
         self.replication = Replication(writer, peers, read_only=read_only)
-        self.changes: Changes = WriterChanges(writer, self.replication)
+        self.changes: Changes = WriterChanges(writer, self.replication, verifier)
         self.on_applied: OnApplied = lambda events: None
         writer.on_applied = lambda events: _tell(self.on_applied, events, on_broken)
         self._on_broken = on_broken

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shardserver.core.metadata import Metadata
+from shardserver.core.metadata_events import AccessEnded, UserCreated, UserDeleted
 from shardserver.core.remote_owner import Unanswered
 from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientInfo
 
 CLIENTS_A_BOOT_BITS = 12
+# After these somebody's session may be over (a user may be created under the id of one that is gone).
+ENDS_SESSIONS = (AccessEnded, UserCreated, UserDeleted)
 
 
 @dataclass(slots=True)
 class Connection:
     """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login.
 
-    routed_to, in_a_row: the shard of the last data requests, and how many of them went there one after another.
+    user_epoch: the user's at login. was_ended: a change of the user has taken the session. routed_to, in_a_row: the
+    shard of the last data requests, and how many of them went there one after another.
     """
 
     client_id: int
@@ -23,6 +28,8 @@ class Connection:
     session: int = 0
     user_id: int = NOBODY
     client: bytes = b""
+    user_epoch: int = 0
+    was_ended: bool = False
     routed_to: int = -1
     in_a_row: int = 0
     unanswered: Unanswered = field(default_factory=list)
@@ -62,18 +69,38 @@ class Sessions:
         self.connections[client_id] = made
         return made
 
-    def adopt(self, connection: Connection) -> None:
-        """One that another shard has handed over; its number and session stay what they are."""
+    def adopt(self, connection: Connection, metadata: Metadata) -> None:
+        """One that another shard has handed over; its number and session stay what they are.
+
+        Its user may have changed while it was on its way.
+        """
         self.connections[connection.client_id] = connection
+        self.end_if_stale(connection, metadata)
 
     def disconnect(self, connection: Connection) -> None:
         self.connections.pop(connection.client_id, None)
 
-    def bind(self, connection: Connection, user_id: int, client: bytes) -> int:
+    def bind(self, connection: Connection, user_id: int, client: bytes, user_epoch: int = 0) -> int:
         self._counter += 1
+        connection.user_epoch, connection.was_ended = user_epoch, False
         connection.session = self._boot_number << 40 | self._counter << 8 | self._shard
         connection.user_id, connection.client = user_id, client
         return connection.session
 
     def unbind(self, connection: Connection) -> None:
-        connection.session, connection.user_id = 0, NOBODY
+        connection.session, connection.user_id, connection.was_ended = 0, NOBODY, False
+
+    def end_stale(self, metadata: Metadata) -> None:
+        """Take the sessions of users that are gone, or whose sessions a change has ended."""
+        for connection in self.connections.values():
+            self.end_if_stale(connection, metadata)
+
+    def end_if_stale(self, connection: Connection, metadata: Metadata) -> None:
+        if not connection.is_bound:
+            return
+        user = metadata.users.get(connection.user_id)
+        if user is not None and user.epoch != connection.user_epoch and user.spared == connection.client:
+            connection.user_epoch = user.epoch
+        if user is None or user.epoch != connection.user_epoch:
+            self.unbind(connection)
+            connection.was_ended = True

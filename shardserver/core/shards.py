@@ -12,11 +12,12 @@ import msgspec
 import psutil
 
 from shardserver.core.calls import OffsetCall, Operation, PollCall, SendCall
+from shardserver.core.cpu_share import CpuShare
 from shardserver.core.local_owner import Buffers, LocalOwner, PartitionFigures, SendDone
 from shardserver.core.metadata import Partition
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.sessions import Connection, Sessions
-from shardserver.errors import BackpressureError
+from shardserver.errors import BackpressureError, ShardServerError
 from shardserver.protocol.clients import ClientInfo
 from shardserver.router.peers import Peers, Request
 
@@ -52,8 +53,9 @@ class Shards:
         if peers is not None:
             others = (other for other in range(count) if other != number)
             self.remote = {other: RemoteOwner(peers.peer(other), peers.now) for other in others}
-        # Kept, because its CPU share is that since it was asked before.
         self._process = psutil.Process()
+        self._cpu, self.machine_cpu = CpuShare(self._process.cpu_percent), CpuShare(psutil.cpu_percent)
+        self.recent_logs: Callable[[], list[str]] = list
 
     def owner_of(self, partition: Partition) -> LocalOwner | RemoteOwner:
         if partition.shard == self.number:
@@ -114,6 +116,18 @@ class Shards:
             total.add(part)
         return total
 
+    async def logs(self) -> dict[int, list[str] | None]:
+        """The last lines that each shard has logged; None: it is down."""
+        others = await asyncio.gather(*map(self._logs_of, self.remote))
+        return {self.number: self.recent_logs(), **dict(zip(self.remote, others, strict=True))}
+
+    async def _logs_of(self, shard: int) -> list[str] | None:
+        try:
+            raw = await self._remote(shard).control(Operation.LOGS, b"")
+        except ShardServerError:
+            return None
+        return msgspec.msgpack.decode(raw, type=list[str])
+
     async def _ask_all(self, operation: Operation, kind: Any) -> list[Any]:
         """Of every other shard. Raises BackpressureError: one is down."""
         raws = await asyncio.gather(*(one.control(operation, b"") for one in self.remote.values()))
@@ -133,20 +147,27 @@ class Shards:
             size_bytes=sum(one.size_bytes for one in partitions),
             messages=sum(one.message_count for one in partitions),
             clients=len(self._sessions.connections),
-            memory_bytes=self._process.memory_info().rss,
+            memory_bytes=self._memory_bytes(),
             read_bytes=counters.read_bytes,
             written_bytes=counters.write_bytes,
             threads=self._process.num_threads(),
-            cpu_percent=self._process.cpu_percent(),
+            cpu_percent=self._cpu.percent(),
         )
 
+    def _memory_bytes(self) -> int:
+        """What is ours alone, and what is used of our arena: peers have mapped that too, and each counts its own."""
+        found, logs = self._process.memory_info(), self.local.logs
+        arena = logs.resources.memory.statistics().used_bytes if logs is not None else 0
+        return int(found.rss - found.shared) + arena
+
     def control_handlers(self) -> dict[int, Callable[[Request], bytes]]:
-        """What peers ask for in `figures`, `clients` and `totals`."""
+        """What peers ask for in `figures`, `clients`, `totals` and `logs`."""
         encode = msgspec.msgpack.encode
         return {
             Operation.INFO: lambda asked: encode(self.local.figures(decode_uids(asked.payload))),
             Operation.CLIENTS: lambda asked: encode(self.local_clients()),
             Operation.TOTALS: lambda asked: encode(self.local_totals()),
+            Operation.LOGS: lambda asked: encode(self.recent_logs()),
         }
 
 

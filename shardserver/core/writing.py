@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from shardserver.core.custody import Custodian, RemoteCustodian
 from shardserver.core.metadata_writer import MetadataWriter
@@ -10,9 +11,11 @@ from shardserver.core.mover import Mover
 from shardserver.core.operator_commands import Command, OperatorCommands
 from shardserver.core.orphans import Orphans
 from shardserver.core.owned_partitions import OwnedPartitions
-from shardserver.core.placement import Placement
+from shardserver.core.placement import Placement, Rule
 from shardserver.core.rehoming import rehome
 from shardserver.core.shards import Shards
+from shardserver.core.user_commands import expire_tokens
+from shardserver.errors import DiskFullError
 from shardserver.storage.disk import Disk
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.reserve import Reserve
@@ -20,6 +23,7 @@ from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.synced_write import SyncFaults
 from shardserver.storage.unknown_directories import set_aside_unknown
 
+TOKENS_LOOKED_AT_S = 60.0
 # One batch of moves, and the time between two of them, when partitions are spread while the server serves.
 SPREAD_BATCH, SPREAD_PAUSE_S = 8, 0.25
 
@@ -45,6 +49,11 @@ class WriterSide:
         self._orphans: Orphans
         self._shards: Shards
         self._owned: OwnedPartitions
+
+    def reconfigure(self, strategy: str, rules: Sequence[Rule], partition_limit: int) -> None:
+        """For what is placed from now on."""
+        self._placement.strategy, self._placement.rules = strategy, rules
+        self.writer.partition_limit = partition_limit
 
     async def set_aside_unknown(self, data_directory: str) -> None:
         metadata = self.writer.metadata
@@ -76,6 +85,15 @@ class WriterSide:
         """Bring partitions of before to shards that are new, few at a time."""
         moves = self._placement.rebalance(self.writer.metadata)
         await self.mover.move(moves, batch=SPREAD_BATCH, pause_s=SPREAD_PAUSE_S)
+
+    async def expire_tokens(self) -> None:
+        """Now and then, as long as the server serves. Until then a token whose time is over is refused all the same."""
+        while True:
+            await asyncio.sleep(TOKENS_LOOKED_AT_S)
+            try:
+                await self.writer.change(expire_tokens)
+            except DiskFullError:  # next time
+                continue
 
     async def close(self) -> None:
         await self._log.close()

@@ -34,6 +34,8 @@ class Balance:
 
     def sync_faults_of_others(self) -> int:
         """Never falls: what a dead process met counts on."""
+        if len(self.boards) == 1:  # asked twice for each sync
+            return self._faults_of_the_dead
         others = sum(board.sync_faults for number, board in self.boards.items() if number != self.number)
         return self._faults_of_the_dead + others
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from shardserver.core.dispatch import Reply
 from shardserver.core.sessions import Connection
 from shardserver.net.handover import MAX_UNREAD_BYTES, SessionState
+from shardserver.net.known_routes import Route
 from shardserver.net.plane import PlaneConnection
 from shardserver.net.poll_route import PollRoute
 from shardserver.net.routes import Found
-from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.table import OP_LOGOUT, OP_REGISTER
 
@@ -33,6 +33,7 @@ class Client:
         if limits.handover_requests:
             self.wire.crossings_told = limits.handover_requests
         self._handing_over = False
+        self._frames_before, self._activity = 0, 0.0
         self._first_frame: asyncio.TimerHandle | None = None
         if state is None:
             self.connection = self._meet()
@@ -53,9 +54,15 @@ class Client:
     def _go_on(self, state: SessionState) -> Connection:
         """A connection that another shard has handed over."""
         connection = Connection(
-            state.client_id, state.address, state.local_host, state.session, state.user_id, state.client
+            state.client_id,
+            state.address,
+            state.local_host,
+            state.session,
+            state.user_id,
+            state.client,
+            state.user_epoch,
         )
-        self._listener.sessions.adopt(connection)
+        self._listener.sessions.adopt(connection, self._listener.dispatcher.context.metadata)
         return connection
 
     def _no_first_frame(self) -> None:
@@ -93,7 +100,8 @@ class Client:
         return self._with_shared(self._listener.routes.find_poll(self.connection, key))
 
     def _with_shared(self, found: Found | None) -> Found | None:
-        self.wire.shared_routes, self.wire.shared_polls = self._listener.routes.shared(self.connection)
+        known = self.wire.routes
+        known.shared_sends, known.shared_polls = self._listener.routes.shared(self.connection)
         return found
 
     def note_local(self) -> None:
@@ -111,6 +119,12 @@ class Client:
             self._try_hand_over()
         else:
             wire.wants_owner = False
+
+    def look_at_activity(self) -> float:
+        """Requests since the last look, and half of what that one gave."""
+        self._activity = self._activity / 2 + self.wire.frames - self._frames_before
+        self._frames_before = self.wire.frames
+        return self._activity
 
     # To another shard
 
@@ -133,7 +147,8 @@ class Client:
         if not self.wire.is_idle:
             return
         one, unread = self.connection, self.wire.take_unread()
-        state = SessionState(one.client_id, one.address, one.local_host, one.session, one.user_id, one.client, unread)
+        bound = (one.session, one.user_id, one.client, one.user_epoch)
+        state = SessionState(one.client_id, one.address, one.local_host, *bound, unread)
         self._handing_over = self.wire.wants_owner = False
         if self._listener.handover.try_hand(one.routed_to, self._socket.fileno(), state):
             self._close("handed over")
@@ -157,6 +172,7 @@ class Client:
 
     def _close(self, reason: str) -> None:
         self._listener.plane.remove(self.wire)
+        self._listener.closed_requests += self.wire.frames
         self.wire.close(reason)
         self._socket.close()
         if self._first_frame is not None:

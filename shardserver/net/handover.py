@@ -38,6 +38,7 @@ class SessionState(msgspec.Struct, frozen=True):
     session: int
     user_id: int
     client: bytes
+    user_epoch: int
     unread: bytes
 
 

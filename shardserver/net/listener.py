@@ -52,7 +52,7 @@ class Listener:
     ) -> None:
         self.dispatcher, self.sessions, self.limits = dispatcher, sessions, limits
         self.clients: set[Client] = set()
-        self.refused = 0
+        self.refused = self.closed_requests = 0
         self.balance = Balance(number, board, accepting)
         self.handover = Handover(self.balance, inbox, self._take)
         self.routes = Routes(dispatcher.context)
@@ -64,6 +64,11 @@ class Listener:
     @property
     def in_flight_bytes(self) -> int:
         return self.plane.in_flight_bytes
+
+    @property
+    def requests(self) -> int:
+        """Of all connections so far."""
+        return self.closed_requests + sum(client.wire.frames for client in self.clients)
 
     def attach_peer(self, number: int, board: Board, inbox: socket.socket) -> None:
         self.balance.attach(number, board)

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from shardserver.net.wire cimport Wire, WireContext
+from shardserver.net.frame_reader cimport WireContext
+from shardserver.net.wire cimport Wire
 
 
 cdef class PlaneConnection(Wire):

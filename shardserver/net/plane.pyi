@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
-from shardserver.net.wire import Owner, Wire, WireContext
+from shardserver.net.frame_reader import WireContext
+from shardserver.net.wire import Owner, Wire
 
 class PlaneConnection(Wire):
     fd: int

@@ -12,7 +12,8 @@ from libc.string cimport memset
 import logging
 import os
 
-from shardserver.net.wire cimport Wire, WireContext
+from shardserver.net.frame_reader cimport FrameReader, WireContext
+from shardserver.net.wire cimport Wire
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ cdef class PlaneConnection(Wire):
         return 0
 
     cdef bint may_read(self) except -1:
-        if not self.wants_more or self.stopped or self._output.total >= WRITE_HIGH:
+        if not self.has_room() or self.stopped or self._output.total >= WRITE_HIGH:
             return False
         if self.plane.in_flight_bytes < self.plane.in_flight_limit or self.in_flight_bytes == 0:
             return True
@@ -231,7 +232,7 @@ cdef class Plane(WireContext):
         self._draining = False
         self.flush()
 
-    cdef int flush_later(self, Wire connection) except -1:
+    cdef int flush_later(self, FrameReader connection) except -1:
         self._due.append(connection)
         if not self._draining and not self._flush_scheduled and self._schedule is not None:
             self._flush_scheduled = True

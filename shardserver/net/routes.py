@@ -16,8 +16,9 @@ from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
 from shardserver.errors import ShardServerError
+from shardserver.net.known_routes import Route
 from shardserver.net.poll_route import PollRoute
-from shardserver.net.wire import Route
+from shardserver.net.route_table import RouteTable
 from shardserver.protocol.messages import BY_OFFSET, PollRequest, SendRequest
 from shardserver.protocol.primitives import flag, u8, u32, u64
 from shardserver.protocol.table import TABLE, Command
@@ -32,9 +33,9 @@ ANY_POLL = u8(BY_OFFSET) + u64(0) + u32(1) + flag(False)
 Found = TypeVar("Found", Route, PollRoute)
 
 
-def share(shared: dict[int, dict[bytes, Found]], connection: Connection, key: bytes, route: Found) -> Found:
+def share(shared: dict[int, RouteTable[Found]], connection: Connection, key: bytes, route: Found) -> Found:
     """Others of the connection's user need not look for it."""
-    known = shared.setdefault(connection.user_id, {})
+    known = shared.setdefault(connection.user_id, RouteTable())
     if len(known) >= SHARED_KEYS:
         known.clear()
     known[key] = route
@@ -49,8 +50,8 @@ class Routes:
         self._revision = -1
         self._routes: dict[int, Route] = {}
         self._polls: dict[bytes, PollRoute] = {}
-        self._shared_routes: dict[int, dict[bytes, Route]] = {}
-        self._shared_polls: dict[int, dict[bytes, PollRoute]] = {}
+        self._shared_routes: dict[int, RouteTable[Route]] = {}
+        self._shared_polls: dict[int, RouteTable[PollRoute]] = {}
         self._taken: list[tuple[int, int, int]] = []  # by routes of former revisions
 
     def find(self, connection: Connection, key: bytes) -> Route | None:
@@ -114,12 +115,13 @@ class Routes:
             found = self._polls[key] = PollRoute(log, committed, commit, self._context.max_reply_bytes)
         return share(self._shared_polls, connection, key, found)
 
-    def shared(self, connection: Connection) -> tuple[dict[bytes, Route], dict[bytes, PollRoute]]:
+    def shared(self, connection: Connection) -> tuple[RouteTable[Route], RouteTable[PollRoute]]:
         """What was found for sends and polls of this connection's user, by key. To be read only."""
         if not connection.is_bound or self._revision != self._context.metadata.revision:
-            return {}, {}
+            return RouteTable(), RouteTable()
         user_id = connection.user_id
-        return self._shared_routes.setdefault(user_id, {}), self._shared_polls.setdefault(user_id, {})
+        routes = self._shared_routes.setdefault(user_id, RouteTable())
+        return routes, self._shared_polls.setdefault(user_id, RouteTable())
 
     def _begin_revision(self, revision: int) -> None:
         if revision != self._revision:

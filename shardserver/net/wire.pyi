@@ -1,10 +1,10 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from shardserver.memory.arena import Arena
+from shardserver.net.frame_reader import FrameReader, WireContext
+from shardserver.net.known_routes import KnownRoutes, Route
 from shardserver.net.poll_route import PollRoute
 from shardserver.protocol.frame import Frame
-from shardserver.protocol.sends import Target
 
 class Owner(Protocol):
     def start(self, frame: Frame, reply: Callable[[list[bytes | bytearray | memoryview], bool], None]) -> None: ...
@@ -14,42 +14,20 @@ class Owner(Protocol):
     def note_crossings(self, shard: int, count: int) -> None: ...
     def on_change(self) -> None: ...
 
-class Route:
-    uid: int
-    target: Target
-    crosses_to: int
-    def __init__(
-        self, target: Target, uid: int, stream_id: int, topic_id: int, partition_id: int, crosses_to: int = -1
-    ) -> None: ...
-    def take_load(self) -> tuple[int, int]: ...
-
-class WireContext:
-    arena: Arena
-    revision: int
-    in_flight_bytes: int
-    arriving_bytes: int
-    in_flight_limit: int
-    def __init__(self, arena: Arena, code_of: Callable[[Any], int], in_flight_limit: int) -> None: ...
-
-class Wire:
+class Wire(FrameReader):
     owner: Owner
-    close_reason: str
     crossings_told: int
-    shared_routes: dict[bytes, Route]
-    shared_polls: dict[bytes, PollRoute]
+    routes: KnownRoutes
     is_closed: bool
     in_flight_bytes: int
     frames: int
     def __init__(self, context: WireContext, owner: Owner, max_frame_bytes: int, in_flight_limit: int) -> None: ...
-    @property
-    def unread_bytes(self) -> int: ...
     @property
     def is_idle(self) -> bool: ...
     @property
     def wants_more(self) -> bool: ...
     @property
     def unsent_bytes(self) -> int: ...
-    def take_unread(self) -> bytes: ...
     def take_output(self) -> list[bytes]: ...
     def feed(self, data: Any) -> None: ...
     def close(self, reason: str) -> None: ...

@@ -2,43 +2,32 @@
 
 machine.py is its specification, and both pass one suite. A send whose route is known (routes.py) is verified, copied
 into the arena and appended without Python on its way; all else is handed over as a Frame. A large batch by a route that
-this connection has used arrives where it stays: its block is allocated when all before the batch is there. Every length
-from a client is checked against what is there before it is used.
+this connection has used arrives where it stays.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
-from shardserver.errors import ArenaFullError, ProtocolError, ShardServerError
-from shardserver.protocol.frame import Frame, RequestHeader, check_request_header, name_foreign_protocol
+from shardserver.errors import ArenaFullError, ShardServerError
+from shardserver.protocol.frame import Frame, RequestHeader
 
-from shardserver.memory.arena cimport Arena, Block
+from shardserver.memory.arena cimport Block
+from shardserver.net.frame_reader cimport FrameReader, WireContext, checksum_is_good, split_checksum_is_good
+from shardserver.net.known_routes cimport KEY_ROOM, KnownRoutes, Route
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport POLL_TAIL, PollRoute
 from shardserver.protocol.batch cimport verify
-from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
-from shardserver.protocol.sends cimport Target, Waiter
-
-cdef extern from "xxhash.h" nogil:
-    ctypedef struct XXH3_state_t:
-        pass
-    uint64_t XXH3_64bits(const void *data, size_t length)
-    void XXH3_INITSTATE(XXH3_state_t *state)
-    int XXH3_64bits_reset(XXH3_state_t *state)
-    int XXH3_64bits_update(XXH3_state_t *state, const void *data, size_t length)
-    uint64_t XXH3_64bits_digest(const XXH3_state_t *state)
+from shardserver.protocol.little_endian cimport read_u32, write_u32, write_u64
 
 cdef enum:
     HEADER = 256
     OP_READ = 2
     OP_SEND = 160
     POLL_MESSAGES = 100  # the code of an OP_READ
-    ROUTES_KEPT = 64
     CROSSINGS_TOLD = 64
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
@@ -53,7 +42,6 @@ cdef enum:
     REPLY_TIMESTAMP = 192
     REPLY_OPERATION = 208
     REPLY_STATUS = 216
-    COMMAND_REQUEST = 5
     COMMAND_REPLY = 8
 
 cdef enum SlotState:
@@ -62,56 +50,10 @@ cdef enum SlotState:
     DONE
 
 
-cdef inline bint checksum_is_good(const uint8_t* raw, size_t body) noexcept nogil:
-    """The request's checksum of its body, when it carries one (framing 4): XXH3-64 in 16 bytes."""
-    cdef uint64_t low = read_u64(raw + CHECKSUM), high = read_u64(raw + CHECKSUM + 8)
-    return (low == 0 and high == 0) or (high == 0 and low == XXH3_64bits(raw + HEADER, body))
-
-
-cdef bint split_checksum_is_good(const uint8_t* raw, size_t start, const uint8_t* batch, size_t length) noexcept nogil:
-    """As checksum_is_good, of a body whose batch, from `start` of the frame on, lies elsewhere."""
-    cdef uint64_t low = read_u64(raw + CHECKSUM), high = read_u64(raw + CHECKSUM + 8)
-    cdef XXH3_state_t state
-    if low == 0 and high == 0:
-        return True
-    XXH3_INITSTATE(&state)
-    XXH3_64bits_reset(&state)
-    XXH3_64bits_update(&state, raw + HEADER, start - HEADER)
-    XXH3_64bits_update(&state, batch, length)
-    return high == 0 and low == XXH3_64bits_digest(&state)
-
-
-cdef int keep_route(dict routes, bytes name, object found) except -1:
-    if len(routes) >= ROUTES_KEPT:
-        routes.clear()
-    routes[name] = found
-    return 0
-
-
 cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
     if raw[OPERATION] == OP_SEND:
         return SEND
     return POLL if raw[OPERATION] == OP_READ and read_u32(raw + CODE) == POLL_MESSAGES else OTHER
-
-
-cdef class Route:
-    """Where sends with one key (identifiers and partitioning, as their bytes) go, while the metadata has one revision.
-
-    target: takes the batches. crosses_to: the shard that owns the partition; -1: this one.
-    requests, bytes: taken since they were last asked for.
-    """
-
-    def __init__(
-        self, Target target, uint64_t uid, uint32_t stream_id, uint32_t topic_id, uint32_t partition_id, crosses_to=-1
-    ):
-        self.target, self.uid, self.crosses_to = target, uid, crosses_to
-        self._place[0], self._place[1], self._place[2] = stream_id, topic_id, partition_id
-
-    def take_load(self):
-        """(requests, bytes) since the last call."""
-        taken = (self._requests, self._bytes)
-        self._requests = self._bytes = 0
-        return taken
 
 
 cdef class FrameReply:
@@ -121,30 +63,13 @@ cdef class FrameReply:
         self._connection.answer_buffers(self._number, buffers, closes)
 
 
-cdef class WireContext:
-    """What the connections of a shard share. code_of: error -> status. arena: where batches of known routes go.
-
-    revision: a route that was found under another one is forgotten. in_flight_bytes: of all of them. arriving_bytes:
-    blocks of batches that are not whole yet; together the two stay below the limit.
-    """
-
-    def __init__(self, Arena arena, code_of, uint64_t in_flight_limit):
-        self.arena, self.code_of, self.in_flight_limit = arena, code_of, in_flight_limit
-
-    cdef int flush_later(self, Wire wire) except -1:
-        """Replies are due. For those that have sockets."""
-        return 0
-
-
-cdef class Wire(Waiter):
+cdef class Wire(FrameReader):
     """Consecutive sends overlap; any other request starts when all earlier ones have completed.
 
     owner: asked `start(frame, reply)`, `find_route(key)` -> Route | None, `find_poll_route(key)` -> PollRoute | None; told
     `note_local()`, once in a row of requests by routes of this shard, `note_crossings(shard, count)` after so many
     (`crossings_told`) or fewer by routes of another, before it is asked or told anything else of requests, and
     `on_change()` when it may have to act: the connection has ended, or `wants_owner` and something left.
-    shared_routes, shared_polls: what the two have found before, by key, for whoever may use the same; the owner sets them
-    in there, and they are looked at first. Forgotten with the routes.
     """
 
     def __cinit__(self, WireContext context, owner, size_t max_frame_bytes, size_t in_flight_limit):
@@ -152,8 +77,7 @@ cdef class Wire(Waiter):
         self._max_frame_bytes, self._in_flight_limit = max_frame_bytes, in_flight_limit
         self.close_reason = ""
         self.crossings_told = CROSSINGS_TOLD
-        self._output = Output()
-        self.forget_routes()
+        self._output, self.routes = Output(), KnownRoutes()
 
     def __dealloc__(self):
         while self._head != self._tail:
@@ -164,28 +88,16 @@ cdef class Wire(Waiter):
     # What others see of it
 
     @property
-    def unread_bytes(self):
-        """Bytes of a frame that is not whole yet."""
-        return self._head_used if self._into == NULL else self._start + self._filled
-
-    def take_unread(self):
-        """Them, for a connection that goes on elsewhere."""
-        if self._into == NULL:
-            taken = (<const char*>self._header)[: self._head_used]
-        else:
-            taken = (<const char*>self._header)[: self._start] + (<const char*>self._into)[: self._filled]
-        self._head_used = 0
-        self.end_frame()
-        return taken
-
-    @property
     def is_idle(self):
         return self._head == self._tail and self._output.total == 0
 
     @property
     def wants_more(self):
         """False: read no more from this socket until replies have left."""
-        return not self.close_reason and self.in_flight_bytes < self._in_flight_limit
+        return self.has_room()
+
+    cdef bint has_room(self) noexcept:
+        return self.in_flight_bytes < self._in_flight_limit and not self.close_reason
 
     @property
     def unsent_bytes(self):
@@ -215,90 +127,9 @@ cdef class Wire(Waiter):
         self.owner = None  # no cycle may keep what was held
 
     def forget_routes(self):
-        self._routes, self._poll_routes = {}, {}
-        self.shared_routes, self.shared_polls = {}, {}
-        self._last_route = self._last_poll = None
+        self.routes.forget()
 
-    # Bytes to frames
-
-    cdef int take_bytes(self, const uint8_t* data, size_t length) except -1:
-        cdef size_t used
-        while length and not self.close_reason:
-            used = self.take_some(data, length)
-            data += used
-            length -= used
-        self.advance()
-        return 0
-
-    cdef size_t take_some(self, const uint8_t* data, size_t length) except? 0:
-        """Take at least one byte: of the frame under way, or a whole frame, or the beginning of one."""
-        cdef size_t part, size
-        if self._into != NULL:
-            part = min(length, self._size - self._filled)
-            memcpy(self._into + self._filled, data, part)
-            self.frame_grew(part)
-            return part
-        if self._head_used or length < HEADER:
-            part = min(length, HEADER - self._head_used)
-            memcpy(self._header + self._head_used, data, part)
-            self._head_used += part
-            self.look_at_header()
-            return part
-        size = self.check_header(data)
-        if size == 0:
-            return length
-        if length < size:
-            self.begin_frame(data, length, size)
-            return length
-        self.take_frame(data, size)
-        return size
-
-    cdef int look_at_header(self) except -1:
-        cdef size_t size
-        if self._head_used < HEADER:
-            foreign = name_foreign_protocol((<const char*>self._header)[: min(self._head_used, <size_t>16)])
-            if foreign:
-                self.close_after_replies(f"first bytes look like {foreign}")
-            return 0
-        size = self.check_header(self._header)
-        if size == 0:
-            return 0
-        self._head_used = 0
-        if size == HEADER:
-            self.take_frame(self._header, HEADER)
-        else:
-            self.begin_frame(self._header, HEADER, size)
-        return 0
-
-    cdef size_t check_header(self, const uint8_t* raw) except? 0:
-        """The frame's size; 0: it cannot be valid, and the connection closes once all before it is answered."""
-        cdef size_t size = read_u32(raw + SIZE)
-        cdef bint known = raw[COMMAND] == COMMAND_REQUEST and (read_u64(raw + CLIENT) or read_u64(raw + CLIENT + 8))
-        if known and HEADER <= size <= self._max_frame_bytes and read_u64(raw) == 0:
-            return size
-        try:  # the rare way: the specification says why
-            return check_request_header(memoryview((<const char*>raw)[:HEADER]), self._max_frame_bytes)
-        except ProtocolError as error:
-            self.close_after_replies(str(error))
-            return 0
-
-    cdef int close_after_replies(self, reason) except -1:
-        self.close_reason = self.close_reason or reason
-        self.due()
-        return 0
-
-    cdef int begin_frame(self, const uint8_t* data, size_t length, size_t size) except -1:
-        cdef size_t start = self.find_batch(data, length, size)
-        if start and self.make_block(size - start):
-            memcpy(self._header, data, start)
-            self._into = self._block.data
-        else:
-            start = 0
-            self._frame = PyByteArray_FromStringAndSize(NULL, size)
-            self._into = <uint8_t*>PyByteArray_AS_STRING(self._frame)
-        self._start, self._size, self._filled = start, size - start, length - start
-        memcpy(self._into, data + start, length - start)
-        return 0
+    # Frames to slots
 
     cdef size_t find_batch(self, const uint8_t* raw, size_t length, size_t size) except? 0:
         """Where in a frame of `size` bytes a large batch begins, when `length` reach so far and we know its route.
@@ -309,31 +140,11 @@ cdef class Wire(Waiter):
         if raw[OPERATION] != OP_SEND or length < HEADER + 4 or size < LARGE_BATCH + HEADER + 8:
             return 0
         metadata = read_u32(raw + HEADER)
-        if metadata < 4 or metadata > sizeof(self._key) or HEADER + 4 + metadata > length:
+        if metadata < 4 or metadata > KEY_ROOM or HEADER + 4 + metadata > length:
             return 0
-        if size - HEADER - 4 - metadata < LARGE_BATCH or not self.knows_route(raw + HEADER + 4, metadata - 4):
+        if size - HEADER - 4 - metadata < LARGE_BATCH or not self.knows_send(raw + HEADER + 4, metadata - 4):
             return 0
         return HEADER + 4 + metadata
-
-    cdef bint make_block(self, size_t size) except -1:
-        if self.context.in_flight_bytes + self.context.arriving_bytes + size > self.context.in_flight_limit:
-            return False
-        try:
-            self._block = self.context.arena.allocate(size)
-        except ArenaFullError:  # room is made when the frame is whole
-            return False
-        self.context.arriving_bytes += size
-        return True
-
-    cdef int frame_grew(self, size_t part) except -1:
-        self._filled += part
-        if self._filled < self._size:
-            return 0
-        if self._block is not None:
-            return self.take_arrived()
-        whole, size = self._frame, self._size
-        self.end_frame()
-        return self.take_frame(<const uint8_t*>PyByteArray_AS_STRING(whole), size)
 
     cdef int take_arrived(self) except -1:
         """All of a batch is in its block."""
@@ -341,23 +152,18 @@ cdef class Wire(Waiter):
         cdef size_t start = self._start, size = start + self._size
         cdef uint64_t number = self._tail
         self.end_frame()
-        if self._next == self._tail and self._others == 0 and self.knows_route(self._header + HEADER + 4, start - HEADER - 8):
+        if self._next == self._tail and self._others == 0 and self.knows_send(self._header + HEADER + 4, start - HEADER - 8):
             if split_checksum_is_good(self._header, start, block.data, block.size):
                 self.add_slot(self._header, size).state = STARTED
                 self._next += 1
-                return self.send_block(number, self._last_route, self._header, block, read_u32(self._header + start - 4))
+                return self.send_block(number, self.routes.last_send, self._header, block, read_u32(self._header + start - 4))
         joined = (<const char*>self._header)[:start] + (<const char*>block.data)[: block.size]
         return self.take_frame(<const uint8_t*>PyBytes_AS_STRING(joined), size)
 
-    cdef int end_frame(self) except -1:
-        """No frame is under way: it is whole, or nobody waits for the rest of it."""
-        if self._block is not None:
-            self.context.arriving_bytes -= self._size
-        self._block, self._frame, self._into = None, None, NULL
-        self._start = self._size = self._filled = 0
+    cdef int close_after_replies(self, reason) except -1:
+        self.close_reason = self.close_reason or reason
+        self.due()
         return 0
-
-    # Frames to slots
 
     cdef inline Slot* slot(self, uint64_t number) noexcept nogil:
         return self._slots + (number & (self._slot_room - 1))
@@ -466,7 +272,7 @@ cdef class Wire(Waiter):
         if body >= 8:
             length = read_u32(raw + HEADER)
             if 4 <= length <= body - 4:
-                route = self.find_route(raw + HEADER + 4, length - 4)
+                route = self.find_send(raw + HEADER + 4, length - 4)
         if route is None or not checksum_is_good(raw, body):
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0
@@ -474,46 +280,17 @@ cdef class Wire(Waiter):
         self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
         return 0
 
-    cdef inline int check_revision(self) except -1:
-        if self._revision != self.context.revision:
-            self.forget_routes()
-            self._revision = self.context.revision
-        return 0
+    cdef inline bint knows_send(self, const uint8_t* key, size_t length) except -1:
+        self.routes.begin_revision(self.context.revision)
+        return self.routes.knows_send(key, length)
 
-    cdef bint knows_route(self, const uint8_t* key, size_t length) except -1:
-        """Makes the route the last one, if this connection has used it under this revision."""
-        self.check_revision()
-        if self._last_route is not None and length == self._key_length and memcmp(key, self._key, length) == 0:
-            return True
-        if length > sizeof(self._key):
-            return False
-        name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self.shared_routes.get(name)
-        if found is None:
-            found = self._routes.get(name)
-        if found is not None:
-            self.note_route(key, length, found)
-        return found is not None
+    cdef inline Route find_send(self, const uint8_t* key, size_t length):
+        self.routes.begin_revision(self.context.revision)
+        return self.routes.find_send(key, length, self.owner)
 
-    cdef Route find_route(self, const uint8_t* key, size_t length):
-        if self.knows_route(key, length):
-            return self._last_route
-        if length > sizeof(self._key):
-            return None
-        name = PyBytes_FromStringAndSize(<const char*>key, length)
-        if name in self._routes:
-            return None
-        found = self.owner.find_route(name)
-        if name not in self.shared_routes:
-            keep_route(self._routes, name, found)
-        if found is not None:
-            self.note_route(key, length, found)
-        return found
-
-    cdef int note_route(self, const uint8_t* key, size_t length, Route route) except -1:
-        memcpy(self._key, key, length)
-        self._key_length, self._last_route = length, route
-        return 0
+    cdef inline PollRoute find_poll(self, const uint8_t* key, size_t length):
+        self.routes.begin_revision(self.context.revision)
+        return self.routes.find_poll(key, length, self.owner)
 
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
@@ -593,7 +370,7 @@ cdef class Wire(Waiter):
         cdef size_t body = size - HEADER
         cdef PollRoute route = None
         if body > POLL_TAIL and checksum_is_good(raw, body):
-            route = self.find_poll_route(raw + HEADER, body - POLL_TAIL)
+            route = self.find_poll(raw + HEADER, body - POLL_TAIL)
         if route is not None:
             memcpy(slot.echo, raw + CLIENT, ECHO)
             self.write_header(header, slot, HEADER)
@@ -603,26 +380,6 @@ cdef class Wire(Waiter):
                 return self.done(slot)
         self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
         return 0
-
-    cdef PollRoute find_poll_route(self, const uint8_t* key, size_t length):
-        self.check_revision()
-        if self._last_poll is not None and length == self._poll_key_length:
-            if memcmp(key, self._poll_key, length) == 0:
-                return self._last_poll
-        if length > sizeof(self._poll_key):
-            return None
-        name = PyBytes_FromStringAndSize(<const char*>key, length)
-        found = self.shared_polls.get(name, False)
-        if found is False:
-            found = self._poll_routes.get(name, False)
-        if found is False:
-            found = self.owner.find_poll_route(name)
-            if name not in self.shared_polls:
-                keep_route(self._poll_routes, name, found)
-        if found is not None:
-            memcpy(self._poll_key, key, length)
-            self._poll_key_length, self._last_poll = length, found
-        return found
 
     # Replies
 

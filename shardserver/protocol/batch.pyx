@@ -192,6 +192,8 @@ def damaged_batch_extent(const uint8_t[::1] view not None):
     length = read_u64(data + 32)
     if length < HEADER or length > <uint64_t>view.shape[0] or memcmp(data + 52, ZEROS, 204) != 0:
         return 0
+    if read_u32(data + 48) == 0:  # it would cover no offset, and whoever steps over it not move
+        return 0
     with nogil:
         begin_checksum(&sums, data)
         code = walk(data, length, read_u32(data + 48), &sums)

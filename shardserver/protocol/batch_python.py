@@ -141,6 +141,8 @@ def damaged_batch_extent(view: Buffer) -> int:
     length = _told_length(data)
     if length == 0 or not _reserved_is_zero(data):
         return 0
+    if _u32(data, 48) == 0:  # it would cover no offset, and whoever steps over it not move
+        return 0
     framed = data[:length]
     if _walk(framed, _u32(data, 48)) == BAD_STRUCTURE or _batch_checksum(framed) != _u64(data, 40):
         return 0

@@ -106,6 +106,8 @@ class UpdatePermissionsRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChangePasswordRequest:
+    """current: empty from who resets it for another user."""
+
     user: Identifier
     current: str = field(repr=False)
     new: str = field(repr=False)
@@ -114,10 +116,11 @@ class ChangePasswordRequest:
     def decode(cls, body: memoryview) -> Self:
         """Raises RejectedError 3, 6, and 44 for the new one: a wrong current one is told after the look-up."""
         reader = Reader(body)
-        return cls(reader.identifier(), reader.name(), _read_password(reader))
+        return cls(reader.identifier(), reader.text(reader.u8()), _read_password(reader))
 
     def encode(self) -> bytes:
-        return wire.identifier(self.user) + wire.name(self.current) + wire.name(self.new)
+        current = self.current.encode()
+        return wire.identifier(self.user) + wire.u8(len(current)) + current + wire.name(self.new)
 
 
 @dataclass(frozen=True, slots=True)

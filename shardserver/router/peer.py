@@ -80,7 +80,7 @@ class Peer:
         self.lane = SendLane(arena, self, self._asked, self._waiting.requests, self._waiting.answers)
         self._lent: dict[int, list[Buffer]] = {}
         self._returned: list[int] = []
-        self._doorbells = 0
+        self._doorbells = self._peak_slots = 0
 
     @property
     def rings(self) -> Rings | None:
@@ -294,6 +294,8 @@ class Peer:
         for waiting in (self._waiting.answers, self._waiting.lent, self._waiting.requests):
             while waiting and waiting[0]():
                 waiting.popleft()
+        producer = self.rings.producer
+        self._peak_slots = max(self._peak_slots, producer.slots - producer.free_slots())
         if self.lane.publish():
             self._doorbells += 1
             os.eventfd_write(self.rings.doorbell, 1)
@@ -353,6 +355,11 @@ class Peer:
         if position + length > len(rings.arena):
             raise CorruptionError("arena", position, f"a payload inside {len(rings.arena)} bytes")
         return memoryview(rings.arena)[position : position + length]
+
+    def take_peak_slots(self) -> int:
+        """The most slots of the ring to the peer that were in use at a publish, since the last call."""
+        peak, self._peak_slots = self._peak_slots, 0
+        return peak
 
     def statistics(self) -> PeerStatistics:
         return PeerStatistics(

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from shardserver.memory.arena cimport Block
 from shardserver.protocol.sends cimport Target, Waiter
+from shardserver.storage.clock cimport SystemClock
 from shardserver.storage.staging cimport Staging
 from shardserver.storage.tail cimport Entry, Tail, TailTotal
 
@@ -43,6 +44,10 @@ cdef class AppendQueue:
     cdef Append* push(self) except NULL
 
 
+cdef class Admission:
+    cdef public object refusal
+
+
 cdef class Wakers:
     cdef int wake(self, AppendLog log) except -1
     cdef int keep_cached(self, AppendLog log) except -1
@@ -51,7 +56,8 @@ cdef class Wakers:
 cdef class AppendLog(Target):
     cdef object _identity
     cdef object _clock
-    cdef object _admission
+    cdef SystemClock _system_clock  # the same, or None where tests have another
+    cdef Admission _admission
     cdef Wakers _wakers
     cdef TailTotal _total
     cdef AppendQueue _waiting
@@ -89,6 +95,7 @@ cdef class AppendLog(Target):
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1
     cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL
+    cdef uint64_t now_us(self) except? 0
     cdef int stamp_first(self, uint64_t now) except -1
     cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1
     cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1

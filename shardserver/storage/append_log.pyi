@@ -14,6 +14,9 @@ class Running(IntFlag):
     FLUSH = 1
     DIRECT = 2
 
+class Admission:
+    refusal: StorageError | None
+
 class Wakers: ...
 
 class AppendLog(Target):

@@ -17,6 +17,7 @@ from shardserver.storage.settings import Durability
 from shardserver.memory.arena cimport Block
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
+from shardserver.storage.clock cimport SystemClock
 
 cdef enum:
     KIND_BATCH = 1
@@ -72,6 +73,10 @@ cdef class AppendQueue:
         return self.last()
 
 
+cdef class Admission:
+    """Why a shard refuses appends now: the disk is nearly full, or it is read-only. None: they are taken."""
+
+
 cdef class Wakers:
     """What a log tells its shard."""
 
@@ -100,6 +105,7 @@ cdef class AppendLog(Target):
     def __init__(self, resources, identity, Wakers wakers, TailTotal total):
         settings = resources.settings
         self._clock, self._admission = resources.clock, resources.admission
+        self._system_clock = resources.clock if isinstance(resources.clock, SystemClock) else None
         self._wakers, self._total = wakers, total
         self._waiting, self._acks = AppendQueue(), AppendQueue()
         self.tail = Tail(total)
@@ -149,7 +155,7 @@ cdef class AppendLog(Target):
         if refusal is not None:
             return waiter.refuse(ticket, refusal)
         if self._visible == APPENDED:
-            self.acknowledge_later(self.stamp(held, data, size, count, self._clock()), waiter, ticket)
+            self.acknowledge_later(self.stamp(held, data, size, count, self.now_us()), waiter, ticket)
             self.release_acks()
         else:
             new = self._waiting.push()
@@ -159,6 +165,9 @@ cdef class AppendLog(Target):
             Py_INCREF(waiter)
             self.waiting_bytes += size
         return self._wakers.wake(self)
+
+    cdef uint64_t now_us(self) except? 0:
+        return self._clock() if self._system_clock is None else self._system_clock.now_us()
 
     cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL:
         cdef Entry* entry
@@ -196,7 +205,7 @@ cdef class AppendLog(Target):
         """Give offsets to what waits, until least_bytes of it have theirs, or all."""
         cdef uint64_t stop = self.backlog_bytes + least_bytes
         while self._waiting.length() and self.backlog_bytes < stop:
-            self.stamp_first(self._clock())
+            self.stamp_first(self.now_us())
 
     def take_back(self, entry):
         """Replay: a TailEntry that goes on where the log ends is in it, and in a journal that was read."""
@@ -302,7 +311,7 @@ cdef class AppendLog(Target):
                 self.journal_entry(self.tail._entries + place, staging, shard, sequence)
                 place += 1
         if self.journaled_end == self.next_offset and self._waiting.length():
-            now = self._clock()
+            now = self.now_us()
             while self._waiting.length() and staging.fits(self._waiting.first().size):
                 self.stamp_first(now)
                 self.journal_entry(self.tail._entries + self.tail._end - 1, staging, shard, sequence)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shardserver.errors import StorageError
 from shardserver.memory.arena import Arena
 from shardserver.memory.heap import heap_arena
+from shardserver.storage.append_log import Admission
 from shardserver.storage.disk import Disk
 from shardserver.storage.run import StagingPool
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
@@ -16,13 +16,6 @@ from shardserver.storage.synced_write import SyncFaults
 
 # Of logs that nobody gave an arena to. Committed when first touched.
 DEFAULT_ARENA_BYTES = 256 << 20
-
-
-@dataclass(slots=True)
-class Admission:
-    """Why appends are refused now: the disk is nearly full, or the shard is read-only. None: they are taken."""
-
-    refusal: StorageError | None = None
 
 
 def _nothing() -> None:

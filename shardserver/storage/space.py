@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from shardserver.errors import DiskFullError
+from shardserver.storage.append_log import Admission
 from shardserver.storage.disk import Disk
 from shardserver.storage.reserve import Reserve
-from shardserver.storage.resources import Admission
 
 log = logging.getLogger(__name__)
 

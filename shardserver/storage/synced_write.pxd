@@ -8,6 +8,7 @@ cdef class SyncFaults:
     cdef public object others
     cdef public object on_fault
     cdef public object on_slow
+    cdef public object times
     cdef public double slow_s
 
     cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF

@@ -2,6 +2,7 @@ from collections.abc import Callable, Sequence
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk, File, GroupWrite
+from shardserver.storage.sync_times import SyncTimes
 
 SLOW_S: float
 
@@ -10,6 +11,7 @@ class SyncFaults:
     others: Callable[[], int] | None
     on_fault: Callable[[int], None] | None
     on_slow: Callable[[str, float], None] | None
+    times: SyncTimes | None
     slow_s: float
     def __init__(
         self,

@@ -28,7 +28,7 @@ cdef double _now_s() noexcept:
 cdef class SyncFaults:
     """How many syncs have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
 
-    on_slow(path, seconds) is told of each that took slow_s or longer.
+    on_slow(path, seconds) is told of each that took slow_s or longer; times, a SyncTimes or None, of all.
     """
 
     def __init__(self, own=0, others=None, on_fault=None, on_slow=None, slow_s=SLOW_S):
@@ -61,6 +61,8 @@ cdef class SyncedWrite:
         cdef double seconds = _now_s() - self._began_s
         if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
             self._faults.on_slow(self._file.path, seconds)
+        if self._faults.times is not None:
+            self._faults.times.note(seconds)
         if error is not None:
             self._faults.note()
         elif self._faults.count() != self._before:

@@ -15,7 +15,6 @@ cdef class Staged:
     cdef readonly bint shows_written
 
     cdef int add(self, AppendLog log, uint64_t end) except -1
-    cpdef note_written(self)
     cpdef note_durable(self)
 
 

@@ -39,7 +39,7 @@ cdef class Staged:
         self.shows_written = self.shows_written or log._visible == WRITTEN
         return 0
 
-    cpdef note_written(self):
+    def note_written(self):
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:

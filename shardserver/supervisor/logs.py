@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from typing import Any
 
 
@@ -29,7 +30,28 @@ class EventFormatter(logging.Formatter):
         )
 
 
+class RecentLines(logging.Handler):
+    """The last lines of this process, for a snapshot: bounded in their number and each in its length."""
+
+    MAX_LINES, MAX_LINE_CHARACTERS = 1000, 4000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque(maxlen=self.MAX_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record)[: self.MAX_LINE_CHARACTERS])
+
+    def lines(self) -> list[str]:
+        return list(self._lines)
+
+
+recent = RecentLines()
+
+
 def configure(level: str, log_format: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EventFormatter(as_json=log_format == "json"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    """May be called again: what has been logged stays in `recent`."""
+    handlers = [logging.StreamHandler(sys.stderr), recent]
+    for handler in handlers:
+        handler.setFormatter(EventFormatter(as_json=log_format == "json"))
+    logging.basicConfig(level=level.upper(), handlers=handlers, force=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from shardserver.config import Config
+
 # From a shard
 
 
@@ -69,6 +71,13 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Answer what was read, sync, end."""
 
 
+class NewConfig(msgspec.Struct, frozen=True, tag=True):
+    """A reload: what is in force from now on. partition_limit: as in ShardArguments."""
+
+    config: Config
+    partition_limit: int
+
+
 class Query(msgspec.Struct, frozen=True, tag=True):
     """number: comes back in the answer."""
 
@@ -85,10 +94,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 FromShard = Recovering | Recovered | Ready | Answer
-ToShard = Own | Peer | PeerGone | Serve | Stop | Query
+ToShard = Own | Peer | PeerGone | Serve | Stop | NewConfig | Query
 
 # Stream, topic and group names of 255 bytes each, with each byte escaped as \u00xx.
 MAX_REQUEST_BYTES = 16 << 10
+# Asked of all shards.
+OF_ALL_SHARDS = frozenset({"stats", "top"})
 # Answered by shard 0, the writer of the metadata.
 OF_SHARD_0 = frozenset({"placement", "move-partition", "rebalance"})
 # Seconds that a shard has for its answer. A move drains, syncs and opens a partition; a rebalance makes many of them.

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,7 +22,17 @@ from shardserver.supervisor import stop_signals
 from shardserver.supervisor.descriptors import close_all
 from shardserver.supervisor.endpoint import Endpoint, make_endpoint
 from shardserver.supervisor.lines import LineSocket
-from shardserver.supervisor.messages import Answer, FromShard, Own, Recovered, Recovering, Serve, Stop, ToShard
+from shardserver.supervisor.messages import (
+    Answer,
+    FromShard,
+    NewConfig,
+    Own,
+    Recovered,
+    Recovering,
+    Serve,
+    Stop,
+    ToShard,
+)
 from shardserver.supervisor.queries import Reply, WaitingQueries
 from shardserver.supervisor.resources import arena_bytes
 from shardserver.supervisor.shard_exit import ReadOnlyRule
@@ -231,6 +241,11 @@ class ShardHandle:
 
     def end_late_queries(self) -> None:
         self._queries.end_late()
+
+    def reconfigure(self, message: NewConfig) -> None:
+        """Of its process now, and of those that are started later."""
+        self._plan = replace(self._plan, config=message.config, partition_limit=message.partition_limit)
+        self.send(message)
 
     def serve(self) -> None:
         self.send(Serve())

@@ -29,6 +29,7 @@ from shardserver.supervisor.messages import (
     MAX_REQUEST_BYTES,
     Answer,
     FromShard,
+    NewConfig,
     Own,
     Peer,
     PeerGone,
@@ -80,7 +81,7 @@ class ShardLink:
     """Messages to and from the supervisor; its end is ours too. Set the callbacks before `start`.
 
     on_own, on_peer: the descriptors become the callee's. on_serve: accept connections. on_query(command, arguments):
-    gives the answer, or an awaitable of it.
+    gives the answer, or an awaitable of it. on_config: a reload, at any time after on_own.
     """
 
     def __init__(self, connected: socket.socket, shard: int, core: int | None, config: ServerConfig) -> None:
@@ -93,6 +94,7 @@ class ShardLink:
         self.on_peer_gone: Callable[[int], None] = lambda number: None
         self.on_serve: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
+        self.on_config: Callable[[NewConfig], None] = lambda message: None
         self.on_query: Callable[[str, Content], Content | Awaitable[Content]] = self._recovering
 
     def _recovering(self, command: str, arguments: Content) -> Content:
@@ -128,6 +130,8 @@ class ShardLink:
             self.on_serve()
         elif isinstance(message, Stop):
             self.on_stop()
+        elif isinstance(message, NewConfig):
+            self.on_config(message)
         else:
             self._answer(message)
 

@@ -11,13 +11,16 @@ from functools import partial
 from typing import Any
 
 from shardserver.config import Config
+from shardserver.errors import ConfigError
 from shardserver.io_uring.choose import check_disk
+from shardserver.supervisor import logs
 from shardserver.supervisor.control import ControlServer, listen_control
 from shardserver.supervisor.cores import CoreChoice, choose_accepting
 from shardserver.supervisor.data_directory import DataDirectory
 from shardserver.supervisor.mesh import Mesh
-from shardserver.supervisor.messages import OF_SHARD_0, Request
+from shardserver.supervisor.messages import OF_ALL_SHARDS, OF_SHARD_0, Request
 from shardserver.supervisor.queries import Reply
+from shardserver.supervisor.reload import Reloader
 from shardserver.supervisor.server_state import is_degraded, recovery_of, shown_state, state_of
 from shardserver.supervisor.shard_exit import ShardExit
 from shardserver.supervisor.shard_handle import ShardHandle, ShardPlan
@@ -49,9 +52,11 @@ class Supervisor:
         signals: StopSignals,
         partition_limit: int,
         target: Callable[[ShardArguments], None] = run_shard_process,
+        reloader: Reloader | None = None,
     ) -> None:
-        """target: the entry of a shard's process."""
+        """target: the entry of a shard's process. reloader: None: there is no file to read again."""
         self._config, self._data, self._choice, self._signals = config, data, choice, signals
+        self._reloader = reloader
         check_disk(config.server.disk_engine, data.path)
         log_storage(data.path, data.run)
         accepting = sorted(choose_accepting(config.net.accept_shards, len(choice.cores)))
@@ -266,8 +271,11 @@ class Supervisor:
     # Signals
 
     def _on_signal(self) -> None:
-        for _ in range(self._signals.take()):
+        arrived = self._signals.take()
+        for _ in range(arrived.stops):
             self._stop()
+        if arrived.reload:
+            self._reload(lambda content: None)
         reap_orphans({shard.pid for shard in self._shards})
 
     def _stop(self) -> None:
@@ -294,8 +302,10 @@ class Supervisor:
     def _on_request(self, request: Request, reply: Reply) -> None:
         if request.command == "status":
             reply(self._status())
-        elif request.command == "stats":
-            self._gather(request, reply)
+        elif request.command == "reload":
+            self._reload(reply)
+        elif request.command in OF_ALL_SHARDS:
+            self._gather(request, partial(self._tell_figures, reply))
         elif request.command in OF_SHARD_0:
             self._shards[0].ask(request.command, request.arguments, reply)
         else:
@@ -318,15 +328,37 @@ class Supervisor:
             self._published_state = content
             self._data.write_state(content | {"supervisor_pid": os.getpid()})
 
-    def _gather(self, request: Request, reply: Reply) -> None:
-        """Ask all shards; reply when each has answered or is known not to."""
+    def _reload(self, reply: Reply) -> None:
+        """Answered when every shard that runs has applied it."""
+        try:
+            if self._reloader is None:
+                raise ConfigError("the server was started without --config: there is no file to read again")
+            if self._stop_deadline is not None:
+                raise ConfigError("the server stops")
+            reloaded = self._reloader.reload()
+        except ConfigError as error:
+            log.error("reload_refused", extra={"fields": {"error": str(error)}})
+            reply({"error": str(error)})
+            return
+        self._config = reloaded.message.config
+        logs.configure(self._config.log.level, self._config.log.format)
+        log.warning("reloaded", extra={"fields": reloaded.told()})
+        for shard in self._shards:
+            shard.reconfigure(reloaded.message)
+        # Their links keep the order: whoever answers has applied it. One that is down or starts has it from its plan.
+        self._gather(Request("reload"), lambda answers: reply(reloaded.told()))
+
+    def _tell_figures(self, reply: Reply, answers: list[dict[str, Any]]) -> None:
+        reply({"restarts": sum(shard.restarts for shard in self._shards), "shards": answers})
+
+    def _gather(self, request: Request, done: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Ask all shards; done gets their answers when each has answered or is known not to."""
         answers: dict[int, dict[str, Any]] = {}
 
         def on_answer(number: int, content: dict[str, Any]) -> None:
             answers[number] = content
             if len(answers) == len(self._shards):
-                restarts = sum(shard.restarts for shard in self._shards)
-                reply({"restarts": restarts, "shards": [answers[key] for key in sorted(answers)]})
+                done([answers[key] for key in sorted(answers)])
 
         for shard in self._shards:
             shard.ask(request.command, request.arguments, partial(on_answer, shard.number))

@@ -11,9 +11,9 @@ from typing import Any
 
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
-from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.owned_partitions import owned_identities
+from shardserver.core.planning import Plan
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard

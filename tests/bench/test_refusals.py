@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from shardserver.bench.case_run import Pace, run_case
 from shardserver.bench.own_server import ServerSetup
 from shardserver.bench.peers import Peer
 from shardserver.bench.plan import LoadSpec, Shape
-from shardserver.bench.refusals import NO_SESSION, PROBES, Refusals, probe_refusals
+from shardserver.bench.refusals import NO_SESSION, PROBES, probe_refusals
 from shardserver.bench.rows import Case, Figure, Row
 from shardserver.bench.session import Session
 from shardserver.bench.verdict import WRONG, judge
@@ -28,7 +27,7 @@ from shardserver.protocol.permissions import Permissions
 from tests.server_process import PASSWORD, ServerProcess
 
 # Named, not imported: in this process it would change what other tests see.
-SERVER_WITH_USERS, STALE_ROUTES = "tests.bench.server_with_users", "STALE_ROUTES"
+STALE_ROUTES = "tests.bench.server_with_stale_routes"
 SHAPE = Shape.fixed(3, 10)
 
 
@@ -78,8 +77,6 @@ class StandInClient:
             self._server.streams[stream] = 0
 
     def create_user(self, username: str, password: str, permissions: Permissions | None) -> None:
-        if "users" in self._server.skips:
-            raise RequestRefusedError(Code.FEATURE_UNAVAILABLE, "no users")
         self._server.users[username] = permissions
 
     def delete_user(self, user: str) -> None:
@@ -126,7 +123,7 @@ class StandInClient:
         return PollReply(partition, 0, min(count, left), memoryview(b""))
 
 
-def probed(*skips: str | int) -> Refusals:
+def probed(*skips: str | int) -> list[str]:
     server = StandInServer(*skips)
     found = probe_refusals(server.connect, SHAPE, {"durability": "memory"})
     assert not server.streams and not server.users
@@ -134,7 +131,7 @@ def probed(*skips: str | int) -> Refusals:
 
 
 def test_a_server_that_makes_all_checks_has_no_fault() -> None:
-    assert probed() == Refusals([], [])
+    assert probed() == []
 
 
 @pytest.mark.parametrize(
@@ -153,19 +150,19 @@ def test_a_server_that_makes_all_checks_has_no_fault() -> None:
     ],
 )
 def test_a_check_that_is_left_out_is_a_fault(skipped: str | int, probe: str, words: str) -> None:
-    faults = [one for one in probed(skipped).faults if one.startswith(f"{probe}: ")]
+    faults = [one for one in probed(skipped) if one.startswith(f"{probe}: ")]
     assert len(faults) == 1 and words in faults[0]
 
 
 def test_a_wrong_code_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     verified = StandInClient._verified
     monkeypatch.setattr(StandInClient, "_verified", lambda *given: Code.INVALID_FORMAT if verified(*given) else 0)
-    assert probed().faults == ["checksums: a bad checksum of message 0 was answered 4, due: 4027"]
+    assert probed() == ["checksums: a bad checksum of message 0 was answered 4, due: 4027"]
 
 
 def test_a_good_batch_that_is_refused_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandInClient, "_refusal", lambda self, stream, batch, count: Code.ERROR)
-    assert len(probed().faults) == len(PROBES)
+    assert len(probed()) == len(PROBES)
 
 
 def test_a_connection_that_breaks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,32 +170,27 @@ def test_a_connection_that_breaks_is_a_fault(monkeypatch: pytest.MonkeyPatch) ->
         raise ConnectionResetError("reset")
 
     monkeypatch.setattr(StandInClient, "send", broken)
-    assert probed().faults == [f"{name}: reset" for name in PROBES]
-
-
-def test_a_server_without_users_is_told_and_no_fault() -> None:
-    assert probed("users") == Refusals([], ["permission: the server has no users yet (code 5)"])
+    assert probed() == [f"{name}: reset" for name in PROBES]
 
 
 def test_a_row_of_a_server_that_skips_a_check_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real server under the row's load; the probes see a stand-in that lies."""
     monkeypatch.setattr(case_run, "REFUSALS_LOAD_S", 0.1)
-    liar = StandInServer(Code.INVALID_MESSAGE_CHECKSUM, "users")
+    liar = StandInServer(Code.INVALID_MESSAGE_CHECKSUM)
     monkeypatch.setattr(case_run, "probe_refusals", lambda connect, *given: probe_refusals(liar.connect, *given))
     case = Case(ServerSetup("memory"), LoadSpec(SHAPE, senders=2, partitions=2), echo=False)
     result = run_case(case, tmp_path, Pace(1, 0.2))
     assert result.faults == ["checksums: a bad checksum of message 0 was acknowledged, due: 4027"]
-    assert "messages read back after kill -9; permission: " in result.verified
+    assert "messages read back after kill -9" in result.verified
     row = Row("sends", case, Figure.RATE, least=0.1, against=case)
     assert judge(row, result, result).state == WRONG
 
 
-# Our own server, with users as a hook gives them: what is withdrawn travels through the replica.
+# Our own server: what is withdrawn travels through the replica.
 
 
-def probed_with_users(directory: Path, *flags: str, stale_routes: bool = False) -> Refusals:
-    server = ServerProcess(directory / "data", *flags, module=SERVER_WITH_USERS)
-    os.environ[STALE_ROUTES] = str(int(stale_routes))
+def probed_server(directory: Path, *flags: str, module: str = "shardserver") -> list[str]:
+    server = ServerProcess(directory / "data", *flags, module=module)
     try:
         server.start()
         host, port = str(server.wait_ready()["tcp"]).rsplit(":", 1)
@@ -207,15 +199,14 @@ def probed_with_users(directory: Path, *flags: str, stale_routes: bool = False) 
         assert server.stop() == 0
         return found
     finally:
-        del os.environ[STALE_ROUTES]
         server.kill()
 
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_our_server_refuses_all_that_it_must(tmp_path: Path, cores: int) -> None:
-    assert probed_with_users(tmp_path, "--cores", str(cores)) == Refusals([], [])
+    assert probed_server(tmp_path, "--cores", str(cores)) == []
 
 
 def test_our_server_with_routes_that_nothing_makes_new_is_found_out(tmp_path: Path) -> None:
-    found = probed_with_users(tmp_path, "--cores", "1", stale_routes=True)
-    assert {"permission", "purge", "delete"} <= {one.split(":")[0] for one in found.faults}
+    found = probed_server(tmp_path, "--cores", "1", module=STALE_ROUTES)
+    assert {"permission", "purge", "delete"} <= {one.split(":")[0] for one in found}

@@ -11,8 +11,8 @@ import pytest
 
 from shardserver.cli.placement import placement_text
 from shardserver.core import metadata_events as ev
-from shardserver.core.metadata_commands import Plan
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.planning import Plan
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.supervisor.cores import Machine

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from shardserver.core import metadata as md
+from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import OffsetCall, Operation, SendCall
 from shardserver.core.changes import ChangeRequest
 from shardserver.core.load import LoadMeter
@@ -97,7 +98,9 @@ class ShardProcess:
         self.side = WriterSide(
             self.disk, "data/metadata", self.faults, self.reserve, self.world.placement, clock_us, 1000
         )
-        return WriterRole(self.side.writer, self.peers, root_user, self.end, read_only=self.read_only)
+        return WriterRole(
+            self.side.writer, self.peers, root_user, self.end, PasswordVerifier(), read_only=self.read_only
+        )
 
     def _connect(self) -> None:
         self.role.on_applied = self.owned.reconcile

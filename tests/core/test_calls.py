@@ -77,5 +77,6 @@ def test_the_operations_have_the_numbers_of_the_page() -> None:
         "ABANDON": 26,
         "LOADS": 27,
         "DATA_REMOVED": 28,
+        "LOGS": 40,
     }
     assert Operation.INFO == 16

@@ -8,12 +8,13 @@ import pytest
 from shardserver.core import dispatch
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
+from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.changes import WriterChanges
 from shardserver.core.dispatch import CHANGES, READS, Dispatcher
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
-from shardserver.core.metadata_commands import PLANNERS
 from shardserver.core.metadata_writer import MetadataWriter
+from shardserver.core.planners import PLANNERS
 from shardserver.core.replication import Replication
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.core.shards import Shards
@@ -60,7 +61,7 @@ class World:
             sessions.bind(self.connection, user, CLIENT)
         self.local = LocalOwner(LoadMeter(lambda: 0.0))
         shards = Shards(0, 1, self.local, None, sessions)
-        changes = WriterChanges(writer, Replication(writer, None, read_only=False))
+        changes = WriterChanges(writer, Replication(writer, None, read_only=False), PasswordVerifier())
         context = SimpleNamespace(metadata=writer.metadata, changes=changes, sessions=sessions, shards=shards)
         self.context = context
         self.dispatcher = Dispatcher(context)  # type: ignore[arg-type]
@@ -93,8 +94,8 @@ def test_every_command_is_served_or_known_not_to_be() -> None:
     served = set(READS) | set(PLANNERS) | set(CHANGES) | open_to_all | {Command.SEND_MESSAGES}
     assert not (set(READS) & set(PLANNERS) or set(READS) & set(CHANGES))
     names = {command.name for command in set(TABLE) - served}
-    users = {name for name in names if "USER" in name or "TOKEN" in name or "GROUP" in name}
-    assert names - users == {"GET_SNAPSHOT", "FLUSH", "UPDATE_PERMISSIONS", "CHANGE_PASSWORD"}
+    groups = {name for name in names if "GROUP" in name}
+    assert names - groups == {"FLUSH"}
 
 
 def test_each_row_is_found_by_what_a_header_says() -> None:
@@ -195,3 +196,23 @@ def test_a_send_without_room_in_memory_is_answered_with_try_again_and_fences_not
     body = SendRequest(0, 0, 2, bytes(4), 1, bytes(make_batch([b"hello"]))).encode()
     assert world.status(OP_SEND, 0, body) == Code.TRANSIENT_NOT_ACCEPTED
     assert not world.closes
+
+
+@pytest.mark.parametrize(
+    "name", ["orders", "../orders", "/etc/passwd", "orders\0", "ORDERS", "orders/events", "x" * 255]
+)
+def test_a_user_without_permissions_reaches_no_data_by_any_name(name: str) -> None:
+    world = World(user=1)
+    raw = name.encode()
+    stream, topic = bytes([2, len(raw)]) + raw, b"\x02\x06events"
+    for command, body in (
+        (Command.GET_STREAM, stream),
+        (Command.GET_TOPICS, stream),
+        (Command.GET_TOPIC, stream + topic),
+    ):
+        answer = world.ask(OP_READ, command, body)
+        status = world.status(OP_READ, command, body)
+        assert status == Code.UNAUTHORIZED if name == "orders" else b"events" not in answer
+    refusals = split_result(memoryview(world.ask(130, body=stream))[256:])[0]
+    assert refusals == [(0, Code.UNAUTHORIZED if name == "orders" else Code.STREAM_NOT_FOUND)]
+    assert world.store.records == []

@@ -71,6 +71,18 @@ def test_partitions_are_apart_and_a_forgotten_one_begins_anew() -> None:
     assert meter.per_second(1) == (1 / 60, 1.0)
 
 
+def test_the_busiest_are_those_that_are_asked_now_with_all_that_they_were_ever_asked() -> None:
+    clock = Clock()
+    meter = LoadMeter(clock)
+    meter.add(1, 1000, 10)
+    clock.now += 20 * DECAY_S
+    meter.add(2, 5, 50)
+    meter.count(3, 100 * load_module.BYTES_WEIGHT)
+    meter.count_bytes(3, 7)
+    assert meter.busiest(2) == [(3, 1, 100 * load_module.BYTES_WEIGHT + 7), (2, 5, 50)]
+    assert meter.busiest(9)[2] == (1, 1000, 10)
+
+
 def test_the_share_of_a_busy_process_rises_to_one_and_fades(monkeypatch: pytest.MonkeyPatch) -> None:
     used, clock = Clock(), Clock()
     monkeypatch.setattr(load_module.time, "process_time", used)

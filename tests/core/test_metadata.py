@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import PLANNERS, PlanContext
 from shardserver.core.metadata_events import PartitionMove
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.placement import Placement
+from shardserver.core.planners import PLANNERS
+from shardserver.core.planning import PlanContext
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol.addresses import StreamAddress, TopicAddress
 from shardserver.protocol.streams import CreateStreamRequest, UpdateStreamRequest

@@ -47,7 +47,15 @@ def read_snapshot(values: dict[str, Any]) -> Snapshot:
         [bytes.fromhex(client), request, bytes.fromhex(checksum), bytes.fromhex(reply)]
         for client, request, checksum, reply in values["replies"]
     ]
-    return msgspec.convert(values | {"replies": rows}, Snapshot, strict=False)  # JSON's keys are text
+    metadata = values["metadata"] | {
+        "users": {id: with_bytes(user) for id, user in values["metadata"]["users"].items()}
+    }
+    return msgspec.convert({"metadata": metadata, "replies": rows}, Snapshot, strict=False)  # JSON's keys are text
+
+
+def with_bytes(user: dict[str, Any]) -> dict[str, Any]:
+    tokens = {name: one | {"hash": bytes.fromhex(one["hash"])} for name, one in user["tokens"].items()}
+    return user | {"spared": bytes.fromhex(user["spared"]), "tokens": tokens}
 
 
 def test_the_records_bytes_decode_to_its_values_and_its_values_encode_to_its_bytes() -> None:

@@ -11,11 +11,12 @@ import pytest
 from shardserver.core import metadata_events as ev
 from shardserver.core import metadata_writer
 from shardserver.core.metadata import Metadata
-from shardserver.core.metadata_commands import Plan, PlanContext, create_stream, create_topic
+from shardserver.core.metadata_commands import create_stream, create_topic
 from shardserver.core.metadata_events import Change
 from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.placement import Placement
+from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.replies import CLIENTS_KEPT, REPLIES_KEPT, KeptReply, RepliesKept
 from shardserver.errors import Code, DiskFullError, RejectedError, StorageError
 from shardserver.protocol.streams import CreateStreamRequest

@@ -95,6 +95,29 @@ def test_a_report_that_fails_is_made_again_by_itself_at_a_bounded_rate(number: i
     simulate(play())
 
 
+def test_a_stop_leaves_dead_files_to_the_next_start() -> None:
+    async def play() -> None:
+        world = await made_world(1)
+        owned = world[1].owned
+
+        async def never(uids: list[int]) -> None:
+            await asyncio.Event().wait()
+
+        owned._report_removed = never
+        await world.delete_topic("t0")
+        await asyncio.sleep(3)
+        assert owned._removing is not None
+        owned.stop()
+        await until(lambda: owned._removing is None)
+        assert set(world[0].metadata.dying.values()) == {1}
+        await world.restart(1)
+        await world.wait_settled()
+        assert partition_files(world) == []
+        await world.stop()
+
+    simulate(play())
+
+
 def test_files_of_a_topic_deleted_while_its_owner_was_dead_are_removed_at_its_next_start() -> None:
     async def play() -> None:
         world = await made_world(1)

@@ -1,7 +1,8 @@
-"""make fuzz: every reader of foreign bytes under a coverage-guided fuzzer, then a running server, then plants.
+"""make fuzz: plants that every reader's fuzzing must find, then the readers themselves, then a running server.
 
-SECONDS is shared by the targets; a plant has the time of its target once more, 10 s at least, and ends when found. A
-crash leaves its input in build/fuzz/…/crash-…; `python -m tests.fuzz.run_target NAME that-file` runs it again.
+Two processes run at a time. A plant ends when it is found; what the plants leave of SECONDS, half at least, is shared
+by the targets and the server. A crash leaves its input in build/fuzz/…/crash-…;
+`python -m tests.fuzz.run_target NAME that-file` runs it again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.fuzz.fuzz_run import covered_lines, fuzz_target
@@ -25,8 +26,11 @@ from tests.fuzz.trees import BUILD, make_tree
 
 # Of the time, what a running server gets.
 SERVER_SHARE = 0.15
-# A plant's time in a short run: most are found in a second, a few take a hundred thousand executions.
-PLANT_LEAST_S = 10.0
+# A plant's limit; nearly all are found in a few seconds, most of which are the imports.
+PLANT_S = 20.0
+# Of the time, what the targets and the server have however long the plants took.
+TARGETS_LEAST = 0.5
+AT_A_TIME = 2
 
 
 def install_fuzzer() -> bool:
@@ -60,14 +64,14 @@ def run_target(target: Target, seconds: float, work: Path) -> bool:
     return not crashes
 
 
-def run_plants(target: Target, seconds: float, work: Path) -> bool:
+def run_plants(target: Target, work: Path) -> bool:
     """True: both were found."""
     good = True
     for kind, plants in KINDS.items():
         plant, name = plants[target.name], f"{target.name}-{kind.replace(' ', '-')}"
         tree = make_tree(name, (), plant)
         start = time.monotonic()
-        run = fuzz_target(target, tree, work / name, max(seconds, PLANT_LEAST_S), with_asan=plant.is_compiled)
+        run = fuzz_target(target, tree, work / name, PLANT_S, with_asan=plant.is_compiled)
         found = run.found and re.search(plant.shows, run.printed) is not None
         took = f"found after {run.executions} executions" if found else "NOT FOUND"
         print(
@@ -89,15 +93,15 @@ def main() -> int:
         print("fuzz needs atheris, which has no wheel for this Python")
         return 0 if arguments.if_possible else 2
     chosen = [one for name, one in TARGETS.items() if arguments.only in (None, name)]
-    share = arguments.seconds * (1 - SERVER_SHARE) / max(1, len(chosen))
-    steps: list[Callable[[Target, float, Path], bool]] = [run_target, *([] if arguments.no_plants else [run_plants])]
-    good = True
-    with tempfile.TemporaryDirectory() as directory:
-        for step in steps:
-            for target in chosen:
-                good &= step(target, share, Path(directory))
-            if step is run_target and arguments.only in (None, "server"):
-                good &= fuzz_server(arguments.seconds * SERVER_SHARE)
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(AT_A_TIME) as pool:
+        work, start = Path(directory), time.monotonic()
+        found = [] if arguments.no_plants else list(pool.map(lambda one: run_plants(one, work), chosen))
+        left_s = max(arguments.seconds - (time.monotonic() - start), arguments.seconds * TARGETS_LEAST)
+        share_s = AT_A_TIME * left_s * (1 - SERVER_SHARE) / max(1, len(chosen))
+        found += pool.map(lambda one: run_target(one, share_s, work), chosen)
+    if arguments.only in (None, "server"):
+        found.append(fuzz_server(left_s * SERVER_SHARE))
+    good = all(found)
     shutil.rmtree(BUILD, ignore_errors=True) if good else None
     return 0 if good else 1
 

@@ -38,13 +38,12 @@ ASAN = "AddressSanitizer: heap-buffer-overflow"
 PRIMITIVES, TLV = "shardserver/protocol/primitives.py", "shardserver/protocol/tlv.py"
 BATCH_VALUES, BATCH = "shardserver/protocol/batch_values.py", "shardserver/protocol/batch.pyx"
 JOURNAL, RING = "shardserver/storage/journal_format.py", "shardserver/storage/journal_reader.py"
-METADATA = "shardserver/core/metadata.py"
+EVENTS, MSGPACK = "shardserver/core/metadata_events.py", "shardserver/core/msgpack.py"
 SHORT = "    if len(raw) < _HEADER.size:\n"
 NEVER_SHORT = "    if len(raw) < 0:\n"
-DECODE = "    return _decoder.decode(raw)"
 
 PAST_THE_END = {
-    "frames": Plant("shardserver/net/wire.pyx", "or length < HEADER:", "or length < 100:", ASAN),
+    "frames": Plant("shardserver/net/frame_reader.pyx", "or length < HEADER:", "or length < 100:", ASAN),
     "requests": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 3:", "rror"),
     "replies": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 1:", "rror"),
     "options": Plant(PRIMITIVES, "if end > len(self._view):", "if end > len(self._view) + 8:", "rror"),
@@ -57,7 +56,7 @@ PAST_THE_END = {
     "metadata-log": Plant(
         "shardserver/storage/metadata_log.py", " or _HEADER.size + length > len(raw):", ":", "AssertionError"
     ),
-    "metadata-payloads": Plant(METADATA, DECODE, "    raw[40 + raw[0]]\n" + DECODE, "IndexError"),
+    "metadata-payloads": Plant(EVENTS, "zip(uids, shards, strict=True)", "zip(uids, shards)", "AssertionError"),
 }
 
 FOREIGN = {
@@ -89,11 +88,6 @@ FOREIGN = {
         'raise KeyError(f"revision {',
         "KeyError",
     ),
-    "metadata-payloads": Plant(
-        METADATA,
-        DECODE,
-        "    if len(raw) > 30 and raw[9] == 0x42 and raw[11] > 200:\n        raise KeyError(raw)\n" + DECODE,
-        "KeyError",
-    ),
+    "metadata-payloads": Plant(MSGPACK, "(UnicodeDecodeError, RecursionError)", "RecursionError", "UnicodeDecodeError"),
 }
 KINDS = {"read past the end": PAST_THE_END, "foreign exception": FOREIGN}

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import random
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.mutator import FieldMutator
+from tests.fuzz.targets import TARGETS, Run, Target
+from tests.fuzz.tree_mutator import TreeMutator
 
 
 def fuzz(target: Target, options: list[str]) -> None:
@@ -22,8 +27,28 @@ def fuzz(target: Target, options: list[str]) -> None:
 
     with atheris.instrument_imports(include=["shardserver"], enable_loader_override=False):
         run = target.load()
-    atheris.Setup([target.name, *options], run)
+
+    # Looked up at each call: Fuzz() puts another function in this place.
+    def mutate(data: bytes, limit: int) -> bytes:
+        made: bytes = atheris.Mutate(data, limit)
+        return made
+
+    fields = FieldMutator(target.fields, target.nested, mutate, seals=target.seals, seeds=target.seeds())
+    mutator = TreeMutator(mutate) if target.is_msgpack else fields
+    if "asan_with_fuzzer" in os.environ.get("LD_PRELOAD", ""):
+        run = with_changes(run, fields)
+    atheris.Setup([target.name, *options], run, custom_mutator=mutator)
     atheris.Fuzz()
+
+
+def with_changes(run: Run, mutator: FieldMutator) -> Run:
+    """Each input, then one made of it, always the same: the preloaded libFuzzer does not call our mutator."""
+
+    def both(data: bytes) -> None:
+        run(data)
+        run(mutator.changed(random.Random(zlib.crc32(data)), data))
+
+    return both
 
 
 def lines_of(code: CodeType) -> set[int]:

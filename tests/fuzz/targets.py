@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz import layouts
+from tests.fuzz.mutator import Field
+
 VECTORS = Path(__file__).parent.parent / "vectors"
 Run = Callable[[bytes], None]
 
@@ -20,6 +23,9 @@ class Target:
     """run: `module:function` of tests.fuzz. covers: modules of shardserver whose lines are counted.
 
     compiled: the extensions on its way, which run with AddressSanitizer. max_bytes: the longest input.
+    fields: lengths, counts and offsets in an input; nested: lengths of which each holds the next (mutator.py).
+    seals: SEALED in byte 0 makes checksums good.
+    words: what the fuzzer may put in as a whole. is_msgpack: values are changed in the tree (tree_mutator.py).
     """
 
     name: str
@@ -28,6 +34,11 @@ class Target:
     seeds: Callable[[], list[bytes]]
     compiled: tuple[str, ...] = ()
     max_bytes: int = 4096
+    fields: tuple[Field, ...] = ()
+    nested: tuple[Field, ...] = ()
+    seals: bool = False
+    words: Callable[[], list[bytes]] = list
+    is_msgpack: bool = False
 
     def load(self) -> Run:
         module, function = self.run.split(":")
@@ -132,7 +143,21 @@ def _payloads() -> list[bytes]:
     return [metadata_vector("record"), metadata_vector("snapshot"), *changes]
 
 
-BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/wire.pyx"
+def _payload_words() -> list[bytes]:
+    """Names of fields and of kinds of events, and small arrays: in msgpack a changed letter makes another field."""
+    import msgspec
+
+    from shardserver.core import metadata_events as ev
+    from shardserver.core.metadata import Partition, Topic
+
+    events = ev.Event.__args__
+    structs = (*events, ev.Change, ev.PartitionMove, Partition, Topic)
+    names = {name for one in structs for name in one.__struct_fields__}
+    names |= {str(one.__struct_config__.tag) for one in events}
+    return [msgspec.msgpack.encode(one) for one in (*sorted(names), [], [0], [1, 2], 1 << 40, -1)]
+
+
+BATCH, WIRE = "shardserver/protocol/batch.pyx", "shardserver/net/frame_reader.pyx"
 
 _BODY_MODULES = (
     "primitives", "clients", "groups", "login", "messages", "offsets", "options", "permissions", "streams", "system",
@@ -143,7 +168,15 @@ BODIES = tuple(f"protocol.{name}" for name in _BODY_MODULES)
 TARGETS = {
     target.name: target
     for target in (
-        Target("frames", "wire_target:fuzz_frames", ("protocol.frame", "net.machine"), _frames, (WIRE, BATCH), 8192),
+        Target(
+            "frames",
+            "wire_target:fuzz_frames",
+            ("protocol.frame", "net.machine"),
+            _frames,
+            (WIRE, BATCH),
+            8192,
+            layouts.FRAMES,
+        ),
         Target(
             "requests",
             "protocol_targets:fuzz_requests",
@@ -165,6 +198,9 @@ TARGETS = {
             ("protocol.batch_python", "protocol.batch_values"),
             _batches,
             compiled=(BATCH,),
+            fields=layouts.BATCH,
+            nested=layouts.BATCH_NESTED,
+            seals=True,
         ),
         Target(
             "journal",
@@ -172,6 +208,9 @@ TARGETS = {
             ("storage.journal_format",),
             _files("journal-file-header", "journal-write", "journal-adoption"),
             max_bytes=8193,
+            fields=layouts.JOURNAL,
+            nested=layouts.JOURNAL_NESTED,
+            seals=True,
         ),
         Target(
             "journal-ring",
@@ -186,21 +225,42 @@ TARGETS = {
             _segments,
             compiled=(BATCH,),
             max_bytes=12_289,
+            fields=layouts.SEGMENT,
+            nested=layouts.SEGMENT_NESTED,
+            seals=True,
         ),
-        Target("index", "storage_targets:fuzz_index", ("storage.index",), _unpadded("index", 88)),
-        Target("offsets", "storage_targets:fuzz_offsets", ("storage.offsets",), _unpadded("offsets", 104)),
+        Target(
+            "index",
+            "storage_targets:fuzz_index",
+            ("storage.index",),
+            _unpadded("index", 88),
+            fields=layouts.INDEX,
+            seals=True,
+        ),
+        Target(
+            "offsets",
+            "storage_targets:fuzz_offsets",
+            ("storage.offsets",),
+            _unpadded("offsets", 104),
+            fields=layouts.OFFSETS,
+            seals=True,
+        ),
         Target(
             "metadata-log",
             "storage_targets:fuzz_metadata_log",
             ("storage.metadata_log",),
             _unpadded("metadata-log", 59),
             max_bytes=8193,
+            fields=layouts.METADATA_LOG,
+            seals=True,
         ),
         Target(
             "metadata-payloads",
             "storage_targets:fuzz_metadata_payloads",
-            ("core.metadata", "core.metadata_snapshot"),
+            ("core.metadata", "core.metadata_events", "core.metadata_snapshot"),
             _payloads,
+            words=_payload_words,
+            is_msgpack=True,
         ),
     )
 }

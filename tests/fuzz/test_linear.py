@@ -20,7 +20,8 @@ import pytest
 
 import shardserver
 from shardserver.errors import ShardServerError
-from shardserver.net.wire import Wire, WireContext
+from shardserver.net.frame_reader import WireContext
+from shardserver.net.wire import Wire
 from shardserver.protocol import batch
 from shardserver.protocol.batch_values import decode_batches
 from shardserver.protocol.frame import FrameDecoder, encode_request

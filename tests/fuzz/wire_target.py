@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shardserver.memory.heap import heap_arena
+from shardserver.net.frame_reader import WireContext
+from shardserver.net.known_routes import Route
 from shardserver.net.machine import ConnectionMachine
-from shardserver.net.wire import Route, Wire, WireContext
+from shardserver.net.wire import Wire
 from shardserver.protocol.frame import Frame
 from shardserver.protocol.sends import CallbackTarget
 

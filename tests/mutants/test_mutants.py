@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.mutants.mutant_run import Outcome, judge, run_all, run_mutant
+from tests.mutants.mutant_run import Outcome, judge, run_all, run_mutant, run_tests
 from tests.mutants.rules import MUTANTS, Mutant
 from tests.mutants.tree import ROOT, StaleMutantError, make_tree, mutated_source
 
@@ -45,5 +45,13 @@ def test_a_place_that_is_not_there_or_there_twice_is_told():
 
 def test_tests_that_could_not_run_have_missed_nothing():
     assert judge(2, "ERROR tests/a.py - ImportError").trouble
+    assert judge(1, "ERROR tests/a.py::test_b - a fixture that does not compile").trouble
     assert judge(5, "no tests ran").trouble
     assert judge(1, "FAILED tests/a.py::test_b[1] - assert 0").found == "tests/a.py::test_b[1]"
+
+
+def test_tests_that_do_not_end_have_missed_nothing(tmp_path):
+    make_tree(tmp_path)
+    (tmp_path / "tests/hangs.py").write_text("import threading\n\n\ndef test_hangs():\n    threading.Event().wait()\n")
+    outcome = run_tests(tmp_path, ("tests/hangs.py",), limit_s=2)
+    assert (outcome.found, outcome.trouble) == ("", "no end within 2 s")

@@ -15,8 +15,8 @@ from types import FrameType
 import pytest
 
 from shardserver.memory.heap import heap_arena
+from shardserver.net.known_routes import Route
 from shardserver.net.plane import Plane, PlaneConnection
-from shardserver.net.wire import Route
 from shardserver.protocol.frame import Frame, encode_request
 from shardserver.protocol.messages import SendReply, SendRequest
 from shardserver.storage.recovery import RecoveryInput, recover_shard

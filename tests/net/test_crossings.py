@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from shardserver.memory.heap import heap_arena
-from shardserver.net.wire import Route, Wire, WireContext
+from shardserver.net.frame_reader import WireContext
+from shardserver.net.known_routes import Route
+from shardserver.net.wire import Wire
 from shardserver.protocol.frame import Frame, encode_reply_header, encode_request
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.sends import CallbackTarget

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import uvloop
 
-from shardserver.core.metadata import Metadata
+from shardserver.core.metadata import Metadata, User
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.heap import heap_arena
@@ -32,7 +32,7 @@ from shardserver.protocol.frame import HEADER_BYTES, Frame, encode_reply_header,
 
 CLIENT = b"\x01" + bytes(15)
 LIMITS = NetLimits(1 << 20, 1 << 20, 1 << 24, 100, 30.0, handover_requests=3)
-STATE = SessionState(7, "127.0.0.1:5", "127.0.0.1", 99, 3, CLIENT, b"")
+STATE = SessionState(7, "127.0.0.1:5", "127.0.0.1", 99, 3, CLIENT, 1, b"")
 LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
 
 Work = Callable[[], Awaitable[None]]
@@ -129,7 +129,9 @@ def replace_unread(state: SessionState, unread: bytes) -> SessionState:
 
 
 def test_the_largest_message_fits_and_is_read_whole() -> None:
-    state = SessionState(2**32 - 1, "x" * 60, "y" * 60, 2**64 - 1, 2**32 - 1, b"c" * 16, b"u" * MAX_UNREAD_BYTES)
+    state = SessionState(
+        2**32 - 1, "x" * 60, "y" * 60, 2**64 - 1, 2**32 - 1, b"c" * 16, 2**64 - 1, b"u" * MAX_UNREAD_BYTES
+    )
     assert len(msgspec.msgpack.encode(Handed(63, MAX_HOPS, state))) <= MAX_DATAGRAM_BYTES
 
 
@@ -310,7 +312,8 @@ class EchoDispatcher:
 
     def __init__(self, number: int) -> None:
         self.number, self.owner = number, number
-        self.context = SimpleNamespace(metadata=Metadata())  # has no topic, so no route is found
+        user = User(3, "alice", 0, "")
+        self.context = SimpleNamespace(metadata=Metadata(users={3: user}))  # has no topic, so no route is found
         self.held: list[Callable[[], None]] | None = None  # replies that wait, when they are to wait
         self.served = 0
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from shardserver.errors import BackpressureError, Code
 from shardserver.memory.heap import heap_arena
+from shardserver.net.known_routes import Route
 from shardserver.net.plane import Plane, PlaneConnection
-from shardserver.net.wire import Route
 from shardserver.protocol.frame import HEADER_BYTES, Frame, ReplyHeader, encode_reply_header, encode_request
 from shardserver.protocol.messages import SendReply, SendRequest
 from shardserver.protocol.sends import CallbackTarget

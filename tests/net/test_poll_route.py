@@ -16,8 +16,10 @@ from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import Buffers, LocalOwner
 from shardserver.errors import NotOwnerError, StorageError
 from shardserver.memory.heap import heap_arena
+from shardserver.net.frame_reader import WireContext
+from shardserver.net.known_routes import Route
 from shardserver.net.poll_route import PollRoute
-from shardserver.net.wire import Route, Wire, WireContext
+from shardserver.net.wire import Wire
 from shardserver.protocol.addresses import CONSUMER_SINGLE, PartitionAddress
 from shardserver.protocol.frame import Frame, RequestHeader, encode_reply_header, encode_request
 from shardserver.protocol.messages import BY_OFFSET, FIRST, LAST, NEXT, PollRequest

@@ -106,6 +106,10 @@ def test_a_batch_with_a_damaged_payload_can_be_stepped_over(batches: ModuleType)
     assert batches.damaged_batch_extent(damaged) == 0
 
 
+def test_a_batch_without_messages_is_nothing_to_step_over(batches: ModuleType) -> None:
+    assert batches.damaged_batch_extent(resealed(make_batch([]))) == 0
+
+
 def test_a_slice_is_a_good_batch_of_the_wanted_messages(batches: ModuleType) -> None:
     batch = make_batch(PAYLOADS)
     batches.stamp_batch(batch, 1, 100, 5)

@@ -13,7 +13,8 @@ import xxhash
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.handlers import consumer_number
-from shardserver.core.metadata_commands import PlanContext, create_stream, create_topic
+from shardserver.core.metadata_commands import create_stream, create_topic
+from shardserver.core.planning import PlanContext
 from shardserver.protocol import frame as wire
 from shardserver.protocol.batch import check_stored_batch, slice_batch, stamp_batch, verify_batch
 from shardserver.protocol.batch_values import Batch, decode_batches

@@ -38,6 +38,17 @@ def read_all(outcome: Outcome) -> bytes:
 # Asking and answering
 
 
+def test_the_most_used_slots_of_a_ring_are_told_once() -> None:
+    one, other = make_pair()
+    settle(one, other)
+    one.peer.take_peak_slots()
+    for count in (3, 1):
+        for _ in range(count):
+            one.ask([])
+        turn(one, other)
+    assert (one.peer.take_peak_slots(), one.peer.take_peak_slots()) == (3, 0)
+
+
 def test_a_small_answer_travels_in_the_slot_and_takes_no_memory() -> None:
     one, other = make_pair()
     got: list[Outcome] = []
@@ -129,6 +140,8 @@ class DroppingProducer:
 
     def __init__(self, producer: object, kept: list[Outcome]) -> None:
         self._producer, self._kept = producer, kept
+        self.slots = producer.slots  # type: ignore[attr-defined]
+        self.free_slots = producer.free_slots  # type: ignore[attr-defined]
 
     def try_push(self, kind: int, *rest: object) -> bool:
         if kind == Kind.RETURN:

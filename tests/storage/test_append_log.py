@@ -16,7 +16,7 @@ from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import append_log as compiled
 from shardserver.storage import append_log_python as plain
 from shardserver.storage import tail_python
-from shardserver.storage.resources import Admission
+from shardserver.storage.append_log import Admission
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.staging import Staging
 from shardserver.storage.tail_python import TailEntry
@@ -157,6 +157,23 @@ class TestEach:
         assert side.outcomes == [(0, 0), (1, 2)]
         side.log.note_durable(6)
         assert side.outcomes == [(0, 0), (1, 2), (2, 4)] and side.log.high_watermark == 6
+
+    @pytest.mark.parametrize(
+        ("durability", "seen"),
+        [(Durability.FSYNC, [0, 0, 0, 2]), (Durability.WRITE, [0, 0, 2, 2]), (Durability.MEMORY, [2, 2, 2, 2])],
+    )
+    def test_polls_see_what_is_as_durable_as_the_topic_promises_and_no_more(
+        self, which: int, durability: Durability, seen: list[int]
+    ) -> None:
+        side = sides(durability)[which]
+        side.append(0, 10, 2)
+        found = [side.log.high_watermark]
+        side.journal(4096, 7)
+        found.append(side.log.high_watermark)
+        side.log.note_written(side.log.journaled_end)
+        found.append(side.log.high_watermark)
+        side.log.note_durable(side.log.journaled_end)
+        assert [*found, side.log.high_watermark] == seen
 
     def test_a_batch_has_its_place_and_time_from_the_write_that_carries_it(self, which: int) -> None:
         side = sides(Durability.FSYNC)[which]

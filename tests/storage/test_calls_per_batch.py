@@ -13,8 +13,8 @@ import pytest
 from shardserver.protocol import batch as compiled
 from shardserver.protocol import batch_python as plain
 from shardserver.storage import append_log, append_log_python
+from shardserver.storage.append_log import Admission
 from shardserver.storage.recovery import RecoveryInput, recover_shard
-from shardserver.storage.resources import Admission
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.tail_python import TailTotal
 from shardserver.storage.turn import Turn

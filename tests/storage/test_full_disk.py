@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from shardserver.errors import DiskFullError
+from shardserver.storage.append_log import Admission
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.reserve import Reserve
-from shardserver.storage.resources import Admission
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from tests.batches import make_batch

@@ -10,5 +10,5 @@ shardserver.cli.main.only_one_shard = lambda config, choice: choice
 
 if __name__ == "__main__":
     made = shardserver.supervisor.supervisor.Supervisor
-    made.__init__.__defaults__ = (run_stand_in,)  # type: ignore[misc]
+    made.__init__.__defaults__ = (run_stand_in, None)  # type: ignore[misc]
     sys.exit(shardserver.cli.main.main())

@@ -10,12 +10,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardserver.config import ServerConfig
+from shardserver.config import Config, LogConfig, PlacementConfig, PlacementRule, ServerConfig
 from shardserver.memory.board import Board
 from shardserver.memory.shared import make_memory
 from shardserver.supervisor.descriptors import OwnDescriptors, PeerDescriptors, close_all, copies
 from shardserver.supervisor.lines import LineSocket
-from shardserver.supervisor.messages import Answer, FromShard, Own, Peer, PeerGone, Query, Recovered, Recovering, Serve
+from shardserver.supervisor.messages import (
+    Answer,
+    FromShard,
+    NewConfig,
+    Own,
+    Peer,
+    PeerGone,
+    Query,
+    Recovered,
+    Recovering,
+    Serve,
+)
 from shardserver.supervisor.shard_process import ShardLink
 
 
@@ -102,6 +113,22 @@ def test_peers_and_own_descriptors_reach_their_callbacks_in_order() -> None:
         await world.receive()
         await world.ask(1, "stats")
         assert seen == ["own", (0, True, 8192), 0, (0, False, 8192), "serve"]
+        world.close()
+
+    run(body())
+
+
+def test_a_reload_arrives_whole_and_before_the_question_behind_it_even_while_the_shard_recovers() -> None:
+    async def body() -> None:
+        world, seen = World(), []
+        world.link.on_config = seen.append
+        world.link.start()
+        placement = PlacementConfig(rules=(PlacementRule("s*", "\N{PILE OF POO}", (1,)),))
+        sent = NewConfig(Config(placement=placement, log=LogConfig("debug")), 7)
+        world.supervisor.send(sent)
+        assert await world.receive() == Recovering()
+        assert await world.ask(1, "reload") == Answer(1, {"shard": 3, "state": "recovering"})
+        assert seen == [sent]
         world.close()
 
     run(body())
