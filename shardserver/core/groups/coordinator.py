@@ -185,7 +185,7 @@ class Coordinator:
             lost = [number for number, placed in enumerate(state.granted) if placed and placed.shard == shard]
             for number in lost:
                 state.granted[number] = None
-                state.deadlines.pop(number, None)
+                _end_wait(state, number)
             if lost:
                 self._work(state)
 
@@ -292,8 +292,7 @@ class Coordinator:
         if number >= len(state.granted):  # fewer partitions meanwhile
             return False
         if is_gone:
-            if state.deadlines.pop(number, None) is not None:
-                state.generation += 1  # who gets it now has to see that there is something new
+            _end_wait(state, number)
             state.granted[number] = None
             return False
         state.deadlines.setdefault(number, self._clock() + self.timeout_s)
@@ -330,7 +329,17 @@ def _fit(state: GroupState, places: Sequence[tuple[int, int]]) -> None:
         for placed, place in zip(state.granted + [None] * len(places), places, strict=False)
     ]
     for number in [one for one in state.deadlines if one >= len(places) or state.granted[one] is None]:
-        del state.deadlines[number]
+        _end_wait(state, number)
+
+
+def _end_wait(state: GroupState, number: int) -> None:
+    """Nobody's commit is waited for any more, be it that the fence is gone with its shard.
+
+    Who gets the partition now has to see that there is something new, and gets again what its former member had in
+    hand: in a later generation.
+    """
+    if state.deadlines.pop(number, None) is not None:
+        state.generation += 1
 
 
 def _is_at(topic: Topic, number: int, placed: Placed) -> bool:

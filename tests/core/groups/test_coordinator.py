@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from shardserver.core import metadata_events as ev
+from shardserver.core.groups.fences import Fences
 from shardserver.errors import Code, RejectedError
 from tests.core.groups.model import TIMEOUT_S, Model
 
@@ -88,6 +89,33 @@ def test_a_partition_with_messages_in_hand_waits_for_their_commit(ends: str) -> 
             await model.coordinator.leave(model.key, 1)
         await until(model, lambda: partitions(model, 2) != [])
         assert generation(model, 2) > before  # so that who gets it looks
+
+    run(work)
+
+
+@pytest.mark.parametrize("ends", ["death", "purge"])
+def test_a_wait_that_ends_with_its_fence_makes_a_generation(ends: str) -> None:
+    """What the former member had in hand goes to the next one, too: not in the generation in which it got it."""
+
+    async def work(model: Model) -> None:
+        await model.coordinator.join(model.key, 1, 0)
+        for partition in model.topic.partitions:
+            fences = model.fences[partition.shard]
+            assert fences is not None
+            fences.note_delivered(partition.uid, 0, 1, 9)
+        await model.coordinator.join(model.key, 2, 0)
+        assert partitions(model, 2) == []
+        before = generation(model, 2)
+        if ends == "death":
+            for shard in {partition.shard for partition in model.topic.partitions}:
+                model.fences[shard] = Fences()
+                model.coordinator.shard_began(shard)
+        else:
+            first = model.metadata.next_uid
+            ev.apply(model.metadata, ev.TopicPurged(0, 0, [first, first + 1, first + 2]))
+            model.coordinator.metadata_changed()
+        await until(model, lambda: len(partitions(model, 1) + partitions(model, 2)) == 3)
+        assert partitions(model, 2) != [] and generation(model, 2) > before
 
     run(work)
 
