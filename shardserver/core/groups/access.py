@@ -16,12 +16,14 @@ import msgspec
 from shardserver.core.calls import Operation
 from shardserver.core.groups.coordinator import Coordinator, FenceChange, GroupKey
 from shardserver.core.local_owner import LocalOwner
-from shardserver.core.metadata import Metadata
+from shardserver.core.metadata import ROOT_ID, Metadata
 from shardserver.core.peer_service import ControlHandler
+from shardserver.core.permissions import may
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import BackpressureError, NotOwnerError, RejectedError, ShardServerError
 from shardserver.protocol.addresses import CONSUMER_GROUP
+from shardserver.protocol.table import Right
 from shardserver.router.peers import Request
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class GroupAccess:
         timeout_s: float,
     ) -> None:
         self._number, self._shards, self._local, self._remote = number, shards, local, remote
-        self._sessions = sessions
+        self._sessions, self._metadata = sessions, metadata
         self.coordinator = Coordinator(metadata, self._change_fence, clock, timeout_s)
         self._tasks: set[asyncio.Task[None]] = set()
         sessions.on_left = self._leave_all
@@ -226,11 +228,25 @@ class GroupAccess:
         for connection in self._sessions.connections.values():
             if connection.groups:
                 connection.groups = {key for key in connection.groups if self.coordinator.exists(key)}
+                self._leave_without_right(connection)
         logs = self._local.logs
         if logs is not None:
             gone = {uid for uid in self._local.fences.uids() if logs.find_partition(uid) is None}
             if gone:
                 self._local.fences.forget(uids=gone)
+
+    def _leave_without_right(self, connection: Connection) -> None:
+        """Who may poll no more would keep its partitions from all others."""
+        for key in [key for key in connection.groups if not self._may_poll(connection.user_id, key)]:
+            connection.groups.discard(key)
+            self._background(self._leave_quietly(key, connection.session))
+
+    def _may_poll(self, user_id: int, key: GroupKey) -> bool:
+        metadata = self._metadata()
+        user = metadata.users.get(user_id)
+        if user_id == ROOT_ID or user is None:  # without a user its session has ended anyhow
+            return True
+        return may(user.permissions, Right.POLL, metadata.streams[key.stream_id].uid, key.topic_uid)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
