@@ -65,6 +65,9 @@ fuzz: setup ## Coverage-guided fuzzing of all that reads foreign bytes, and its 
 chaos: setup ## Kills, pauses, a full disk, clock steps and a crowd of connections under load, SECONDS=60
 	@$(BIN)/python -m tests.chaos.chaos_test --seconds $(SECONDS)
 
+groups-model: setup ## Random lives of consumer groups with deaths of shards, SECONDS=60, SEED=
+	@$(BIN)/python -m tests.core.groups.model --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
 mutants: setup ## Rules of durability taken out one after another: a test must miss each; SECONDS=: some of them, ONLY=name
 	@$(BIN)/python -m tests.mutants.mutant_run $(if $(filter command,$(word 1,$(origin SECONDS))),--seconds $(SECONDS)) $(if $(ONLY),--only $(ONLY))
 

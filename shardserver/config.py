@@ -224,6 +224,16 @@ class UsersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 10  # fmt: skip
 
 
+class GroupsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    heartbeat_interval_s: Annotated[
+        float, _key("A member of a consumer group that is silent for 1.2 times that is evicted.", gt=0, le=86400)
+    ] = 30.0
+    rebalancing_timeout_s: Annotated[
+        float,
+        _key("Seconds for which a partition that changes hands waits for commits of its old owner.", ge=0, le=86400),
+    ] = 30.0
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Annotated[str, _key("debug, info, warning or error.", live=True)] = "info"
     format: Annotated[str, _key("text or json.", live=True)] = "text"
@@ -238,6 +248,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: PlacementConfig = PlacementConfig()
     router: RouterConfig = RouterConfig()
     users: UsersConfig = UsersConfig()
+    groups: GroupsConfig = GroupsConfig()
     log: LogConfig = LogConfig()
 
 

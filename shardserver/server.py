@@ -23,6 +23,8 @@ from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import Operation
 from shardserver.core.context import ShardContext
 from shardserver.core.dispatch import Dispatcher
+from shardserver.core.groups.access import GroupAccess
+from shardserver.core.groups.heartbeats import Heartbeats
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.logins import Logins
@@ -184,7 +186,7 @@ class Shard:
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
         self._peers.serve_sends(self._local.target_of)
-        self._peers.on_serving = lambda number: self._peer_served.set()
+        self._peers.on_serving = self._on_peer_serves
         self._peers.on_corrupt = lambda error: os._exit(ShardExit.LINK_BROKEN)
         self._shards = Shards(self._number, self._arguments.shards, self._local, self._peers, self._sessions)
         self._shards.recent_logs = logs.recent.lines
@@ -199,8 +201,18 @@ class Shard:
             self._topic_defaults,
         )
         self._role.on_applied = self._on_applied
+        self._groups = GroupAccess(
+            self._number,
+            self._arguments.shards,
+            self._local,
+            self._shards.remote,
+            self._sessions,
+            lambda: self._role.metadata,
+            time.monotonic,
+            self._config.groups.rebalancing_timeout_s,
+        )
         self._service.control |= self._role.control_handlers() | self._shards.control_handlers()
-        self._service.control |= self._owned.control_handlers()
+        self._service.control |= self._owned.control_handlers() | self._groups.control_handlers()
         self._service.control[Operation.LOADS] = lambda asked: encode_loads(self._shards)
         self._listener = Listener(
             Dispatcher(self._context()),
@@ -247,6 +259,11 @@ class Shard:
     def _on_applied(self, events: list[ev.Event] | None) -> None:
         self._owned.reconcile(events)
         self._listener.plane.revision += 1
+        for event in events or ():
+            if isinstance(event, ev.GroupDeleted):
+                topic = self._role.metadata.streams[event.stream_id].topics[event.topic_id]
+                self._local.forget_group([one.uid for one in topic.partitions], event.id)
+        self._groups.metadata_changed()
         if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
             self._sessions.end_stale(self._role.metadata)
 
@@ -300,7 +317,12 @@ class Shard:
         self._listener.attach_peer(number, Board(arena), socket.socket(fileno=given.inbox))
         self._role.peer_began(number, is_serving=is_serving)
 
+    def _on_peer_serves(self, number: int) -> None:
+        self._peer_served.set()
+        self._groups.peer_serves(number)
+
     def _on_peer_gone(self, number: int) -> None:
+        self._groups.peer_ended(number)
         self._peers.detach(number)
         self._listener.detach_peer(number)
         self._role.peer_ended(number)
@@ -320,7 +342,9 @@ class Shard:
 
     async def _recover(self) -> None:
         await self._reserve.find()
-        self._sessions.begin(await self._role.start())
+        boot_number = await self._role.start()
+        self._sessions.begin(boot_number)
+        self._groups.coordinator.first_generation = boot_number << 32 | 1
         if self._writer_side is not None and not self._arguments.read_only:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
@@ -362,6 +386,7 @@ class Shard:
             changes=self._role.changes,
             shards=self._shards,
             sessions=self._sessions,
+            groups=self._groups,
             logins=Logins(self._verifier, self._config.users.failed_logins_a_minute, time.monotonic),
             clock=clock_us,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
@@ -393,6 +418,7 @@ class Shard:
         self._background(self._retain())
         self._background(self._settle_answers())
         self._background(self._watch_space())
+        self._background(self._watch_heartbeats())
         if self._writer_side is not None:
             self._background(self._writer_side.expire_tokens())
         if self._writer_side is not None and self._config.placement.spread:
@@ -433,6 +459,12 @@ class Shard:
             except StorageError as error:
                 log.warning("free_space_unknown", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(SPACE_LOOK_S)
+
+    async def _watch_heartbeats(self) -> None:
+        heartbeats = Heartbeats(self._sessions, self._config.groups.heartbeat_interval_s, time.monotonic)
+        while True:
+            await asyncio.sleep(self._config.groups.heartbeat_interval_s / 5)
+            heartbeats.look({client.connection.client_id: client.wire.frames for client in self._listener.clients})
 
     async def _retain(self) -> None:
         while True:

@@ -35,6 +35,8 @@ class Operation(IntEnum):
     LOADS = 27
     DATA_REMOVED = 28
     LOGS = 40
+    GROUP = 41
+    FENCE = 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,12 @@ class SendCall:
 
 @dataclass(frozen=True, slots=True)
 class PollCall:
-    """strategy, value: as on the wire. kind, consumer: whose committed offset counts. max_bytes: of the batches."""
+    """strategy, value: as on the wire. kind, consumer: whose committed offset counts. max_bytes: of the batches.
 
-    LAYOUT: ClassVar = struct.Struct("<QQIIIBBB")
+    member: client id of the connection that polls for a group.
+    """
+
+    LAYOUT: ClassVar = struct.Struct("<QQIIIIBBB")
     uid: int
     value: int
     count: int
@@ -67,36 +72,42 @@ class PollCall:
     kind: int
     strategy: int
     auto_commit: bool
+    member: int = 0
 
     def encode(self) -> bytes:
-        return self.LAYOUT.pack(
-            self.uid, self.value, self.count, self.consumer, self.max_bytes, self.kind, self.strategy, self.auto_commit
-        )
+        numbers = (self.uid, self.value, self.count, self.consumer, self.max_bytes, self.member)
+        return self.LAYOUT.pack(*numbers, self.kind, self.strategy, self.auto_commit)
 
     @classmethod
     def decode(cls, raw: bytes) -> PollCall:
-        uid, value, count, consumer, max_bytes, kind, strategy, auto_commit = cls.LAYOUT.unpack_from(raw)
-        return cls(uid, value, count, consumer, max_bytes, kind, strategy, bool(auto_commit))
+        uid, value, count, consumer, max_bytes, member, kind, strategy, commits = cls.LAYOUT.unpack_from(raw)
+        return cls(uid, value, count, consumer, max_bytes, kind, strategy, bool(commits), member)
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetCall:
-    """Store, delete or get a committed offset. acknowledged: answer when it is durable."""
+    """Store, delete or get a committed offset. acknowledged: answer when it is durable.
 
-    LAYOUT: ClassVar = struct.Struct("<QQIBB")
+    member: client id of the connection that asks for a group; is_manager: its user manages the topic.
+    """
+
+    LAYOUT: ClassVar = struct.Struct("<QQIIBBB")
     uid: int
     kind: int
     consumer: int
     offset: int = 0
     acknowledged: bool = False
+    member: int = 0
+    is_manager: bool = False
 
     def encode(self) -> bytes:
-        return self.LAYOUT.pack(self.uid, self.offset, self.consumer, self.kind, self.acknowledged)
+        numbers = (self.uid, self.offset, self.consumer, self.member)
+        return self.LAYOUT.pack(*numbers, self.kind, self.acknowledged, self.is_manager)
 
     @classmethod
     def decode(cls, raw: bytes) -> OffsetCall:
-        uid, offset, consumer, kind, acknowledged = cls.LAYOUT.unpack_from(raw)
-        return cls(uid, kind, consumer, offset, bool(acknowledged))
+        uid, offset, consumer, member, kind, acknowledged, is_manager = cls.LAYOUT.unpack_from(raw)
+        return cls(uid, kind, consumer, offset, bool(acknowledged), member, bool(is_manager))
 
 
 @dataclass(frozen=True, slots=True)

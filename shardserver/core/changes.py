@@ -17,12 +17,16 @@ from shardserver.core.planners import PLANNERS
 from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.replication import Replication
+from shardserver.errors import Code, RejectedError
 from shardserver.protocol.table import TABLE, Command
 from shardserver.router.peers import Request
 
 
 class ChangeRequest(msgspec.Struct, frozen=True):
-    """A client's request. client, request, request_checksum: what tells a repeat from another request."""
+    """A client's request. client, request, request_checksum: what tells a repeat from another request.
+
+    user_epoch: of the session, as the user's id may be another one's by the time this is planned; None: of none.
+    """
 
     command: int
     user_id: int
@@ -30,6 +34,7 @@ class ChangeRequest(msgspec.Struct, frozen=True):
     client: bytes
     request: int
     request_checksum: bytes
+    user_epoch: int | None = None
 
 
 class Changes(Protocol):
@@ -54,18 +59,23 @@ class WriterChanges:
         row = TABLE[Command(request.command)]
         decoded = row.request.decode(memoryview(request.body))
 
+        # The checksum is of the whole body: of a password it would tell, without salt, more than its slow hash.
+        checksum = b"" if row.command in HOLDS_PASSWORD else request.request_checksum
+        known = self._writer.find_reply(request.client, request.request, checksum)
+        if known is not None:  # what it changed may have taken the right to ask for it again
+            return known
+        check_caller(self._writer.metadata, request)
         check_right(self._writer.metadata, request.user_id, row, decoded)  # before work is put into it
         ready = await prepare(self._writer.metadata, self._verifier, request.user_id, row.command, decoded)
 
         def plan(metadata: Metadata, context: PlanContext) -> Plan:
+            check_caller(metadata, request)
             check_right(metadata, request.user_id, row, decoded)
             asked = replace(context, user_id=request.user_id, client=request.client)
             return PLANNERS[row.command](metadata, ready, asked)
 
         if row.command is Command.CREATE_TOKEN:  # its reply holds the token, which is written nowhere
             return await self._writer.change(plan)
-        # The checksum is of the whole body: of a password it would tell, without salt, more than its slow hash.
-        checksum = b"" if row.command in HOLDS_PASSWORD else request.request_checksum
         return await self._writer.change(
             plan, client=request.client, request=request.request, request_checksum=checksum
         )
@@ -73,6 +83,15 @@ class WriterChanges:
     async def serve(self, asked: Request) -> bytes:
         """The same for a peer's connection."""
         return await self.change(msgspec.msgpack.decode(asked.payload, type=ChangeRequest))
+
+
+def check_caller(metadata: Metadata, request: ChangeRequest) -> None:
+    """Raises RejectedError(40): the session that asked has ended, and its user's id may be another user's."""
+    user = metadata.users.get(request.user_id)
+    if request.user_epoch is None or (user is not None and user.spared == request.client):
+        return
+    if user is None or user.epoch != request.user_epoch:
+        raise RejectedError(Code.UNAUTHENTICATED, f"user {request.user_id}")
 
 
 class FollowerChanges:

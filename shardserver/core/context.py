@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shardserver.core.changes import Changes
+from shardserver.core.groups.access import GroupAccess
 from shardserver.core.logins import Logins
 from shardserver.core.metadata import Metadata
 from shardserver.core.sessions import Sessions
@@ -35,6 +36,7 @@ class ShardContext:
     shards: Shards
     sessions: Sessions
     logins: Logins
+    groups: GroupAccess
     clock: Callable[[], int]
     max_reply_bytes: int
     advertised_host: str | None

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from shardserver.core import handlers, user_handlers
+from shardserver.core import group_handlers, handlers, user_handlers
 from shardserver.core.changes import ChangeRequest
 from shardserver.core.context import ShardContext
 from shardserver.core.logins import LoginRefusedError
 from shardserver.core.metadata import User
 from shardserver.core.permissions import check_right
 from shardserver.core.planners import PLANNERS
-from shardserver.core.sessions import Connection
+from shardserver.core.sessions import EVICT_NO_SESSION, Connection
 from shardserver.errors import (
     BackpressureError,
     Code,
@@ -47,13 +47,13 @@ from shardserver.protocol.table import (
 
 log = logging.getLogger(__name__)
 
-EVICT_NO_SESSION, EVICT_PROTOCOL, EVICT_MALFORMED = 1, 14, 15
+EVICT_PROTOCOL, EVICT_MALFORMED = 14, 15
 
 Buffers = list[bytes | bytearray | memoryview]
 Reply = Callable[[Buffers, bool], None]
 # The request is a value of the row's request codec.
 ReadHandler = Callable[[ShardContext, Connection, Any], "Buffers | Awaitable[Buffers]"]
-ChangeHandler = Callable[[ShardContext, Any], Awaitable[None]]
+ChangeHandler = Callable[[ShardContext, Connection, Any], Awaitable[None]]
 
 READS: dict[Command, ReadHandler] = {
     Command.GET_STATS: handlers.get_stats,
@@ -72,12 +72,17 @@ READS: dict[Command, ReadHandler] = {
     Command.GET_USER: user_handlers.get_user,
     Command.GET_USERS: user_handlers.get_users,
     Command.GET_TOKENS: user_handlers.get_tokens,
+    Command.GET_GROUP: group_handlers.get_group,
+    Command.GET_GROUPS: group_handlers.get_groups,
+    Command.SYNC_GROUP: group_handlers.sync_group,
 }
 # Changes that do not pass the metadata writer; their replies hold no payload.
 CHANGES: dict[Command, ChangeHandler] = {
     Command.STORE_OFFSET: handlers.store_consumer_offset,
     Command.DELETE_OFFSET: handlers.delete_consumer_offset,
     Command.DELETE_SEGMENTS: handlers.delete_segments,
+    Command.JOIN_GROUP: group_handlers.join_group,
+    Command.LEAVE_GROUP: group_handlers.leave_group,
 }
 SEND_ROW = TABLE[Command.SEND_MESSAGES]
 
@@ -166,10 +171,10 @@ class Dispatcher:
             return [wire.encode_eviction(header, EVICT_MALFORMED)]
         if row is not None and row.right is Right.OPEN:
             return self._answer_open(connection, frame, row)
-        if not connection.is_bound and header.operation == OP_READ and not connection.was_ended:
+        if not connection.is_bound and header.operation == OP_READ and not connection.ended_by:
             return [wire.encode_status(header, Code.UNAUTHENTICATED)]
         if not connection.is_bound:
-            return [wire.encode_eviction(header, EVICT_NO_SESSION)]
+            return [wire.encode_eviction(header, connection.ended_by or EVICT_NO_SESSION)]
         if row is None:
             return [wire.encode_status(header, Code.INVALID_COMMAND)]
         return self._answer_bound(connection, frame, row)
@@ -199,8 +204,9 @@ class Dispatcher:
     async def _plan(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
         """A change of metadata. What the plan refuses is told in the result section."""
         header = frame.header
+        repeat = (header.client, header.request, header.request_checksum)
         asked = ChangeRequest(
-            row.command, connection.user_id, bytes(frame.body), header.client, header.request, header.request_checksum
+            row.command, connection.user_id, bytes(frame.body), *repeat, user_epoch=connection.user_epoch
         )
         try:
             payload = await self._context.changes.change(asked)
@@ -212,7 +218,7 @@ class Dispatcher:
         """Errors travel in the status. Without a result section of its own, a reply takes the operation of one."""
         request = row.request.decode(frame.body)
         check_right(self._context.metadata, connection.user_id, row, request)
-        await CHANGES[row.command](self._context, request)
+        await CHANGES[row.command](self._context, connection, request)
         operation = row.operation if row.has_result_section else OP_TRUNCATE_PARTITION
         return [wire.encode_reply_header(frame.header, len(wire.RESULT_OK), operation=operation), wire.RESULT_OK]
 

@@ -8,7 +8,9 @@ import xxhash
 
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
 from shardserver.core.context import ShardContext
+from shardserver.core.group_commands import find_group
 from shardserver.core.metadata import Metadata, Partition, Stream, Topic
+from shardserver.core.permissions import manages_topic
 from shardserver.core.server_statistics import gather_statistics
 from shardserver.core.sessions import Connection
 from shardserver.core.shards import Figures
@@ -17,7 +19,7 @@ from shardserver.errors import Code, RejectedError, ShardServerError
 from shardserver.protocol.addresses import CONSUMER_GROUP, PartitionAddress, StreamAddress, TopicAddress
 from shardserver.protocol.batch import verify_batch
 from shardserver.protocol.body import Empty
-from shardserver.protocol.clients import ClientDetails, ClientList, GetClientRequest
+from shardserver.protocol.clients import ClientList, GetClientRequest
 from shardserver.protocol.messages import (
     KIND_KEY,
     KIND_PARTITION,
@@ -57,16 +59,16 @@ def describe_options(context: ShardContext, connection: Connection, request: Des
 
 
 def get_me(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
-    return [ClientDetails(connection.info()).encode()]
+    return [connection.details().encode()]
 
 
 async def get_client(context: ShardContext, connection: Connection, request: GetClientRequest) -> Buffers:
     found = await context.shards.client(request.client_id)
-    return [] if found is None else [ClientDetails(found).encode()]
+    return [] if found is None else [found.encode()]
 
 
 async def get_clients(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
-    return [ClientList(tuple(await context.shards.clients())).encode()]
+    return [ClientList(tuple(one.info for one in await context.shards.clients())).encode()]
 
 
 async def get_stats(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
@@ -134,7 +136,7 @@ async def get_topics(context: ShardContext, connection: Connection, request: Str
     return [TopicList(tuple(_topic_details(context, one, figures).header for one in topics)).encode()]
 
 
-async def delete_segments(context: ShardContext, request: DeleteSegmentsRequest) -> None:
+async def delete_segments(context: ShardContext, connection: Connection, request: DeleteSegmentsRequest) -> None:
     """Oldest sealed segments first, none that still waits for a consumer (operations.md, "Retention")."""
     _, topic = context.metadata.find_topic(request.stream, request.topic)
     partition = _partition_of(topic, request.partition)
@@ -207,10 +209,14 @@ def consumer_number(consumer: Identifier) -> int:
 def resolve_partition(metadata: Metadata, address: PartitionAddress) -> Partition:
     """Raises RejectedError."""
     _, topic = metadata.find_topic(address.stream, address.topic)
-    partition = _partition_of(topic, address.partition or 0)
+    return _partition_of(topic, address.partition or 0)
+
+
+def consumer_key(metadata: Metadata, address: PartitionAddress) -> int:
+    """Whose committed offset counts, in the number space of its kind. Raises RejectedError(5000)."""
     if address.kind == CONSUMER_GROUP:
-        raise RejectedError(Code.FEATURE_UNAVAILABLE, "consumer groups")
-    return partition
+        return find_group(metadata.find_topic(address.stream, address.topic)[1], address.consumer).id
+    return consumer_number(address.consumer)
 
 
 def poll_messages(context: ShardContext, connection: Connection, request: PollRequest) -> Buffers | Awaitable[Buffers]:
@@ -219,11 +225,12 @@ def poll_messages(context: ShardContext, connection: Connection, request: PollRe
         partition.uid,
         request.value,
         request.count,
-        consumer_number(request.address.consumer),
+        consumer_key(context.metadata, request.address),
         context.max_reply_bytes,
-        CONSUMER,
+        request.address.kind,
         request.strategy,
         request.auto_commit,
+        connection.client_id,
     )
     return context.shards.poll(connection, partition, call)
 
@@ -231,32 +238,34 @@ def poll_messages(context: ShardContext, connection: Connection, request: PollRe
 # Committed offsets
 
 
-def _resolve_write(context: ShardContext, address: PartitionAddress) -> Partition:
-    """As _resolve, but what a store or delete cannot find is code 20 (messages 5.1)."""
+def _offset_call(
+    context: ShardContext, connection: Connection, address: PartitionAddress, offset: int, acknowledged: bool
+) -> tuple[Partition, OffsetCall]:
+    """What a store or delete cannot find is code 20 (messages 5.1)."""
     try:
-        return resolve_partition(context.metadata, address)
+        partition = resolve_partition(context.metadata, address)
+        consumer = consumer_key(context.metadata, address)
     except RejectedError as error:
-        if error.code is Code.FEATURE_UNAVAILABLE:
-            raise
         raise RejectedError(Code.RESOURCE_NOT_FOUND, str(error)) from error
+    manages = address.kind == CONSUMER_GROUP and manages_topic(context.metadata, connection.user_id, address)
+    return partition, OffsetCall(
+        partition.uid, address.kind, consumer, offset, acknowledged, connection.client_id, manages
+    )
 
 
-async def store_consumer_offset(context: ShardContext, request: StoreOffsetRequest) -> None:
-    partition = _resolve_write(context, request.address)
-    consumer, acknowledged = consumer_number(request.address.consumer), request.ack == ACK_COMMITTED
-    call = OffsetCall(partition.uid, CONSUMER, consumer, request.offset, acknowledged)
+async def store_consumer_offset(context: ShardContext, connection: Connection, request: StoreOffsetRequest) -> None:
+    committed = request.ack == ACK_COMMITTED
+    partition, call = _offset_call(context, connection, request.address, request.offset, committed)
     await context.shards.owner_of(partition).store_offset(call)
 
 
-async def delete_consumer_offset(context: ShardContext, request: DeleteOffsetRequest) -> None:
-    partition = _resolve_write(context, request.address)
-    consumer, acknowledged = consumer_number(request.address.consumer), request.ack == ACK_COMMITTED
-    call = OffsetCall(partition.uid, CONSUMER, consumer, 0, acknowledged)
+async def delete_consumer_offset(context: ShardContext, connection: Connection, request: DeleteOffsetRequest) -> None:
+    partition, call = _offset_call(context, connection, request.address, 0, request.ack == ACK_COMMITTED)
     await context.shards.owner_of(partition).delete_offset(call)
 
 
 async def get_consumer_offset(context: ShardContext, connection: Connection, request: PartitionAddress) -> Buffers:
     partition = resolve_partition(context.metadata, request)
-    call = OffsetCall(partition.uid, CONSUMER, consumer_number(request.consumer))
+    call = OffsetCall(partition.uid, request.kind, consumer_key(context.metadata, request))
     current, stored = await context.shards.get_offset(partition, call)
     return [] if stored is None else [OffsetReply(partition.id, current, stored).encode()]

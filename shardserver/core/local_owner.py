@@ -6,14 +6,17 @@ Its logs are there once recovery has ended; until then, and for a partition that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
+from shardserver.core.groups.fences import Fences
 from shardserver.core.load import LoadMeter
-from shardserver.errors import NotOwnerError, ShardServerError, StorageError
+from shardserver.errors import NotOwnerError, RejectedError, ShardServerError, StorageError
 from shardserver.memory.buffers import WritableBuffer
+from shardserver.protocol.addresses import CONSUMER_GROUP
 from shardserver.protocol.messages import BY_OFFSET, BY_TIMESTAMP, FIRST, LAST, encode_poll_head
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.read_builder import ReadResult
@@ -22,6 +25,8 @@ from shardserver.storage.shard_log import ShardLog
 log = logging.getLogger(__name__)
 
 Buffers = list[bytes | bytearray | memoryview]
+# For a member that does not own the partition (any more): it asks for its assignment again (messages 4.3).
+RESYNC = encode_poll_head(0xFFFFFFFF, 0, 0)
 SendDone = Callable[[int | ShardServerError], None]
 PartitionFigures = tuple[int, int, int, int, int]  # uid, segments, current offset, bytes, messages
 
@@ -32,6 +37,7 @@ class LocalOwner:
     def __init__(self, load: LoadMeter) -> None:
         self.logs: ShardLog | None = None
         self.load = load
+        self.fences = Fences()
         self._repeats: dict[int, asyncio.Task[None]] = {}
         self._taken: dict[int, set[int]] = {}
 
@@ -121,6 +127,8 @@ class LocalOwner:
         """The reply's body: head, then stored batches. Raises as PartitionReader.read, and NotOwnerError."""
         partition = self.log_of(call.uid)
         self.load.count(call.uid, 0)
+        if not self._may_poll(call):
+            return [RESYNC]
         if call.strategy == BY_TIMESTAMP:
             return self._poll_later(call, partition)
         start = self._start_offset(call, partition)
@@ -142,7 +150,14 @@ class LocalOwner:
         stored = self.committed(call.uid, call.kind, call.consumer)
         return partition.first_offset if stored is None else stored + 1
 
+    def _may_poll(self, call: PollCall) -> bool:
+        return call.kind != CONSUMER_GROUP or self.fences.may_poll(call.uid, call.consumer, call.member)
+
     def _poll_body(self, call: PollCall, partition: PartitionLog, result: ReadResult) -> Buffers:
+        if not self._may_poll(call):  # the partition was taken from the member while the disk was waited for
+            return [RESYNC]
+        if call.kind == CONSUMER_GROUP and result.count:
+            self.fences.note_delivered(call.uid, call.consumer, call.member, result.last_offset)
         if call.auto_commit and result.count:
             self.auto_commit(partition, call.kind, call.consumer, result.last_offset)
         self.load.count_bytes(call.uid, result.bytes)
@@ -168,9 +183,24 @@ class LocalOwner:
         partition = self.log_of(call.uid)
         return partition.current_offset, self.committed(call.uid, call.kind, call.consumer)
 
+    def _check_commit(self, call: OffsetCall) -> None:
+        """Raises RejectedError(20)."""
+        if call.kind == CONSUMER_GROUP:
+            self.fences.check_commit(call.uid, call.consumer, call.member, is_manager=call.is_manager)
+
+    def forget_group(self, uids: list[int], group: int) -> None:
+        """A group is gone, and its committed offsets with it."""
+        self.fences.forget(uids=set(uids), group=group)
+        for uid in uids:
+            partition = None if self.logs is None else self.logs.find_partition(uid)
+            if partition is not None and self.logs is not None:
+                with contextlib.suppress(RejectedError, NotOwnerError):  # it has committed nothing here
+                    self.logs.offsets.delete(partition, CONSUMER_GROUP, group, None)
+
     async def store_offset(self, call: OffsetCall) -> None:
         partition = self.log_of(call.uid)
         assert self.logs is not None
+        self._check_commit(call)
         outcome, done = _offset_done(call.acknowledged)
         self.logs.offsets.store(partition, call.kind, call.consumer, call.offset, done)
         await outcome
@@ -178,6 +208,7 @@ class LocalOwner:
     async def delete_offset(self, call: OffsetCall) -> None:
         partition = self.log_of(call.uid)
         assert self.logs is not None
+        self._check_commit(call)
         outcome, done = _offset_done(call.acknowledged)
         self.logs.offsets.delete(partition, call.kind, call.consumer, done)
         await outcome

@@ -34,6 +34,14 @@ class Partition(msgspec.Struct):
     shard: int = 0
 
 
+class Group(msgspec.Struct, frozen=True):
+    """A consumer group. Its committed offsets have its id, which its topic never gives again."""
+
+    id: int
+    name: str
+    created_at: int
+
+
 class Topic(msgspec.Struct, dict=True):
     id: int
     name: str
@@ -41,6 +49,8 @@ class Topic(msgspec.Struct, dict=True):
     options: dict[str, OptionValue]
     partitions: list[Partition] = msgspec.field(default_factory=list)
     uid: int = 0
+    groups: dict[int, Group] = msgspec.field(default_factory=dict)
+    next_group_id: int = 0
 
     def __post_init__(self) -> None:
         # For partition_label.py: runs of uids, and the (count, first uid, last uid) that they are of.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shardserver.core.metadata import Metadata, Partition, Stream, Token, Topic, User
+from shardserver.core.metadata import Group, Metadata, Partition, Stream, Token, Topic, User
 from shardserver.core.msgpack import decode_value
 from shardserver.protocol.options import OptionValue
 from shardserver.protocol.permissions import Permissions
@@ -148,6 +148,20 @@ class PartitionsRemoved(msgspec.Struct, tag="partitions_gone", frozen=True):
     count: int
 
 
+class GroupCreated(msgspec.Struct, tag="group", frozen=True):
+    stream_id: int
+    topic_id: int
+    id: int
+    name: str
+    created_at: int
+
+
+class GroupDeleted(msgspec.Struct, tag="group_gone", frozen=True):
+    stream_id: int
+    topic_id: int
+    id: int
+
+
 class DataRemoved(msgspec.Struct, tag="data_gone", frozen=True):
     """The files of these dying uids are gone."""
 
@@ -174,6 +188,8 @@ Event = (
     | PartitionsAdded
     | PartitionsMoved
     | PartitionsRemoved
+    | GroupCreated
+    | GroupDeleted
     | DataRemoved
 )
 
@@ -191,6 +207,11 @@ def apply(metadata: Metadata, event: Event) -> None:
             metadata.token_owners[token.hash] = (user_id, token.name)
         case TokensRemoved(hashes):
             _remove_tokens(metadata, hashes)
+        case GroupCreated(stream_id, topic_id, id, name, created_at):
+            topic = metadata.streams[stream_id].topics[topic_id]
+            topic.groups[id], topic.next_group_id = Group(id, name, created_at), id + 1
+        case GroupDeleted(stream_id, topic_id, id):
+            del metadata.streams[stream_id].topics[topic_id].groups[id]
         case DataRemoved(uids):
             for uid in uids:
                 metadata.dying.pop(uid, None)

@@ -113,10 +113,9 @@ class MetadataWriter:
             StorageError: the store failed; nothing was applied.
         """
         async with self.order:
-            if client and request:
-                known = self._replies.find(client, request, request_checksum)
-                if known is not None:
-                    return known
+            known = self.find_reply(client, request, request_checksum)
+            if known is not None:
+                return known
             made = plan(self.metadata, self._plan_context())
             kept = made.reply if client and request else b""  # for its repeats, and nobody else
             change = Change(made.events, client, request, request_checksum, kept)
@@ -128,6 +127,10 @@ class MetadataWriter:
 
     def _plan_context(self) -> PlanContext:
         return PlanContext(self._clock(), self._placement, self.partition_limit, self.topic_defaults)
+
+    def find_reply(self, client: bytes, request: int, checksum: bytes) -> bytes | None:
+        """What this request was answered before. Raises RejectedError 4, 59: the repeat cannot be answered."""
+        return self._replies.find(client, request, checksum) if client and request else None
 
     async def _take(self, change: Change) -> None:
         raw = ev.encode_change(change)

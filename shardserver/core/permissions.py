@@ -83,20 +83,32 @@ def may(permissions: Permissions | None, right: Right, stream: int | None = None
 def check_right(metadata: Metadata, user_id: int, row: Row, request: Any) -> None:
     """Raises RejectedError(41) when the user may not do this. Root may do everything.
 
-    A stream or topic that is not there is told by the command itself, before a missing right (commands.md): it passes.
+    A stream, topic or user that is not there is told by the command itself, before a missing right (commands.md): it
+    passes.
     """
     if user_id == ROOT_ID or row.right in (Right.OPEN, Right.LOGIN):
         return
     if row.self_allowed and _is_user(metadata, user_id, request.user):
+        return
+    about = getattr(request, "user", None)
+    if about is not None and metadata.find_user(about) is None:
         return
     place = getattr(request, "address", request)
     try:
         stream, topic = _uids(metadata, getattr(place, "stream", None), getattr(place, "topic", None))
     except RejectedError:
         return
-    user = metadata.users.get(user_id)
-    if not may(None if user is None else user.permissions, row.right, stream, topic):
+    who = metadata.users.get(user_id)
+    if not may(None if who is None else who.permissions, row.right, stream, topic):
         raise RejectedError(Code.UNAUTHORIZED, f"user {user_id}, {row.command.name.lower()}")
+
+
+def manages_topic(metadata: Metadata, user_id: int, place: Any) -> bool:
+    """place: names a stream and a topic that are there."""
+    user = metadata.users.get(user_id)
+    if user_id == ROOT_ID or user is None:
+        return user_id == ROOT_ID
+    return may(user.permissions, Right.MANAGE_TOPIC, *_uids(metadata, place.stream, place.topic))
 
 
 def _is_user(metadata: Metadata, user_id: int, identifier: Identifier) -> bool:

@@ -38,7 +38,7 @@ async def gather_statistics(context: ShardContext) -> Statistics:
         segments_count=totals.segments,
         messages_count=totals.messages,
         clients_count=totals.clients,
-        consumer_groups_count=0,
+        consumer_groups_count=sum(len(topic.groups) for stream in streams for topic in stream.topics.values()),
         hostname=socket.gethostname(),
         os_name=platform.system(),
         os_version=platform.version(),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shardserver.core.groups.coordinator import GroupKey
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_events import AccessEnded, UserCreated, UserDeleted
 from shardserver.core.remote_owner import Unanswered
-from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientInfo
+from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientDetails, ClientInfo, Membership
 
 CLIENTS_A_BOOT_BITS = 12
+EVICT_NO_SESSION, EVICT_STALE = 1, 13
 # After these somebody's session may be over (a user may be created under the id of one that is gone).
 ENDS_SESSIONS = (AccessEnded, UserCreated, UserDeleted)
 
@@ -18,7 +21,7 @@ ENDS_SESSIONS = (AccessEnded, UserCreated, UserDeleted)
 class Connection:
     """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login.
 
-    user_epoch: the user's at login. was_ended: a change of the user has taken the session. routed_to, in_a_row: the
+    user_epoch: the user's at login. ended_by: the eviction that took the session; 0: none. routed_to, in_a_row: the
     shard of the last data requests, and how many of them went there one after another.
     """
 
@@ -29,10 +32,11 @@ class Connection:
     user_id: int = NOBODY
     client: bytes = b""
     user_epoch: int = 0
-    was_ended: bool = False
+    ended_by: int = 0
     routed_to: int = -1
     in_a_row: int = 0
     unanswered: Unanswered = field(default_factory=list)
+    groups: set[GroupKey] = field(default_factory=set)
 
     @property
     def is_bound(self) -> bool:
@@ -42,8 +46,10 @@ class Connection:
         self.in_a_row = self.in_a_row + requests if shard == self.routed_to else requests
         self.routed_to = shard
 
-    def info(self) -> ClientInfo:
-        return ClientInfo(self.client_id, self.user_id, TRANSPORT_TCP, self.address)
+    def details(self) -> ClientDetails:
+        info = ClientInfo(self.client_id, self.user_id, TRANSPORT_TCP, self.address, len(self.groups))
+        groups = sorted(self.groups, key=lambda key: (key.stream_id, key.topic_id, key.group_id))
+        return ClientDetails(info, tuple(Membership(key.stream_id, key.topic_id, key.group_id) for key in groups))
 
 
 class Sessions:
@@ -55,6 +61,8 @@ class Sessions:
         self._counter = 0
         self._clients = 0
         self.connections: dict[int, Connection] = {}
+        # Told which groups a client was in when its connection or its session has ended.
+        self.on_left: Callable[[int, set[GroupKey]], None] = lambda client_id, groups: None
 
     def begin(self, boot_number: int) -> None:
         """boot_number: of this process. Client ids of a former one may live on with other shards: these differ."""
@@ -79,16 +87,18 @@ class Sessions:
 
     def disconnect(self, connection: Connection) -> None:
         self.connections.pop(connection.client_id, None)
+        self._leave_groups(connection)
 
     def bind(self, connection: Connection, user_id: int, client: bytes, user_epoch: int = 0) -> int:
         self._counter += 1
-        connection.user_epoch, connection.was_ended = user_epoch, False
+        connection.user_epoch, connection.ended_by = user_epoch, 0
         connection.session = self._boot_number << 40 | self._counter << 8 | self._shard
         connection.user_id, connection.client = user_id, client
         return connection.session
 
     def unbind(self, connection: Connection) -> None:
-        connection.session, connection.user_id, connection.was_ended = 0, NOBODY, False
+        connection.session, connection.user_id, connection.ended_by = 0, NOBODY, 0
+        self._leave_groups(connection)
 
     def end_stale(self, metadata: Metadata) -> None:
         """Take the sessions of users that are gone, or whose sessions a change has ended."""
@@ -102,5 +112,14 @@ class Sessions:
         if user is not None and user.epoch != connection.user_epoch and user.spared == connection.client:
             connection.user_epoch = user.epoch
         if user is None or user.epoch != connection.user_epoch:
-            self.unbind(connection)
-            connection.was_ended = True
+            self.end(connection, EVICT_NO_SESSION)
+
+    def end(self, connection: Connection, reason: int) -> None:
+        """Its next request is answered with this eviction."""
+        self.unbind(connection)
+        connection.ended_by = reason
+
+    def _leave_groups(self, connection: Connection) -> None:
+        groups, connection.groups = connection.groups, set()
+        if groups:
+            self.on_left(connection.client_id, groups)

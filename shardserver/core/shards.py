@@ -18,7 +18,7 @@ from shardserver.core.metadata import Partition
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import BackpressureError, ShardServerError
-from shardserver.protocol.clients import ClientInfo
+from shardserver.protocol.clients import ClientDetails
 from shardserver.router.peers import Peers, Request
 
 Figures = dict[int, PartitionFigures]
@@ -103,12 +103,12 @@ class Shards:
         raw = await self._remote(shard).control(Operation.INFO, msgspec.msgpack.encode(uids))
         return msgspec.msgpack.decode(raw, type=list[PartitionFigures])
 
-    async def clients(self) -> list[ClientInfo]:
-        parts = await self._ask_all(Operation.CLIENTS, list[ClientInfo])
+    async def clients(self) -> list[ClientDetails]:
+        parts = await self._ask_all(Operation.CLIENTS, list[ClientDetails])
         return [*self.local_clients(), *(one for part in parts for one in part)]
 
-    async def client(self, client_id: int) -> ClientInfo | None:
-        return next((one for one in await self.clients() if one.client_id == client_id), None)
+    async def client(self, client_id: int) -> ClientDetails | None:
+        return next((one for one in await self.clients() if one.info.client_id == client_id), None)
 
     async def totals(self) -> Totals:
         total = self.local_totals()
@@ -135,8 +135,8 @@ class Shards:
 
     # Our part of it
 
-    def local_clients(self) -> list[ClientInfo]:
-        return [one.info() for one in self._sessions.connections.values()]
+    def local_clients(self) -> list[ClientDetails]:
+        return [one.details() for one in self._sessions.connections.values()]
 
     def local_totals(self) -> Totals:
         counters, logs = self._process.io_counters(), self.local.logs

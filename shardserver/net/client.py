@@ -135,6 +135,7 @@ class Client:
             0 < limit <= connection.in_a_row
             and connection.routed_to != listener.balance.number
             and not connection.unanswered
+            and not connection.groups  # a member reads partitions of many shards
             and not self.wire.stopped
             and not self.wire.close_reason
             and self.wire.unread_bytes <= MAX_UNREAD_BYTES

@@ -100,6 +100,8 @@ class Routes:
             if request.address.encode() != key:  # bytes that mean nothing
                 return None
             check_right(metadata, connection.user_id, POLL_ROW, request)
+            if request.address.kind != CONSUMER:  # of a group: its fence is looked at each time
+                return None
             partition = resolve_partition(metadata, request.address)
             if partition.shard != self._context.shards.number:
                 return None

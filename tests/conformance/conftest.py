@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from shardserver.errors import Code
-from tests.conformance.site import FULL, LAYOUTS, NOT_SERVED, QUICK, Site, TappedServer, name_layout
+from tests.conformance.site import FULL, LAYOUTS, QUICK, Site, TappedServer, name_layout
 from tests.conformance.tap import Results, codes_by_command
 
 TEST_TIMEOUT_S = 60
@@ -81,20 +80,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     """Coroutines run in a loop of their own; the SDK has its own threads."""
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    try:
-        called = pyfuncitem.obj(**arguments)
-        if inspect.iscoroutine(called):
-            asyncio.run(asyncio.wait_for(called, TEST_TIMEOUT_S))
-    except (Exception, pytest.fail.Exception):
-        skip_when_not_served(pyfuncitem.funcargs)
-        raise
+    called = pyfuncitem.obj(**arguments)
+    if inspect.iscoroutine(called):
+        asyncio.run(asyncio.wait_for(called, TEST_TIMEOUT_S))
     return True
-
-
-def skip_when_not_served(arguments: dict[str, Any]) -> None:
-    sites = [one for one in arguments.values() if isinstance(one, Site)]
-    refused = {
-        one.command for site in sites for one in site.tap.log if one.code == Code.FEATURE_UNAVAILABLE
-    } & NOT_SERVED  # fmt: skip
-    if refused:
-        pytest.skip(f"not served yet: {', '.join(sorted(refused))}")

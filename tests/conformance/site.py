@@ -19,12 +19,6 @@ from tests.conformance.tap import EVICTED, HOST, Exchange, Tap
 from tests.server_process import PASSWORD
 from tests.sharded_server import ShardedServer
 
-# Commands that the server answers with 5 until they are there.
-NOT_SERVED = {
-    command.name
-    for command in Command
-    if command.name.endswith(("_GROUP", "_GROUPS", "_USER", "_USERS", "_TOKEN", "_TOKENS", "PERMISSIONS", "PASSWORD"))
-}
 # (shards, net.handover_requests); 4 in a row are few, so that connections of short tests move, too.
 QUICK = ((1, 4), (2, 0), (2, 4))
 FULL = (*QUICK, (4, 0), (4, 4))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shardserver.errors import Code, ShardServerError
-from tests.conformance.site import LAYOUTS, NOT_SERVED, name_layout
+from shardserver.errors import ShardServerError
+from tests.conformance.site import LAYOUTS, name_layout
 from tests.conformance.tap import Results, Tap, codes_by_command
 from tests.conformance.vector_replay import VectorReplay
 from tests.protocol.test_vectors import PAIRS
@@ -21,7 +21,6 @@ SCRIPTED = ("028", "029", "045", "063", "070", "078", "081")
 # answered with its own operation, which clients take for a success whatever it says (framing 4).
 OTHERS = ("088", "node-11")
 PYTHON = [name for name in PAIRS if name[:3].isdigit() and not name.startswith((*SCRIPTED, *OTHERS))]
-UNSERVED = "not served"
 NODE = [name for name in PAIRS if name.startswith("node") and not name.startswith(OTHERS)]
 
 
@@ -31,7 +30,6 @@ def replays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     cores, handover = request.param
     config = f"[net]\nhandover_requests = {handover}\n"
     found: dict[str, Any] = {}
-    refused: set[str] = set()
     for recorder, names in ("python", PYTHON), ("node", NODE):
         answered: dict[str, dict[str, Any]] = {}
         directory: Path = tmp_path_factory.mktemp("replay")
@@ -43,14 +41,12 @@ def replays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 found[name] = answered_otherwise(replay, name)
                 row = {"shards": cores, "hand-over": handover > 0, "passed": not found[name]}
                 log = tap.take_log()
-                refused |= {one.command for one in log if one.code == Code.FEATURE_UNAVAILABLE} & NOT_SERVED
                 answered[f"{name} {cores} {handover}"] = row | {"commands": codes_by_command(log)}
         finally:
             replay.close()
             tap.close()
             server.kill()
         Results(f"vectors-{recorder}").add(answered)
-    found[UNSERVED] = sorted(refused)
     yield found
 
 
@@ -64,6 +60,4 @@ def answered_otherwise(replay: VectorReplay, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PYTHON + NODE)
 def test_the_answer_is_the_recorded_one(name: str, replays: dict[str, Any]) -> None:
-    if replays[name] and replays[UNSERVED]:
-        pytest.skip(f"not served yet, which later ones need: {replays[UNSERVED]}")
     assert replays[name] == {}

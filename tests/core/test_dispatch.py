@@ -54,11 +54,13 @@ class World:
         writer = MetadataWriter(self.store, lambda: 1)
         ev.apply(writer.metadata, ev.StreamCreated(0, "orders", 1))
         ev.apply(writer.metadata, ev.TopicCreated(0, 0, "events", 1, {}, [1], [0]))
+        for id, name in (md.ROOT_ID, "iggy"), *([] if user in (None, md.ROOT_ID) else [(user, "alice")]):
+            ev.apply(writer.metadata, ev.UserCreated(md.User(id, name, 1, "")))
         sessions = Sessions(0)
         sessions.begin(1)
         self.connection: Connection = sessions.connect("127.0.0.1:1", "127.0.0.1")
         if user is not None:
-            sessions.bind(self.connection, user, CLIENT)
+            sessions.bind(self.connection, user, CLIENT, writer.metadata.users[user].epoch)
         self.local = LocalOwner(LoadMeter(lambda: 0.0))
         shards = Shards(0, 1, self.local, None, sessions)
         changes = WriterChanges(writer, Replication(writer, None, read_only=False), PasswordVerifier())

@@ -112,7 +112,8 @@ def replica() -> md.Metadata:
     metadata = md.Metadata()
     ev.apply(metadata, ev.StreamCreated(STREAM, "orders", 1))
     ev.apply(metadata, ev.TopicCreated(STREAM, TOPIC, "events", 1, {}, [1], [0]))
-    ev.apply(metadata, ev.UserCreated(md.User(1, "alice", 1, "")))
+    for id, name in (md.ROOT_ID, "iggy"), (1, "alice"):
+        ev.apply(metadata, ev.UserCreated(md.User(id, name, 1, "")))
     return metadata
 
 

@@ -158,7 +158,7 @@ def test_sessions_and_tokens_of_a_user_end_but_for_the_callers(how: str) -> None
     assert hers.is_bound
     end_alice(world, how)
     sessions.end_stale(world.metadata)
-    assert others.is_bound and not hers.is_bound and hers.was_ended
+    assert others.is_bound and not hers.is_bound and hers.ended_by == 1
     assert caller.is_bound is (how != "deleted")
     assert world.metadata.token_owners == {}
     sessions.end_stale(world.metadata)  # and again, as after a new replica
@@ -215,10 +215,12 @@ def test_what_is_made_again_under_an_id_inherits_nothing() -> None:
     assert told_permissions(world) == Permissions()
 
 
-def test_permissions_for_what_is_not_there_never_come_alive() -> None:
+def test_permissions_for_what_is_not_there_are_told_and_never_come_alive() -> None:
     world = World()
     world.do(Command.UPDATE_PERMISSIONS, UpdatePermissionsRequest(1, TREE))
+    assert told_permissions(world) == TREE
     with_topic(world)
+    assert told_permissions(world) == Permissions()
     assert not may(world, Command.GET_STREAM, StreamAddress(0))
 
 
@@ -299,6 +301,38 @@ def test_who_manages_users_resets_anothers_password() -> None:
     async def work(made: Passwords) -> None:
         await made.do(Command.CHANGE_PASSWORD, ChangePasswordRequest("bob", "", "reset"), user=1)
         assert await made.fits(2, "reset")
+
+    with_passwords(work)
+
+
+def test_a_repeat_gets_its_first_answer_whatever_the_change_has_taken() -> None:
+    async def work(made: Passwords) -> None:
+        change = ChangePasswordRequest("bob", "bob's", "his own")
+        await made.do(Command.CHANGE_PASSWORD, change, user=2)
+        made._request -= 1
+        await made.do(Command.CHANGE_PASSWORD, change, user=2)  # the current password is another one by now
+        drop = UpdatePermissionsRequest("alice", None)
+        await made.do(Command.UPDATE_PERMISSIONS, drop, user=1)
+        made._request -= 1
+        await made.do(Command.UPDATE_PERMISSIONS, drop, user=1)  # she may not any more
+
+    with_passwords(work)
+
+
+def test_what_a_session_asked_whose_user_is_gone_is_not_done_for_the_next_one() -> None:
+    async def work(made: Passwords) -> None:
+        epoch = made.writer.metadata.users[2].epoch
+        await made.do(Command.DELETE_USER, UserAddress("bob"))
+        asked = ChangeRequest(
+            Command.CREATE_TOKEN, 2, CreateTokenRequest("ci", 0).encode(), b"b" * 16, 1, b"", user_epoch=epoch
+        )
+        for _ in range(2):
+            with pytest.raises(RejectedError) as caught:
+                await made.changes.change(asked)
+            assert caught.value.code is Code.UNAUTHENTICATED
+            if 2 not in made.writer.metadata.users:
+                await made.do(Command.CREATE_USER, CreateUserRequest("carol", "hers", 1, None, {}))
+        assert made.writer.metadata.users[2].tokens == {}
 
     with_passwords(work)
 

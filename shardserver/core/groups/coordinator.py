@@ -1,0 +1,345 @@
+"""Who is in a group and which member has which partition: on one shard a group, in memory only.
+
+A change of members or partitions makes a new assignment, and a worker brings the fences of the partitions' shards to
+it: first revoke, then grant. What a revoked member has in hand and has not committed keeps its partition back until it
+commits, leaves, or the time is over. A new process starts without members: the shards of their connections name them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from shardserver.core.groups.assignment import Owners, assign
+from shardserver.core.metadata import Metadata, Topic
+from shardserver.errors import BackpressureError, Code, NotCommittedError, RejectedError, ShardServerError
+
+log = logging.getLogger(__name__)
+
+# Between two looks at a partition that waits for a commit, or for its shard.
+LOOK_AGAIN_S = 0.1
+
+
+class GroupKey(msgspec.Struct, frozen=True, array_like=True):
+    """Ids find the topic, its uid tells whether it is still that one."""
+
+    stream_id: int
+    topic_id: int
+    topic_uid: int
+    group_id: int
+
+
+class FenceChange(msgspec.Struct, frozen=True, array_like=True):
+    """For the shard of the partitions. revoke: (uid, group, force). grant: (uid, group, member)."""
+
+    revoke: list[tuple[int, int, bool]]
+    grant: list[tuple[int, int, int]]
+
+
+class FencePort(Protocol):
+    def __call__(self, shard: int, change: FenceChange) -> Awaitable[list[bool]]:
+        """Of each revocation: whether the grant is gone.
+
+        Raises BackpressureError, NotCommittedError: the shard is down.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """number: as clients see it. shard: of its connection."""
+
+    number: int
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A grant that is in force: of this partition, on that shard."""
+
+    uid: int
+    shard: int
+    member: int
+
+
+@dataclass
+class GroupState:
+    """members: by the client ids of their connections, oldest first. granted: by partition id."""
+
+    key: GroupKey
+    generation: int
+    members: dict[int, Member] = field(default_factory=dict)
+    wanted: Owners = field(default_factory=list)
+    granted: list[Placed | None] = field(default_factory=list)
+    deadlines: dict[int, float] = field(default_factory=dict)
+    is_dirty: bool = False
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    worker: asyncio.Task[None] | None = None
+
+
+class Coordinator:
+    """Owned by one shard's loop.
+
+    first_generation: above all that a former process has given. timeout_s: how long a partition waits for a commit.
+    """
+
+    def __init__(
+        self,
+        metadata: Callable[[], Metadata],
+        fence: FencePort,
+        clock: Callable[[], float],
+        timeout_s: float,
+    ) -> None:
+        self._metadata, self._fence, self._clock, self.timeout_s = metadata, fence, clock, timeout_s
+        self.first_generation = 1
+        self.groups: dict[GroupKey, GroupState] = {}
+
+    # What clients ask
+
+    async def join(self, key: GroupKey, member: int, shard: int) -> None:
+        """Done when those partitions are granted that wait for nobody's commit. Raises RejectedError(5000)."""
+        state = self._state(key)
+        known = state.members.get(member)
+        if known is None:
+            number = _lowest_free({one.number for one in state.members.values()})
+            state.members[member] = Member(number, shard)
+            self._rebalance(state)
+        elif known.shard != shard:
+            state.members[member] = Member(known.number, shard)
+        await self._settled(state)
+
+    async def leave(self, key: GroupKey, member: int) -> None:
+        """Raises RejectedError 5000, 5006."""
+        state = self._state(key)
+        if state.members.pop(member, None) is None:
+            raise RejectedError(Code.GROUP_MEMBER_NOT_FOUND, f"client {member}")
+        self._rebalance(state)
+        await self._settled(state)
+
+    def sync(self, key: GroupKey, member: int) -> tuple[int, list[int]] | None:
+        """(generation, partitions it may poll now). None: it is no member."""
+        state = self.groups.get(key)
+        if state is None or member not in state.members:
+            return None
+        return state.generation, self._partitions_of(state, member)
+
+    def members(self, key: GroupKey) -> list[tuple[int, list[int]]]:
+        """[(number, partitions)], by number."""
+        state = self.groups.get(key)
+        if state is None:
+            return []
+        rows = [(member.number, self._partitions_of(state, client)) for client, member in state.members.items()]
+        return sorted(rows)
+
+    def owners(self, key: GroupKey) -> list[int | None]:
+        """Of each partition, by id: the number of the member that may poll it."""
+        state = self.groups.get(key)
+        if state is None:
+            return []
+        found = [one and state.members.get(one.member) for one in state.granted]
+        return [member.number if member else None for member in found]
+
+    def _partitions_of(self, state: GroupState, member: int) -> list[int]:
+        return [
+            partition
+            for partition, placed in enumerate(state.granted)
+            if placed is not None and placed.member == member and partition not in state.deadlines
+        ]
+
+    def exists(self, key: GroupKey) -> bool:
+        topic = self._topic(key)
+        return topic is not None and key.group_id in topic.groups
+
+    def _state(self, key: GroupKey) -> GroupState:
+        if not self.exists(key):
+            raise RejectedError(Code.GROUP_NOT_FOUND, f"group {key.group_id}")
+        found = self.groups.get(key)
+        if found is None:
+            found = self.groups[key] = GroupState(key, self.first_generation)
+        return found
+
+    def _topic(self, key: GroupKey) -> Topic | None:
+        stream = self._metadata().streams.get(key.stream_id)
+        topic = stream.topics.get(key.topic_id) if stream else None
+        return topic if topic is not None and topic.uid == key.topic_uid else None
+
+    # What happens around it
+
+    def shard_ended(self, shard: int) -> None:
+        """Its connections are gone, and with them their memberships."""
+        for state in self.groups.values():
+            gone = [client for client, member in state.members.items() if member.shard == shard]
+            for client in gone:
+                del state.members[client]
+            if gone:
+                self._rebalance(state)
+
+    def shard_began(self, shard: int) -> None:
+        """Its process has no grants."""
+        for state in self.groups.values():
+            lost = [number for number, placed in enumerate(state.granted) if placed and placed.shard == shard]
+            for number in lost:
+                state.granted[number] = None
+                state.deadlines.pop(number, None)
+            if lost:
+                self._work(state)
+
+    def metadata_changed(self) -> None:
+        """Topics, partitions or groups may be others now."""
+        for state in list(self.groups.values()):
+            topic = self._topic(state.key)
+            if topic is None or state.key.group_id not in topic.groups:
+                self._drop(state)
+            elif len(state.wanted) != len(topic.partitions):
+                self._rebalance(state)
+            elif any(placed and not _is_at(topic, number, placed) for number, placed in enumerate(state.granted)):
+                self._work(state)
+
+    def _drop(self, state: GroupState) -> None:
+        del self.groups[state.key]
+        if state.worker is not None:
+            state.worker.cancel()
+        for waiter in state.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Assignments
+
+    def _rebalance(self, state: GroupState) -> None:
+        topic = self._topic(state.key)
+        assert topic is not None
+        state.wanted = assign(list(state.members), len(topic.partitions), state.wanted)
+        state.generation += 1
+        self._work(state)
+
+    def _work(self, state: GroupState) -> None:
+        state.is_dirty = True
+        if state.worker is None or state.worker.done():
+            state.worker = asyncio.get_running_loop().create_task(self._bring_about(state))
+
+    async def _settled(self, state: GroupState) -> None:
+        """Until a pass that began from now on has ended."""
+        if state.worker is None or state.worker.done():
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        state.waiters.append(done)
+        await done
+
+    async def _bring_about(self, state: GroupState) -> None:
+        """Until what is granted is what is wanted."""
+        waits = True
+        while waits or state.is_dirty:
+            state.is_dirty = False
+            waiters, state.waiters = state.waiters, []
+            try:
+                waits = await self._pass(state)
+            except ShardServerError as error:
+                log.warning("rebalance_put_off", extra={"fields": {"group": state.key.group_id, "error": str(error)}})
+                waits = True
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            if waits and not state.is_dirty:
+                await asyncio.sleep(LOOK_AGAIN_S)
+        for waiter in state.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _pass(self, state: GroupState) -> bool:
+        """Revoke, then grant. True: something waits, for a commit or for a shard."""
+        topic = self._topic(state.key)
+        if topic is None:
+            return False
+        places = [(one.uid, one.shard) for one in topic.partitions]
+        _fit(state, places)
+        waits = await self._revoke_all(state, places)
+        return await self._grant_all(state, places) or waits
+
+    async def _revoke_all(self, state: GroupState, places: Sequence[tuple[int, int]]) -> bool:
+        """From members that are to have them no more."""
+        by_shard: dict[int, list[int]] = {}
+        for number, placed in enumerate(state.granted):
+            if placed is not None and placed.member != state.wanted[number]:
+                by_shard.setdefault(placed.shard, []).append(number)
+        waits = False
+        for shard, numbers in by_shard.items():
+            rows = [(places[number][0], state.key.group_id, self._is_over(state, number)) for number in numbers]
+            try:
+                gone = await self._fence(shard, FenceChange(rows, []))
+            except (BackpressureError, NotCommittedError):  # its next process has no grants
+                waits = True
+                continue
+            for number, is_gone in zip(numbers, gone, strict=True):
+                waits = self._note_revoked(state, number, is_gone) or waits
+        return waits
+
+    def _is_over(self, state: GroupState, number: int) -> bool:
+        """Waiting for what the member has in hand: it is gone, or its time is over."""
+        placed = state.granted[number]
+        return (placed is not None and placed.member not in state.members) or (
+            number in state.deadlines and self._clock() >= state.deadlines[number]
+        )
+
+    def _note_revoked(self, state: GroupState, number: int, is_gone: bool) -> bool:
+        """True: it is still waited for."""
+        if number >= len(state.granted):  # fewer partitions meanwhile
+            return False
+        if is_gone:
+            if state.deadlines.pop(number, None) is not None:
+                state.generation += 1  # who gets it now has to see that there is something new
+            state.granted[number] = None
+            return False
+        state.deadlines.setdefault(number, self._clock() + self.timeout_s)
+        return True
+
+    async def _grant_all(self, state: GroupState, places: Sequence[tuple[int, int]]) -> bool:
+        by_shard: dict[int, list[tuple[int, Placed]]] = {}
+        for number, member in enumerate(state.wanted[: len(places)]):
+            placed = state.granted[number]
+            # Also one that was to lose it and keeps it after all.
+            if member is not None and (placed is None or (placed.member == member and number in state.deadlines)):
+                uid, shard = places[number]
+                by_shard.setdefault(shard, []).append((number, Placed(uid, shard, member)))
+        waits = False
+        for shard, rows in by_shard.items():
+            change = FenceChange([], [(placed.uid, state.key.group_id, placed.member) for _, placed in rows])
+            try:
+                await self._fence(shard, change)
+            except (BackpressureError, NotCommittedError):
+                waits = True
+                continue
+            for number, placed in rows:
+                if number < len(state.granted):
+                    state.granted[number] = placed
+                    state.deadlines.pop(number, None)
+        return waits
+
+
+def _fit(state: GroupState, places: Sequence[tuple[int, int]]) -> None:
+    """As many entries as there are partitions; a grant of one that is elsewhere now, or was purged, counts no more."""
+    state.wanted = (state.wanted + [None] * len(places))[: len(places)]
+    state.granted = [
+        placed if placed is not None and (placed.uid, placed.shard) == place else None
+        for placed, place in zip(state.granted + [None] * len(places), places, strict=False)
+    ]
+    for number in [one for one in state.deadlines if one >= len(places) or state.granted[one] is None]:
+        del state.deadlines[number]
+
+
+def _is_at(topic: Topic, number: int, placed: Placed) -> bool:
+    if number >= len(topic.partitions):
+        return False
+    partition = topic.partitions[number]
+    return (partition.uid, partition.shard) == (placed.uid, placed.shard)
+
+
+def _lowest_free(used: set[int]) -> int:
+    number = 0
+    while number in used:
+        number += 1
+    return number

@@ -1,0 +1,138 @@
+"""Members come and go: generations, numbers, and partitions that wait for a commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from shardserver.core import metadata_events as ev
+from shardserver.errors import Code, RejectedError
+from tests.core.groups.model import TIMEOUT_S, Model
+
+
+def run(work: Callable[[Model], Coroutine[Any, Any, None]]) -> None:
+    async def lived() -> None:
+        await work(Model(1))
+
+    asyncio.run(lived())
+
+
+async def until(model: Model, condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never")
+
+
+def partitions(model: Model, member: int) -> list[int]:
+    found = model.coordinator.sync(model.key, member)
+    assert found is not None
+    return found[1]
+
+
+def generation(model: Model, member: int) -> int:
+    found = model.coordinator.sync(model.key, member)
+    assert found is not None
+    return found[0]
+
+
+def test_the_first_gets_all_and_who_joins_twice_changes_nothing() -> None:
+    async def work(model: Model) -> None:
+        await model.coordinator.join(model.key, 1, 0)
+        assert partitions(model, 1) == [0, 1, 2]
+        before = generation(model, 1)
+        await model.coordinator.join(model.key, 1, 0)
+        assert generation(model, 1) == before
+        await model.coordinator.join(model.key, 2, 0)
+        assert generation(model, 1) == before + 1
+        assert sorted(partitions(model, 1) + partitions(model, 2)) == [0, 1, 2]
+
+    run(work)
+
+
+def test_who_leaves_is_no_member_and_the_lowest_number_is_given_again() -> None:
+    async def work(model: Model) -> None:
+        for member in 1, 2, 3:
+            await model.coordinator.join(model.key, member, 0)
+        await model.coordinator.leave(model.key, 2)
+        assert model.coordinator.sync(model.key, 2) is None
+        with pytest.raises(RejectedError) as caught:
+            await model.coordinator.leave(model.key, 2)
+        assert caught.value.code is Code.GROUP_MEMBER_NOT_FOUND
+        await model.coordinator.join(model.key, 4, 0)
+        assert [number for number, _ in model.coordinator.members(model.key)] == [0, 1, 2]
+
+    run(work)
+
+
+@pytest.mark.parametrize("ends", ["commit", "time", "leave"])
+def test_a_partition_with_messages_in_hand_waits_for_their_commit(ends: str) -> None:
+    async def work(model: Model) -> None:
+        await model.coordinator.join(model.key, 1, 0)
+        for partition in model.topic.partitions:
+            fences = model.fences[partition.shard]
+            assert fences is not None
+            fences.note_delivered(partition.uid, 0, 1, 9)
+        await model.coordinator.join(model.key, 2, 0)
+        assert partitions(model, 2) == [] and len(partitions(model, 1)) == 2
+        before = generation(model, 2)
+        if ends == "commit":
+            model.committed = {partition.uid: 9 for partition in model.topic.partitions}
+        elif ends == "time":
+            model.now += TIMEOUT_S
+        else:
+            await model.coordinator.leave(model.key, 1)
+        await until(model, lambda: partitions(model, 2) != [])
+        assert generation(model, 2) > before  # so that who gets it looks
+
+    run(work)
+
+
+def test_a_partition_that_its_owner_keeps_after_all_is_its_again() -> None:
+    async def work(model: Model) -> None:
+        await model.coordinator.join(model.key, 1, 0)
+        for partition in model.topic.partitions:
+            fences = model.fences[partition.shard]
+            assert fences is not None
+            fences.note_delivered(partition.uid, 0, 1, 9)
+        await model.coordinator.join(model.key, 2, 0)
+        await model.coordinator.leave(model.key, 2)
+        await until(model, lambda: partitions(model, 1) == [0, 1, 2])
+
+    run(work)
+
+
+def test_a_group_that_is_deleted_has_no_members() -> None:
+    async def work(model: Model) -> None:
+        await model.coordinator.join(model.key, 1, 0)
+        ev.apply(model.metadata, ev.GroupDeleted(0, 0, 0))
+        model.coordinator.metadata_changed()
+        assert model.coordinator.sync(model.key, 1) is None
+        with pytest.raises(RejectedError) as caught:
+            await model.coordinator.join(model.key, 1, 0)
+        assert caught.value.code is Code.GROUP_NOT_FOUND
+
+    run(work)
+
+
+def test_a_thousand_groups_of_ten_members_and_one_of_them_changes() -> None:
+    """Nothing of a change of one group touches another."""
+
+    async def work(model: Model) -> None:
+        for group in range(1, 1000):
+            ev.apply(model.metadata, ev.GroupCreated(0, 0, group, f"g{group}", 1))
+        keys = [model.key.__class__(0, 0, model.topic.uid, group) for group in range(1000)]
+        for number, key in enumerate(keys):
+            for member in range(10):
+                await model.coordinator.join(key, 10 * number + member, member % 3)
+        before = [model.coordinator.groups[key].generation for key in keys]
+        await model.coordinator.leave(keys[7], 70)
+        after = [model.coordinator.groups[key].generation for key in keys]
+        assert [number for number, _ in enumerate(keys) if before[number] != after[number]] == [7]
+        assert sum(len(model.coordinator.groups[key].members) for key in keys) == 9999
+
+    run(work)
