@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test fault-test powercut-test simulate conformance conformance-rust compatibility fuzz chaos mutants bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test fault-test powercut-test simulate groups-model conformance conformance-rust compatibility fuzz chaos mutants bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile

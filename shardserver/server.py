@@ -354,7 +354,12 @@ class Shard:
         self._peers.say_serving()
         if self._writer_side is not None:
             await self._writer_side.begin(
-                self._arguments.data_directory, self._shards, self._owned, self._open_logs, self._wait_for_peers
+                self._arguments.data_directory,
+                self._shards,
+                self._owned,
+                self._open_logs,
+                self._wait_for_peers,
+                self._groups,
             )
 
     async def _open_logs(self, shard: int, arena: Arena | None = None) -> ShardLog:

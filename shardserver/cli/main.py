@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 from shardserver.cli import stopped_commands, top
 from shardserver.cli.control import NoServerError, ask
+from shardserver.cli.groups import groups_text
 from shardserver.cli.placement import placement_text
 from shardserver.cli.reload import reload_text
 from shardserver.cli.root_password import first_password_hash, given_password
@@ -53,12 +54,13 @@ def parser() -> argparse.ArgumentParser:
         "reload": "have a running server read its configuration file again; says what applies and what waits",
         "status": "state of a running server; an exit code for each, 0 when it is ready",
         "stats": "figures of a running server",
+        "groups": "consumer groups of a running server: who has which partition, and how far behind it is",
         "placement": "which shard each partition lives on, and why; of a running or a stopped server",
     }
     for name, text in on_data.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--data", dest="command_data", metavar="DIR")
-        if name in ("reload", "status", "stats", "placement"):
+        if name in ("reload", "status", "stats", "groups", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
     _add_moves(commands)
     top.add_parser(commands)
@@ -189,6 +191,12 @@ def _stats(config: Config, sources: Sources, arguments: argparse.Namespace) -> i
     return 1 if any("error" in shard for shard in answer["shards"]) else 0
 
 
+def _groups(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
+    answer = ask(config.server.data, "groups")
+    print(json.dumps(answer) if arguments.json else groups_text(answer))
+    return 0
+
+
 def _reload(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
     answer = ask(config.server.data, "reload")
     print(json.dumps(answer) if arguments.json else reload_text(answer))
@@ -224,6 +232,7 @@ COMMANDS: dict[str | None, Callable[[Config, Sources, argparse.Namespace], int]]
     None: serve,
     "print-config": _print_config,
     "reset-root-password": _reset_root_password,
+    "groups": _groups,
     "reload": _reload,
     "status": _status,
     "stats": _stats,

@@ -60,10 +60,10 @@ class SendCall:
 class PollCall:
     """strategy, value: as on the wire. kind, consumer: whose committed offset counts. max_bytes: of the batches.
 
-    member: client id of the connection that polls for a group.
+    member: session of the connection that polls for a group.
     """
 
-    LAYOUT: ClassVar = struct.Struct("<QQIIIIBBB")
+    LAYOUT: ClassVar = struct.Struct("<QQIIIQBBB")
     uid: int
     value: int
     count: int
@@ -88,10 +88,10 @@ class PollCall:
 class OffsetCall:
     """Store, delete or get a committed offset. acknowledged: answer when it is durable.
 
-    member: client id of the connection that asks for a group; is_manager: its user manages the topic.
+    member: session of the connection that asks for a group; is_manager: its user manages the topic.
     """
 
-    LAYOUT: ClassVar = struct.Struct("<QQIIBBB")
+    LAYOUT: ClassVar = struct.Struct("<QQIQBBB")
     uid: int
     kind: int
     consumer: int

@@ -230,7 +230,7 @@ def poll_messages(context: ShardContext, connection: Connection, request: PollRe
         request.address.kind,
         request.strategy,
         request.auto_commit,
-        connection.client_id,
+        connection.session,
     )
     return context.shards.poll(connection, partition, call)
 
@@ -249,7 +249,7 @@ def _offset_call(
         raise RejectedError(Code.RESOURCE_NOT_FOUND, str(error)) from error
     manages = address.kind == CONSUMER_GROUP and manages_topic(context.metadata, connection.user_id, address)
     return partition, OffsetCall(
-        partition.uid, address.kind, consumer, offset, acknowledged, connection.client_id, manages
+        partition.uid, address.kind, consumer, offset, acknowledged, connection.session, manages
     )
 
 

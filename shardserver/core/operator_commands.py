@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from shardserver.core.calls import Operation
+from shardserver.core.groups.access import GroupAccess
+from shardserver.core.groups.report import report_groups
 from shardserver.core.load import LoadMeter
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.mover import MoveOutcome, Mover
@@ -24,16 +26,28 @@ Loads = list[tuple[int, float, float]]
 class OperatorCommands:
     """Of shard 0. Each takes the arguments of the control socket's request and gives its answer."""
 
-    def __init__(self, writer: MetadataWriter, placement: Placement, mover: Mover, shards: Shards) -> None:
+    def __init__(
+        self, writer: MetadataWriter, placement: Placement, mover: Mover, shards: Shards, groups: GroupAccess | None
+    ) -> None:
         self._writer, self._placement, self._mover, self._shards = writer, placement, mover, shards
+        self._groups = groups
         self.commands: dict[str, Command] = {
             "placement": self._describe,
             "move-partition": self._move,
             "rebalance": self._rebalance,
+            "groups": self._report_groups,
         }
 
     def _describe(self, arguments: Content) -> Content:
         return {"shards": self._placement.shards, "partitions": describe(self._writer.metadata, self._placement)}
+
+    async def _report_groups(self, arguments: Content) -> Content:
+        if self._groups is None:
+            return {"groups": []}
+        try:
+            return {"groups": await report_groups(self._writer.metadata, self._shards, self._groups)}
+        except ShardServerError as error:  # a shard is down
+            return {"error": str(error)}
 
     async def _move(self, arguments: Content) -> Content:
         stream, topic, number, target = (arguments[key] for key in ("stream", "topic", "partition", "to_shard"))

@@ -61,8 +61,8 @@ class Sessions:
         self._counter = 0
         self._clients = 0
         self.connections: dict[int, Connection] = {}
-        # Told which groups a client was in when its connection or its session has ended.
-        self.on_left: Callable[[int, set[GroupKey]], None] = lambda client_id, groups: None
+        # Told which groups a session was in when it has ended, or its connection.
+        self.on_left: Callable[[int, set[GroupKey]], None] = lambda session, groups: None
 
     def begin(self, boot_number: int) -> None:
         """boot_number: of this process. Client ids of a former one may live on with other shards: these differ."""
@@ -97,8 +97,8 @@ class Sessions:
         return connection.session
 
     def unbind(self, connection: Connection) -> None:
-        connection.session, connection.user_id, connection.ended_by = 0, NOBODY, 0
         self._leave_groups(connection)
+        connection.session, connection.user_id, connection.ended_by = 0, NOBODY, 0
 
     def end_stale(self, metadata: Metadata) -> None:
         """Take the sessions of users that are gone, or whose sessions a change has ended."""
@@ -122,4 +122,4 @@ class Sessions:
     def _leave_groups(self, connection: Connection) -> None:
         groups, connection.groups = connection.groups, set()
         if groups:
-            self.on_left(connection.client_id, groups)
+            self.on_left(connection.session, groups)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from shardserver.core.custody import Custodian, RemoteCustodian
+from shardserver.core.groups.access import GroupAccess
 from shardserver.core.metadata_writer import MetadataWriter
 from shardserver.core.mover import Mover
 from shardserver.core.operator_commands import Command, OperatorCommands
@@ -67,12 +68,13 @@ class WriterSide:
         owned: OwnedPartitions,
         open_logs: Callable[[int], Awaitable[ShardLog]],
         wait_for_peers: Callable[[], Awaitable[None]],
+        groups: GroupAccess | None = None,
     ) -> None:
         """This shard has recovered: bring partitions where they belong, then take commands. Raises StorageError."""
         self._shards, self._owned = shards, owned
         self._orphans = Orphans(self._disk, self._faults, data_directory, self._placement.shards, open_logs)
         await rehome(self.writer, self._placement, self.mover, self._orphans, wait_for_peers)
-        self.commands = OperatorCommands(self.writer, self._placement, self.mover, shards).commands
+        self.commands = OperatorCommands(self.writer, self._placement, self.mover, shards, groups).commands
 
     def _custodian_of(self, shard: int) -> Custodian:
         if shard in self._orphans.open:

@@ -58,7 +58,7 @@ class AppendLog:
         self.waiting_bytes = self.backlog_bytes = 0
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = self.flushed_end = 0
         self.last_timestamp = 0
-        self.fenced: StorageError | None = None
+        self.fenced: ShardServerError | None = None
         self.refusal: NotOwnerError | None = None
         self.running = IDLE
         self.is_late = False
@@ -230,7 +230,7 @@ class AppendLog:
         """What failed, and how: nobody knows what is half changed."""
         self.fence(StorageError(f"{what} failed inside the server: {error!r}"))
 
-    def fence(self, error: StorageError) -> None:
+    def fence(self, error: ShardServerError) -> None:
         self.fenced = error
         self.fail_waiting(error)
         acks, self._acks = self._acks, deque()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 
-from shardserver.errors import CorruptionError, StorageError
+from shardserver.errors import CorruptionError, NotOwnerError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.index import SparseIndex, read_index
@@ -49,15 +49,14 @@ class PartitionReader:
 
         Raises:
             CorruptionError: the batch at the start is damaged. Damage further on ends the reply before it.
-            StorageError: the disk failed, the partition was deleted, or it was set aside and has no more than what was
-                read before.
-            NotOwnerError: the partition was given to another shard, before the read or during it.
+            StorageError: the disk failed, or the partition was set aside and has no more than what was read before.
+            NotOwnerError: the partition was given to another shard, or deleted, before the read or during it.
         """
         self._check_open()
         builder = ReadBuilder(max(start, self._state.first_offset), count, max_bytes, self._state.high_watermark)
         while builder.wants_more:
             if self._state.is_closed:
-                raise StorageError(f"partition {self._state.uid} was deleted, or its shard ends")
+                raise NotOwnerError(f"partition {self._state.uid} was deleted, or its shard ends")
             if builder.next_offset < self._state.first_offset:  # deleted while the disk was waited for
                 builder.skip_to(self._state.first_offset, self._state.high_watermark)
             first = self._state.tail.first_offset

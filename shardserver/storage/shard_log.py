@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, StorageError
+from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, NotOwnerError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
@@ -140,7 +140,7 @@ class ShardLog(ShardTurn):
         gone = self._partitions.pop(uid, None)
         if gone is None:
             return
-        gone.fence(StorageError(f"partition {uid} is not here any more"))
+        gone.fence(NotOwnerError(f"partition {uid} is not here any more"))  # who asks again is told what there is now
         self._released.pop(gone, None)
         self._unpin(gone)
         self._turn.forget(gone)

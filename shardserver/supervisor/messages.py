@@ -101,9 +101,9 @@ MAX_REQUEST_BYTES = 16 << 10
 # Asked of all shards.
 OF_ALL_SHARDS = frozenset({"stats", "top"})
 # Answered by shard 0, the writer of the metadata.
-OF_SHARD_0 = frozenset({"placement", "move-partition", "rebalance"})
+OF_SHARD_0 = frozenset({"placement", "move-partition", "rebalance", "groups"})
 # Seconds that a shard has for its answer. A move drains, syncs and opens a partition; a rebalance makes many of them.
-_ANSWER_DEADLINES_S = {"placement": 10.0, "move-partition": 60.0, "rebalance": 600.0}
+_ANSWER_DEADLINES_S = {"placement": 10.0, "groups": 10.0, "move-partition": 60.0, "rebalance": 600.0}
 
 
 def answer_deadline_s(command: str) -> float:

@@ -17,15 +17,18 @@ VECTORS: list[tuple[Any, str]] = [
     (SendCall(0x0102, 3, 0x0A0B0C0D0E0F1011), "02010000 00000000  03000000  11100f0e 0d0c0b0a"),
     (SendCall(7, 1), "07000000 00000000  01000000  00000000 00000000"),
     (
-        PollCall(5, 0x1122334455667788, 100, 9, 1 << 20, 2, 5, True),
-        "05000000 00000000  88776655 44332211  64000000  09000000  00001000  02 05 01",
+        PollCall(5, 0x1122334455667788, 100, 9, 1 << 20, 2, 5, True, 0x0807060504030201),
+        "05000000 00000000  88776655 44332211  64000000  09000000  00001000  01020304 05060708  02 05 01",
     ),
     (
         PollCall(5, 0, 1, 0, 0, 1, 1, False),
-        "05000000 00000000  00000000 00000000  01000000  00000000  00000000  01 01 00",
+        "05000000 00000000  00000000 00000000  01000000  00000000  00000000  00000000 00000000  01 01 00",
     ),
-    (OffsetCall(6, 2, 0xDEADBEEF, 1000, True), "06000000 00000000  e8030000 00000000  efbeadde  02 01"),
-    (OffsetCall(6, 1, 4), "06000000 00000000  00000000 00000000  04000000  01 00"),
+    (
+        OffsetCall(6, 2, 0xDEADBEEF, 1000, True, 0x0102, True),
+        "06000000 00000000  e8030000 00000000  efbeadde  02010000 00000000  02 01 01",
+    ),
+    (OffsetCall(6, 1, 4), "06000000 00000000  00000000 00000000  04000000  00000000 00000000  01 00 00"),
     (CutCall(8, 2**40), "08000000 00000000  00000000 00010000"),
 ]
 
@@ -39,8 +42,8 @@ def test_golden_bytes(call: Any, raw: str) -> None:
 
 CALLS = st.one_of(
     st.builds(SendCall, U64S, U32S, U64S),
-    st.builds(PollCall, U64S, U64S, U32S, U32S, U32S, U8S, U8S, st.booleans()),
-    st.builds(OffsetCall, U64S, U8S, U32S, U64S, st.booleans()),
+    st.builds(PollCall, U64S, U64S, U32S, U32S, U32S, U8S, U8S, st.booleans(), U64S),
+    st.builds(OffsetCall, U64S, U8S, U32S, U64S, st.booleans(), U64S, st.booleans()),
     st.builds(CutCall, U64S, U64S),
 )
 
@@ -78,5 +81,7 @@ def test_the_operations_have_the_numbers_of_the_page() -> None:
         "LOADS": 27,
         "DATA_REMOVED": 28,
         "LOGS": 40,
+        "GROUP": 41,
+        "FENCE": 42,
     }
     assert Operation.INFO == 16

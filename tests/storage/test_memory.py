@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shardserver.errors import ArenaFullError, ShardServerError, StorageError
+from shardserver.errors import ArenaFullError, NotOwnerError, ShardServerError
 from shardserver.memory.arena import Arena
 from shardserver.memory.heap import heap_arena
 from shardserver.storage.recovery import RecoveryInput, recover_shard
@@ -223,7 +223,7 @@ def test_all_blocks_come_back_when_a_partition_is_deleted(durability: Durability
         await logs.wait_idle()
         assert memory.statistics().blocks == 0 and memory.statistics().largest_free_bytes == 1 << 20
         assert logs.statistics().tail_bytes == 0
-        with pytest.raises(StorageError, match="deleted"):
+        with pytest.raises(NotOwnerError, match="deleted"):
             await partition.reader.read(0, 1, 1 << 20)
         await logs.close()
 

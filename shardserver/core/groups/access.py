@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
-    """member: client id of the connection; shard: where that is."""
+    """member: session of the connection, which no other one ever has; shard: where that is."""
 
     key: GroupKey
     member: int
@@ -90,22 +90,25 @@ class GroupAccess:
 
     async def join(self, connection: Connection, key: GroupKey) -> None:
         """Raises RejectedError(5000), BackpressureError: its coordinator is down."""
+        session = connection.session
         connection.groups.add(key)  # before the answer: what is half done ends with the connection
         try:
-            await self._ask(key, Join(key, connection.client_id, self._number), type(None))
+            await self._ask(key, Join(key, connection.session, self._number), type(None))
         except RejectedError:
             connection.groups.discard(key)
             raise
-        if key not in connection.groups:  # it has ended meanwhile, and left before it had come
-            self._background(self._leave_quietly(key, connection.client_id))
+        if (
+            connection.session != session or key not in connection.groups
+        ):  # it has ended meanwhile, and left before it had come
+            self._background(self._leave_quietly(key, session))
 
     async def leave(self, connection: Connection, key: GroupKey) -> None:
         """Raises RejectedError 5000, 5006; BackpressureError."""
-        await self._ask(key, Leave(key, connection.client_id), type(None))
+        await self._ask(key, Leave(key, connection.session), type(None))
         connection.groups.discard(key)
 
     async def sync(self, connection: Connection, key: GroupKey) -> tuple[int, list[int]] | None:
-        found: Any = await self._ask(key, Sync(key, connection.client_id), tuple[int, list[int]] | None)
+        found: Any = await self._ask(key, Sync(key, connection.session), tuple[int, list[int]] | None)
         return found  # type: ignore[no-any-return]
 
     async def members(self, keys: list[GroupKey]) -> dict[GroupKey, list[tuple[int, list[int]]]]:
@@ -129,14 +132,14 @@ class GroupAccess:
             for key, found in zip(some, part, strict=True)
         }
 
-    def _leave_all(self, client_id: int, keys: set[GroupKey]) -> None:
+    def _leave_all(self, session: int, keys: set[GroupKey]) -> None:
         """A connection has ended, or its session."""
         for key in keys:
-            self._background(self._leave_quietly(key, client_id))
+            self._background(self._leave_quietly(key, session))
 
-    async def _leave_quietly(self, key: GroupKey, client_id: int) -> None:
+    async def _leave_quietly(self, key: GroupKey, session: int) -> None:
         try:
-            await self._ask(key, Leave(key, client_id), type(None))
+            await self._ask(key, Leave(key, session), type(None))
         except ShardServerError:  # it is left already, or its coordinator is gone and knows nobody
             return
 
@@ -205,11 +208,11 @@ class GroupAccess:
         for connection in list(self._sessions.connections.values()):
             for key in connection.groups:
                 if self.shard_of(key) == shard:
-                    self._background(self._announce(key, connection.client_id))
+                    self._background(self._announce(key, connection.session))
 
-    async def _announce(self, key: GroupKey, client_id: int) -> None:
+    async def _announce(self, key: GroupKey, session: int) -> None:
         try:
-            await self._ask(key, Join(key, client_id, self._number), type(None))
+            await self._ask(key, Join(key, session, self._number), type(None))
         except RejectedError:  # the group is gone: the member learns it by its next sync
             return
         except ShardServerError as error:  # its next process is told again

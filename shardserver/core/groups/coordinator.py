@@ -69,7 +69,7 @@ class Placed:
 
 @dataclass
 class GroupState:
-    """members: by the client ids of their connections, oldest first. granted: by partition id."""
+    """members: by the sessions of their connections, oldest first. granted: by partition id."""
 
     key: GroupKey
     generation: int
@@ -117,7 +117,7 @@ class Coordinator:
         """Raises RejectedError 5000, 5006."""
         state = self._state(key)
         if state.members.pop(member, None) is None:
-            raise RejectedError(Code.GROUP_MEMBER_NOT_FOUND, f"client {member}")
+            raise RejectedError(Code.GROUP_MEMBER_NOT_FOUND, f"session {member}")
         self._rebalance(state)
         await self._settled(state)
 
@@ -197,6 +197,8 @@ class Coordinator:
                 self._drop(state)
             elif len(state.wanted) != len(topic.partitions):
                 self._rebalance(state)
+            elif state.worker is not None and not state.worker.done():
+                state.is_dirty = True  # what it asks for now may be elsewhere when the answer comes
             elif any(placed and not _is_at(topic, number, placed) for number, placed in enumerate(state.granted)):
                 self._work(state)
 

@@ -16,7 +16,7 @@ Key = tuple[int, int]  # partition uid, group id
 
 @dataclass(slots=True)
 class Grant:
-    """member: the client id of its connection. delivered: the highest offset it was given; -1: none.
+    """member: the session of its connection. delivered: the highest offset it was given; -1: none.
 
     is_revoked: it gets no more, and may still commit what it has.
     """

@@ -106,6 +106,31 @@ def test_a_partition_that_its_owner_keeps_after_all_is_its_again() -> None:
     run(work)
 
 
+def test_a_partition_that_moves_while_it_is_granted_is_granted_where_it_is() -> None:
+    async def work(model: Model) -> None:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+        change_fence = model.change_fence
+
+        async def slowly(shard: int, change: Any) -> list[bool]:
+            gone = await change_fence(shard, change)
+            asked.set()
+            await may_answer.wait()
+            return gone
+
+        model.coordinator._fence = slowly
+        joining = asyncio.ensure_future(model.coordinator.join(model.key, 1, 0))
+        await asked.wait()
+        one = model.topic.partitions[0]
+        move = ev.PartitionMove(0, 0, one.id, one.uid, (one.shard + 1) % 3, 2)
+        ev.apply(model.metadata, ev.PartitionsMoved([move]))
+        model.coordinator.metadata_changed()
+        may_answer.set()
+        await joining
+        await until(model, model.is_settled)
+
+    run(work)
+
+
 def test_a_group_that_is_deleted_has_no_members() -> None:
     async def work(model: Model) -> None:
         await model.coordinator.join(model.key, 1, 0)
