@@ -270,12 +270,17 @@ class Shard:
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
 
-    def _note_slow_sync(self, path: str, seconds: float) -> None:
+    def _note_slow_sync(self, path: str, seconds: float, files: int) -> None:
         left_out = self._slow_syncs.take()
         if left_out is None:
             return
         fields: dict[str, Any] = {"shard": self._number, "path": path, "took_ms": round(seconds * 1e3)}
-        fields |= {"device": self._device, "waiting_bytes": self._listener.in_flight_bytes, "left_out": left_out}
+        fields |= {
+            "files": files,
+            "device": self._device,
+            "waiting_bytes": self._listener.in_flight_bytes,
+            "left_out": left_out,
+        }
         if self._local.logs is not None:
             fields["waiting_requests"] = sum(one.unanswered for one in self._local.logs.partitions)
         log.warning("sync_slow", extra={"fields": fields})

@@ -4,7 +4,8 @@ Operations complete one by one on the loop, in an order drawn from the seed. Eac
 number it fails (`fail_at`), or everything ends there (`die_at`). `after_power_loss` keeps of each file any subset of
 its unsynced 512-byte sectors (so blocks tear), and of each unsynced change of names either the old or the new state.
 `after_kill` keeps all that was written, and lets some writes of the dead process land late, until somebody holds the
-file's lock. A failed sync drops unsynced blocks of other files too: they read back, and no later sync saves them.
+file's lock. A failed sync, of a directory too, drops unsynced blocks of other files: they read back, and no later
+sync saves them.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ class FaultDisk(StartsByFuture):
             self.has_failed = True
             if partial is not None and self._chance.random() < 0.5:
                 partial()
-            if what == "sync":
+            if what in ("sync", "sync directory"):
                 for other in self.files.values():
                     if other is node or self._chance.random() < 0.5:
                         other.drop_unsynced()

@@ -15,6 +15,7 @@ from shardserver.storage.disk import Disk
 from shardserver.storage.reserve import reserve_path
 from shardserver.storage.shard_directories import orphan_shards, remove_shard_directory, remove_the_rest
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,20 @@ class Orphans:
     """All of them. open_logs: recover the logs of that shard in this process."""
 
     def __init__(
-        self, disk: Disk, data_directory: str, shards: int, open_logs: Callable[[int], Awaitable[ShardLog]]
+        self,
+        disk: Disk,
+        faults: SyncFaults,
+        data_directory: str,
+        shards: int,
+        open_logs: Callable[[int], Awaitable[ShardLog]],
     ) -> None:
-        self._disk, self._data_directory, self._shards, self._open_logs = disk, data_directory, shards, open_logs
+        self._disk, self._faults, self._data_directory = disk, faults, data_directory
+        self._shards, self._open_logs = shards, open_logs
         self.open: dict[int, Orphan] = {}
 
     async def find(self) -> list[int]:
         """Numbers of shards that have a directory and no process."""
-        await remove_the_rest(self._disk, self._data_directory)
+        await remove_the_rest(self._disk, self._faults, self._data_directory)
         return await orphan_shards(self._disk, self._data_directory, self._shards)
 
     async def recover(self, shard: int) -> None:
@@ -67,7 +74,8 @@ class Orphans:
                 orphan.logs.forget_partition(uid)
             await orphan.logs.close()
         # First what is found by the directory's number only: a crash before its end must come back here.
+        since = self._faults.number
         await self._disk.unlink(reserve_path(self._data_directory, shard))
-        await self._disk.sync_directory(self._data_directory)
-        await remove_shard_directory(self._disk, self._data_directory, shard)
+        await sync_directory_noted(self._disk, self._faults, self._data_directory, since)
+        await remove_shard_directory(self._disk, self._faults, self._data_directory, shard)
         log.info("orphan_removed", extra={"fields": {"shard": shard}})

@@ -42,7 +42,7 @@ class WriterSide:
         clock: Callable[[], int],
         partition_limit: int,
     ) -> None:
-        self._disk, self._placement = disk, placement
+        self._disk, self._faults, self._placement = disk, faults, placement
         self._log = MetadataLog(disk, path, faults, reserve)
         self.writer = MetadataWriter(self._log, clock, placement=placement, partition_limit=partition_limit)
         self.mover = Mover(self.writer, self._custodian_of)
@@ -59,7 +59,7 @@ class WriterSide:
     async def set_aside_unknown(self, data_directory: str) -> None:
         metadata = self.writer.metadata
         known = {partition.uid for _, partition in metadata.live_partitions()} | set(metadata.dying)
-        await set_aside_unknown(self._disk, data_directory, known)
+        await set_aside_unknown(self._disk, self._faults, data_directory, known)
 
     async def begin(
         self,
@@ -72,7 +72,7 @@ class WriterSide:
     ) -> None:
         """This shard has recovered: bring partitions where they belong, then take commands. Raises StorageError."""
         self._shards, self._owned = shards, owned
-        self._orphans = Orphans(self._disk, data_directory, self._placement.shards, open_logs)
+        self._orphans = Orphans(self._disk, self._faults, data_directory, self._placement.shards, open_logs)
         await rehome(self.writer, self._placement, self.mover, self._orphans, wait_for_peers)
         self.commands = OperatorCommands(self.writer, self._placement, self.mover, shards, groups).commands
 

@@ -16,6 +16,7 @@ from shardserver.storage.journal import build_journal
 from shardserver.storage.journal_format import BLOCK_BYTES, Hint
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.synced_write import sync_directory_noted
 
 
 async def replace_journal(logs: ShardLog, *, keep: str | None = None) -> None:
@@ -46,19 +47,20 @@ async def _make_durable(partition: PartitionLog) -> None:
 
 
 async def _swap(logs: ShardLog, keep: str | None) -> None:
-    disk = logs.resources.disk
+    disk, faults = logs.resources.disk, logs.resources.faults
+    since = faults.number
     former, target = os.path.join(logs.directory, "journal.broken"), os.path.join(logs.directory, "journal")
     await _remove(logs, former)  # left by a crash
     await disk.rename(target, former)
-    await disk.sync_directory(logs.directory)
+    await sync_directory_noted(disk, faults, logs.directory, since)
     await disk.rename(os.path.join(logs.directory, "journal.new"), target)
-    await disk.sync_directory(logs.directory)
+    await sync_directory_noted(disk, faults, logs.directory, since)
     if keep is None:
         await _remove(logs, former)
         return
     await disk.rename(former, keep)
-    await disk.sync_directory(os.path.dirname(keep))
-    await disk.sync_directory(logs.directory)
+    await sync_directory_noted(disk, faults, os.path.dirname(keep), since)
+    await sync_directory_noted(disk, faults, logs.directory, since)
 
 
 async def _remove(logs: ShardLog, directory: str) -> None:

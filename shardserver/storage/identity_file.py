@@ -14,7 +14,7 @@ import xxhash
 from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk
-from shardserver.storage.synced_write import SyncFaults, write_synced
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, write_synced
 
 MAGIC = b"SSIDENT1"
 FORMAT_VERSION = 1
@@ -47,6 +47,7 @@ async def write_identity(disk: Disk, faults: SyncFaults, directory: str, uid: in
     raw, building = encode_identity(uid, payload), os.path.join(directory, NAME + ".new")
     buffer = aligned_buffer(align_up(len(raw), BLOCK_BYTES))
     buffer[: len(raw)] = raw
+    since = faults.number
     await disk.unlink(building)
     file = await disk.open(building, create=True)
     try:
@@ -56,7 +57,7 @@ async def write_identity(disk: Disk, faults: SyncFaults, directory: str, uid: in
         raise
     await disk.close(file)
     await disk.rename(building, os.path.join(directory, NAME))
-    await disk.sync_directory(directory)
+    await sync_directory_noted(disk, faults, directory, since)
 
 
 async def read_identity(disk: Disk, directory: str, uid: int) -> bytes | None:

@@ -23,7 +23,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.journal_writer import JournalWriter
 from shardserver.storage.settings import LogSettings
-from shardserver.storage.synced_write import SyncFaults, sync_noted
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, sync_noted
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Journal(JournalWriter):
         """
         number = len(self._files)
         header = fmt.FileHeader(number, number + 1, self.journal_id, self._files[0].file_bytes)
-        path = os.path.join(directory, fmt.file_name(number))
+        path, since = os.path.join(directory, fmt.file_name(number)), self._sync_faults.number
         await self._disk.unlink(path + ".new")
         try:
             await _create_file(self._disk, self._sync_faults, path + ".new", header)
@@ -110,7 +110,7 @@ class Journal(JournalWriter):
             await self._disk.unlink(path + ".new")  # on a full disk a part of it would hold what others need
             raise
         await self._disk.rename(path + ".new", path)
-        await self._disk.sync_directory(directory)
+        await sync_directory_noted(self._disk, self._sync_faults, directory, since)
         self._files.append(JournalFile(number, path, await self._disk.open(path), header.file_bytes))
         self.count_files()
 
@@ -125,15 +125,16 @@ class Journal(JournalWriter):
 
 async def create_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> None:
     """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
+    since = faults.number
     await disk.make_directory(parent)
     await build_journal(disk, faults, parent, settings)
     await disk.rename(os.path.join(parent, "journal.new"), os.path.join(parent, "journal"))
-    await disk.sync_directory(parent)
+    await sync_directory_noted(disk, faults, parent, since)
 
 
 async def build_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> int:
     """A whole, synced ring in `journal.new`; gives its id."""
-    building = os.path.join(parent, "journal.new")
+    building, since = os.path.join(parent, "journal.new"), faults.number
     await disk.make_directory(building)
     for name in await disk.list_directory(building):
         await disk.unlink(os.path.join(building, name))
@@ -141,7 +142,7 @@ async def build_journal(disk: Disk, faults: SyncFaults, parent: str, settings: L
     for number in range(settings.journal_files):
         header = fmt.FileHeader(number, settings.journal_files, journal_id, settings.journal_file_bytes)
         await _create_file(disk, faults, os.path.join(building, fmt.file_name(number)), header)
-    await disk.sync_directory(building)
+    await sync_directory_noted(disk, faults, building, since)
     return journal_id
 
 

@@ -11,7 +11,7 @@ from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.reserve import Reserve
-from shardserver.storage.synced_write import SyncFaults, cut_synced, write_synced
+from shardserver.storage.synced_write import SyncFaults, cut_synced, sync_directory_noted, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSMETAL2"
@@ -80,8 +80,9 @@ class MetadataLog:
         if read_only:
             self._failed = StorageError("the metadata log is read-only: its device did not take writes")
         else:
+            since = self._faults.number
             await self._disk.make_directory(self._directory)
-            await self._disk.sync_directory(os.path.dirname(self._directory))
+            await sync_directory_noted(self._disk, self._faults, os.path.dirname(self._directory), since)
         names = await self._disk.list_directory(self._directory)
         generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
         if not generations and read_only:
@@ -200,12 +201,12 @@ class MetadataLog:
         await self._begin_generation(max(generations, default=0) + 1, payload)
 
     async def _begin_generation(self, generation: int, payload: bytes) -> None:
-        building = os.path.join(self._directory, "building")
+        building, since = os.path.join(self._directory, "building"), self._faults.number
         entry = _encode(KIND_SNAPSHOT, self._revision, generation, payload)
         file = await self._reserve.with_room(lambda: self._build(building, entry))
         try:
             await self._disk.rename(building, self._path(generation))
-            await self._disk.sync_directory(self._directory)
+            await sync_directory_noted(self._disk, self._faults, self._directory, since)
         except StorageError as error:
             # Which file a restart would find is unknown now: a record in either could be the lost one.
             self._failed = error

@@ -10,7 +10,7 @@ import xxhash
 from shardserver.errors import CorruptionError
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage.disk import Disk
-from shardserver.storage.synced_write import SyncFaults, write_synced
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, write_synced
 
 MAGIC = b"SSOFFST1"
 FORMAT_VERSION = 1
@@ -55,12 +55,13 @@ async def write_snapshot(disk: Disk, faults: SyncFaults, directory: str, raw: by
     building, target = os.path.join(directory, "offsets.new"), os.path.join(directory, "offsets")
     buffer = aligned_buffer(align_up(len(raw), 4096))
     buffer[: len(raw)] = raw
+    since = faults.number
     await disk.unlink(building)
     file = await disk.open(building, create=True)
     await write_synced(disk, faults, file, 0, [buffer])
     await disk.close(file)
     await disk.rename(building, target)
-    await disk.sync_directory(directory)
+    await sync_directory_noted(disk, faults, directory, since)
 
 
 async def read_snapshot(disk: Disk, directory: str) -> tuple[dict[OffsetKey, tuple[int, int]], int, int]:

@@ -35,7 +35,7 @@ from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import PartitionIdentity
-from shardserver.storage.synced_write import cut_synced, write_synced
+from shardserver.storage.synced_write import cut_synced, sync_directory_noted, write_synced
 from shardserver.storage.tail import TailEntry
 from shardserver.storage.turn import Turn
 
@@ -266,9 +266,7 @@ class PartitionLog(PartitionState):
         if active is not None and not self.needs_segment:
             return active
         if not self.directory_exists:
-            await self._disk.make_directory(self.directory)
-            await self._disk.sync_directory(os.path.dirname(self.directory))
-            self.directory_exists = True
+            await self._make_directory()
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
@@ -286,6 +284,13 @@ class PartitionLog(PartitionState):
             self.resources.files.seal(active)
             log.info("segment_rolled", extra={"fields": {"partition": self.uid, "base_offset": base_offset}})
         return created
+
+    async def _make_directory(self) -> None:
+        faults = self.resources.faults
+        since = faults.number
+        await self._disk.make_directory(self.directory)
+        await sync_directory_noted(self._disk, faults, os.path.dirname(self.directory), since)
+        self.directory_exists = True
 
     def hint(self) -> fmt.Hint | None:
         """What the journal may say of the active segment; None while there is no segment."""
@@ -374,9 +379,10 @@ class PartitionLog(PartitionState):
     async def _remove_segment(self, segment: seg.Segment) -> None:
         self.resources.walks.forget(segment)
         await self.resources.files.close(segment)
+        since = self.resources.faults.number
         await self._disk.unlink(index_path(self.directory, segment.base_offset))
         await self._disk.unlink(segment.path)
-        await self._disk.sync_directory(self.directory)
+        await sync_directory_noted(self._disk, self.resources.faults, self.directory, since)
 
     async def oldest_unsealed(self) -> int | None:
         """When the oldest message that is in no sealed segment was appended, in microseconds; None: there is none.
@@ -452,12 +458,12 @@ class PartitionLog(PartitionState):
         """
         if not self._left_behind:
             return
-        known = {segment.path for segment in self.segments}
+        known, since = {segment.path for segment in self.segments}, self.resources.faults.number
         for name in await self._disk.list_directory(self.directory):
             path = os.path.join(self.directory, name)
             if seg.SEGMENT_NAME.fullmatch(name) and path not in known:
                 await self._disk.unlink(path)
-        await self._disk.sync_directory(self.directory)
+        await sync_directory_noted(self._disk, self.resources.faults, self.directory, since)
         if self.segments:
             await self._cut(self.segments[-1])
         self._left_behind = False

@@ -13,7 +13,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import File
 from shardserver.storage.partition_log import PartitionLog
-from shardserver.storage.synced_write import cut_synced
+from shardserver.storage.synced_write import cut_synced, sync_directory_noted
 
 
 class PartitionRecovery:
@@ -85,8 +85,9 @@ class PartitionRecovery:
         if not is_last or (self._hint is not None and self._hint.segment_base == base_offset):
             raise CorruptionError(path, 0, f"a segment header of partition {self._log.uid}")
         if not self._read_only:
+            since = self._faults.number
             await self._disk.unlink(path)
-            await self._disk.sync_directory(self._log.directory)
+            await sync_directory_noted(self._disk, self._faults, self._log.directory, since)
 
     async def open_unchanged(self) -> None:
         log, hint = self._log, self._hint
@@ -110,8 +111,9 @@ class PartitionRecovery:
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
         elif not self._read_only:  # its creator may have died before it synced header or name; a hint says that it has
+            since = self._faults.number
             await seg.rewrite_header(self._disk, self._faults, active)
-            await self._disk.sync_directory(log.directory)
+            await sync_directory_noted(self._disk, self._faults, log.directory, since)
         active.indexed = start.position == fmt.BLOCK_BYTES
         result = await seg.scan_segment(self._disk, active, start, rewrite=None if self._read_only else self._faults)
         await self._cut(active, result.end)

@@ -23,7 +23,7 @@ from shardserver.storage.resources import Hooks, LogResources
 from shardserver.storage.segment_reader import ParkedWalks, SegmentFiles
 from shardserver.storage.settings import LogSettings, PartitionIdentity, least_arena_bytes
 from shardserver.storage.shard_log import ShardLog
-from shardserver.storage.synced_write import SyncFaults
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +127,13 @@ async def recover_shard(
 
 
 async def _make_directories(disk: Disk, data_directory: str, logs: ShardLog) -> None:
+    faults = logs.resources.faults
+    since = faults.number
     for directory in (os.path.join(data_directory, "shards"), logs.directory, logs.partitions_directory):
         await disk.make_directory(directory)
     # Of partitions too: a process may have died between making a partition's directory and syncing its name.
     for directory in (os.path.join(data_directory, "shards"), logs.partitions_directory, data_directory):
-        await disk.sync_directory(directory)
+        await sync_directory_noted(disk, faults, directory, since)
 
 
 # Of a record: its file's sequence, its write's position in the file, its number in the write.

@@ -16,7 +16,7 @@ from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.index import SparseIndex, index_path
 from shardserver.storage.journal_format import Hint
-from shardserver.storage.synced_write import SyncFaults, sync_noted, write_synced
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, sync_noted, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
@@ -100,14 +100,14 @@ async def create_segment(
     follows_hole: bool = False,
 ) -> Segment:
     """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
-    path = segment_path(directory, base_offset)
+    path, since = segment_path(directory, base_offset), faults.number
     await disk.unlink(index_path(directory, base_offset))
     await disk.unlink(path)
     file = await disk.open(path, create=True)
     block = aligned_buffer(BLOCK_BYTES)
     block[:] = encode_header(SegmentHeader(uid, base_offset, last_timestamp, follows_hole))
     await write_synced(disk, faults, file, 0, [block])
-    await disk.sync_directory(directory)
+    await sync_directory_noted(disk, faults, directory, since)
     return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
 
 

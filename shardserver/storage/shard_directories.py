@@ -10,6 +10,7 @@ import os
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
 # Beside the numbers: a directory whose removal has begun.
 REMOVED = ".removed"
@@ -23,44 +24,45 @@ async def orphan_shards(disk: Disk, data_directory: str, shards: int) -> list[in
     return sorted(int(name) for name in names if name.isdecimal() and int(name) >= shards)
 
 
-async def remove_shard_directory(disk: Disk, data_directory: str, shard: int) -> None:
+async def remove_shard_directory(disk: Disk, faults: SyncFaults, data_directory: str, shard: int) -> None:
     """Remove a shard's journal and snapshot. Its log must be closed, and metadata must give it no partition.
 
     Renamed first: a crash leaves it whole, or under a name that remove_the_rest knows. One that is gone is fine.
     Raises StorageError.
     """
     parent = os.path.join(data_directory, "shards")
-    await remove_the_rest(disk, data_directory)
+    await remove_the_rest(disk, faults, data_directory)
     if str(shard) not in await _names(disk, parent):
         return
-    doomed = os.path.join(parent, f"{shard}{REMOVED}")
+    doomed, since = os.path.join(parent, f"{shard}{REMOVED}"), faults.number
     await disk.rename(os.path.join(parent, str(shard)), doomed)
-    await disk.sync_directory(parent)
-    await _remove(disk, doomed)
+    await sync_directory_noted(disk, faults, parent, since)
+    await _remove(disk, faults, doomed)
 
 
-async def remove_the_rest(disk: Disk, data_directory: str) -> int:
+async def remove_the_rest(disk: Disk, faults: SyncFaults, data_directory: str) -> int:
     """Finish the removals that a crash has interrupted; gives how many."""
     parent = os.path.join(data_directory, "shards")
     doomed = [name for name in await _names(disk, parent) if name.endswith(REMOVED)]
     for name in doomed:
-        await _remove(disk, os.path.join(parent, name))
+        await _remove(disk, faults, os.path.join(parent, name))
     return len(doomed)
 
 
-async def _remove(disk: Disk, directory: str) -> None:
+async def _remove(disk: Disk, faults: SyncFaults, directory: str) -> None:
+    since = faults.number
     for name in await _names(disk, directory):
         path = os.path.join(directory, name)
         if name in DIRECTORIES:
             for inner in await _names(disk, path):
                 await disk.unlink(os.path.join(path, inner))
-            await disk.sync_directory(path)
+            await sync_directory_noted(disk, faults, path, since)
             await disk.remove_directory(path)
         else:
             await disk.unlink(path)
-    await disk.sync_directory(directory)
+    await sync_directory_noted(disk, faults, directory, since)
     await disk.remove_directory(directory)
-    await disk.sync_directory(os.path.dirname(directory))
+    await sync_directory_noted(disk, faults, os.path.dirname(directory), since)
 
 
 async def _names(disk: Disk, directory: str) -> list[str]:

@@ -31,6 +31,7 @@ from shardserver.storage.retention import Retention
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
+from shardserver.storage.synced_write import sync_directory_noted
 
 Result = TypeVar("Result")
 
@@ -163,10 +164,11 @@ class ShardLog(ShardTurn):
             if error.errno != errno.ENOENT:
                 raise
             return
+        since = self.resources.faults.number
         for name in names:
             await self._disk.unlink(os.path.join(directory, name))
         await self._disk.remove_directory(directory)
-        await self._disk.sync_directory(self.partitions_directory)
+        await sync_directory_noted(self._disk, self.resources.faults, self.partitions_directory, since)
 
     async def wait_idle(self) -> None:
         """Wait for the background tasks that are running now."""

@@ -10,7 +10,7 @@ class SyncFaults:
     own: int
     others: Callable[[], int] | None
     on_fault: Callable[[int], None] | None
-    on_slow: Callable[[str, float], None] | None
+    on_slow: Callable[[str, float, int], None] | None
     times: SyncTimes | None
     slow_s: float
     def __init__(
@@ -18,7 +18,7 @@ class SyncFaults:
         own: int = 0,
         others: Callable[[], int] | None = None,
         on_fault: Callable[[int], None] | None = None,
-        on_slow: Callable[[str, float], None] | None = None,
+        on_slow: Callable[[str, float, int], None] | None = None,
         slow_s: float = SLOW_S,
     ) -> None: ...
     @property
@@ -35,6 +35,7 @@ async def write_synced(
 ) -> None: ...
 async def cut_synced(disk: Disk, faults: SyncFaults, file: File, length: int) -> None: ...
 async def sync_noted(disk: Disk, faults: SyncFaults, file: File, since: int) -> None: ...
+async def sync_directory_noted(disk: Disk, faults: SyncFaults, path: str, since: int) -> None: ...
 async def write_group_synced(
     disk: Disk, faults: SyncFaults, writes: Sequence[GroupWrite]
 ) -> list[StorageError | None]: ...

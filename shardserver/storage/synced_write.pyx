@@ -3,7 +3,7 @@
 A failed sync of any file may have dropped what other files had not synced yet, those of other shards on the same disk
 included, and their own later syncs succeed all the same. So each write remembers the number of failures at its start,
 and is made again, the same bytes at the same position, when that number has changed: nothing of it was acknowledged.
-Every sync of a file passes through here, as each failure counts for all others.
+Every sync of a file or a directory passes through here, as each failure counts for all others.
 
 No twin: a counter and a comparison, which the fault suites of storage test.
 """
@@ -28,7 +28,8 @@ cdef double _now_s() noexcept:
 cdef class SyncFaults:
     """How many syncs have failed, in any file. others(): those of other shards; on_fault(own) is told of ours.
 
-    on_slow(path, seconds) is told of each that took slow_s or longer; times, a SyncTimes or None, of all.
+    on_slow(path, seconds, files) is told of each that took slow_s or longer, and of each such group, with the path of
+    its first file and how many it has; times, a SyncTimes or None, of all outside groups.
     """
 
     def __init__(self, own=0, others=None, on_fault=None, on_slow=None, slow_s=SLOW_S):
@@ -60,7 +61,7 @@ cdef class SyncedWrite:
     def ended(self, error):
         cdef double seconds = _now_s() - self._began_s
         if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
-            self._faults.on_slow(self._file.path, seconds)
+            self._faults.on_slow(self._file.path, seconds, 1)
         if self._faults.times is not None:
             self._faults.times.note(seconds)
         if error is not None:
@@ -113,6 +114,17 @@ async def sync_noted(disk, SyncFaults faults, file, uint64_t since):
         raise StorageError(f"{file.path}: another sync failed meanwhile, and may have dropped what this one covers")
 
 
+async def sync_directory_noted(disk, SyncFaults faults, path, uint64_t since):
+    """Make the names in a directory durable. since, and raises: as sync_noted."""
+    try:
+        await disk.sync_directory(path)
+    except StorageError:
+        faults.note()
+        raise
+    if faults.count() != since:
+        raise StorageError(f"{path}: another sync failed meanwhile, and may have dropped the names that this one covers")
+
+
 async def cut_synced(disk, SyncFaults faults, file, uint64_t length):
     """Set the file's length, durably. Raises StorageError as sync_noted does."""
     before = faults.count()
@@ -124,9 +136,13 @@ async def write_group_synced(disk, SyncFaults faults, writes):
     """Write into several files and sync each, as durable as by write_synced; an error for each that is not."""
     outcomes = [None] * len(writes)
     left = list(range(len(writes)))
+    cdef double began_s, seconds
     while left:
-        before = faults.count()
+        before, began_s = faults.count(), _now_s()
         results = await disk.write_group([writes[number] for number in left])
+        seconds = _now_s() - began_s
+        if seconds >= faults.slow_s and faults.on_slow is not None:
+            faults.on_slow(writes[left[0]][0].path, seconds, len(left))
         for number, error in zip(left, results, strict=True):
             outcomes[number] = error
             if error is not None:

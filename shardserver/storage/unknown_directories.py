@@ -8,6 +8,7 @@ import re
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
+from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 PARTITION_NAME = re.compile(r"[0-9a-f]{16}")
 
 
-async def set_aside_unknown(disk: Disk, data_directory: str, known: set[int]) -> int:
+async def set_aside_unknown(disk: Disk, faults: SyncFaults, data_directory: str, known: set[int]) -> int:
     """Move them into DATA/set-aside; gives how many. known: uids that are live, or whose files are being removed.
 
     A uid that metadata gives out again (an old copy of its log was put back) would else meet their segments.
@@ -28,13 +29,13 @@ async def set_aside_unknown(disk: Disk, data_directory: str, known: set[int]) ->
     unknown = [name for name in names if PARTITION_NAME.fullmatch(name) and int(name, 16) not in known]
     if not unknown:
         return 0
+    since = faults.number
     await disk.make_directory(target)
     taken = set(await disk.list_directory(target))
     for name in unknown:
         free = next(one for number in range(len(taken) + 1) if (one := f"{name}.{number}") not in taken)
         await disk.rename(os.path.join(partitions, name), os.path.join(target, free))
         log.error("directory_set_aside", extra={"fields": {"path": os.path.join(target, free)}})
-    await disk.sync_directory(target)
-    await disk.sync_directory(partitions)
-    await disk.sync_directory(data_directory)
+    for directory in (target, partitions, data_directory):
+        await sync_directory_noted(disk, faults, directory, since)
     return len(unknown)

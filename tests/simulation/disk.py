@@ -73,6 +73,7 @@ class WorldDisk(FaultDisk):
                 self._fail_at, self._fail_errno = self.operations + 1, self.trap.fail_errno
                 self.counts["failed operations"] += 1
                 self.counts["failed syncs"] += what == "sync"
+                self.counts["failed syncs of directories"] += what == "sync directory"
                 self.counts["failed reads"] += what == "read"
                 self.trap = None
         return super()._submit(what, work, partial, node)

@@ -243,7 +243,8 @@ class Life:
         await self._set_trap(Trap(what, self._chance.choice((0, 3, 30)), code))
 
     async def _fail_sync(self) -> None:
-        await self._set_trap(Trap("sync", self._chance.choice((0, 3, 12))))
+        what, passed = self._chance.choice((("sync", 0), ("sync", 3), ("sync", 12), ("sync directory", 0)))
+        await self._set_trap(Trap(what, passed))
 
     async def _set_trap(self, trap: Trap) -> None:
         self.world.disk.trap = trap

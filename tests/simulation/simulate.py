@@ -25,6 +25,7 @@ EXPECTED = (
     "direct runs",
     "failed reads",
     "failed syncs",
+    "failed syncs of directories",
     "failed operations",
     "flushes",
     "full disks",

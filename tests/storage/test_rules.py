@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,13 @@ from shardserver.storage.journal import create_journal
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
-from shardserver.storage.synced_write import SyncFaults, cut_synced, write_group_synced, write_synced
+from shardserver.storage.synced_write import (
+    SyncFaults,
+    cut_synced,
+    sync_directory_noted,
+    write_group_synced,
+    write_synced,
+)
 from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
@@ -196,6 +204,11 @@ class ForgetfulDisk(FaultDisk):
             self.faults.note()
         return super().sync(file)
 
+    def sync_directory(self, path: str) -> asyncio.Future:
+        if not self.faults.number:
+            self.faults.note()
+        return super().sync_directory(path)
+
 
 @pytest.mark.parametrize("in_group", [False, True], ids=["alone", "in a group"])
 def test_a_write_whose_blocks_another_files_failed_sync_may_have_dropped_is_made_again(in_group: bool) -> None:
@@ -224,7 +237,11 @@ async def _make_a_journal(disk: FaultDisk, faults: SyncFaults) -> None:
     await create_journal(disk, faults, "data", SETTINGS)
 
 
-SYNCS_WITHOUT_A_WRITE = pytest.mark.parametrize("work", [_cut_a_file, _make_a_journal])
+async def _sync_a_directory(disk: FaultDisk, faults: SyncFaults) -> None:
+    await sync_directory_noted(disk, faults, "data", faults.number)
+
+
+SYNCS_WITHOUT_A_WRITE = pytest.mark.parametrize("work", [_cut_a_file, _make_a_journal, _sync_a_directory])
 
 
 @SYNCS_WITHOUT_A_WRITE
@@ -248,10 +265,63 @@ def test_a_failed_sync_of_any_kind_counts_for_all_files(
             self.is_broken = True
             return super().sync(file)
 
+        def sync_directory(self, path: str) -> asyncio.Future:
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(StorageError(path))
+            return failed
+
     faults = SyncFaults()
     with pytest.raises(StorageError):
         asyncio.run(work(Broken(1), faults))
     assert faults.number == 1
+
+
+class TellingDisk(FaultDisk):
+    """kinds: of all operations, in the order in which they were asked for."""
+
+    def __init__(self, seed: int, *, fail_at: int = 0) -> None:
+        super().__init__(seed, fail_at=fail_at)
+        self.kinds: list[str] = []
+
+    def _submit(self, what: str, *more: Any, **options: Any) -> asyncio.Future:
+        self.kinds.append(what)
+        return super()._submit(what, *more, **options)
+
+
+async def _live_through_names(disk: FaultDisk, faults: SyncFaults) -> None:
+    """A start, and all that makes and removes names in a log that runs: segments, snapshots, journal files."""
+    identities = [PartitionIdentity(uid, 1, uid - 1, segment_bytes=8192, label=lambda: b"name") for uid in (1, 2)]
+    source = RecoveryInput(0, 3, identities, faults=faults)
+    logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
+    with contextlib.suppress(StorageError):
+        for number in range(4):
+            await append(logs, 1, 1, number, size=9000)
+            await append(logs, 2, 1, number)
+            await logs.flush_partitions(logs.partitions)
+        await logs.partition(1).delete_segments(2)
+        await logs._snapshot_offsets()
+        assert logs.journal is not None
+        await logs.journal.grow(logs.directory + "/journal")
+        logs.forget_partition(2)
+        await logs.remove_files(2)
+    await logs.wait_idle()
+    abandon(logs)
+
+
+def test_a_failed_sync_at_any_operation_of_a_life_counts_for_all_files() -> None:
+    """Rule 20: of a directory as of a file. None is made around SyncFaults."""
+    whole, failed = TellingDisk(1), Counter[str]()
+    asyncio.run(_live_through_names(whole, SyncFaults()))
+    for number in [number for number, kind in enumerate(whole.kinds, 1) if kind.startswith("sync")]:
+        disk, faults = TellingDisk(1, fail_at=number), SyncFaults()
+        with contextlib.suppress(StorageError):
+            asyncio.run(_live_through_names(disk, faults))
+        if not disk.has_failed:
+            continue
+        kind = disk.kinds[number - 1]  # tasks may have come in another order than in the whole life
+        assert faults.number or not kind.startswith("sync"), f"operation {number}: {kind}"
+        failed[kind] += 1
+    assert failed["sync"] > 10 and failed["sync directory"] > 10
 
 
 class CountingDisk(FaultDisk):

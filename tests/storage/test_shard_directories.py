@@ -8,6 +8,7 @@ import pytest
 
 from shardserver.storage.shard_directories import orphan_shards, remove_shard_directory, remove_the_rest
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.synced_write import SyncFaults
 from tests.storage.log_world import append, read_numbers
 from tests.storage.move_world import LockingDisk, Owner, Shards, World
 from tests.storage.scenarios import until_dead
@@ -36,7 +37,7 @@ def world_of_three(seed: int) -> World:
 
 async def go_on_with_one(world: World) -> Shards:
     """The start of one shard: the directories of others are emptied into it and removed."""
-    await remove_the_rest(world.disk, "data")
+    await remove_the_rest(world.disk, SyncFaults(), "data")
     shards = await world.start((0,))
     for shard in await orphan_shards(world.disk, "data", 1):
         shards.logs[shard] = await world.open(shard)
@@ -44,7 +45,7 @@ async def go_on_with_one(world: World) -> Shards:
         if mine:
             await shards.move(mine, 0)
         await shards.logs[shard].close()
-        await remove_shard_directory(world.disk, "data", shard)
+        await remove_shard_directory(world.disk, SyncFaults(), "data", shard)
     return shards
 
 
@@ -93,4 +94,4 @@ def test_the_directories_of_shards_that_run_are_no_orphans() -> None:
 
 
 def test_a_directory_that_is_not_there_is_removed_already() -> None:
-    asyncio.run(remove_shard_directory(LockingDisk(1), "data", 5))
+    asyncio.run(remove_shard_directory(LockingDisk(1), SyncFaults(), "data", 5))

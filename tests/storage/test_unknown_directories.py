@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from shardserver.io_uring.threads import ThreadDisk
+from shardserver.storage.synced_write import SyncFaults
 from shardserver.storage.unknown_directories import set_aside_unknown
 
 
@@ -15,7 +16,7 @@ def test_unknown_partitions_are_moved_and_nothing_else(tmp_path: Path) -> None:
     async def run() -> int:
         disk = ThreadDisk(1)
         try:
-            return await set_aside_unknown(disk, str(tmp_path), {1, 2})
+            return await set_aside_unknown(disk, SyncFaults(), str(tmp_path), {1, 2})
         finally:
             await disk.shut_down()
 
