@@ -423,7 +423,7 @@ def test_a_connection_goes_where_its_requests_go(run: Callable[[Work], None]) ->
             assert client.shards == [0, 0, 0, 1, 1, 1]
             assert server.connections() == [0, 1]
             (after,) = server.sessions[1].connections.values()
-            assert after.info() == before.info()
+            assert after.details() == before.details()
             assert (after.session, after.user_id, after.client) == (before.session, 3, CLIENT)
             assert server.sessions[0].connections == {}
             assert [server.listeners[number].balance.count(number) for number in (0, 1)] == [0, 1]
