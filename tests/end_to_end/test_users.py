@@ -1,14 +1,12 @@
-"""Users, tokens and permissions through a server: several shards, restarts, the unmodified SDK beside our client."""
+"""Users, tokens and permissions through a server: several shards, restarts. The SDK's calls: tests/conformance."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apache_iggy import GlobalPermissions, IggyClient, Permissions, UserStatus
 
 from shardserver.client.connection import RequestRefusedError
 from shardserver.errors import Code
@@ -19,7 +17,6 @@ from shardserver.protocol.permissions import StreamPermissions
 from shardserver.protocol.table import OP_REGISTER, Command
 from shardserver.protocol.tokens import CreateTokenRequest
 from shardserver.protocol.users import ChangePasswordRequest, UpdateUserRequest
-from tests.sdk_client import connect
 from tests.sharded_server import ShardedServer
 from tests.wire_connection import WireConnection
 
@@ -92,25 +89,3 @@ def test_users_tokens_and_permissions_are_there_after_a_kill(server: ShardedServ
         with pytest.raises(RequestRefusedError) as caught:
             alice.ask(Command.GET_STREAMS)
         assert caught.value.code == Code.UNAUTHORIZED
-
-
-def test_the_sdks_calls_for_users(server: ShardedServer) -> None:
-    async def work() -> None:
-        client = await connect(server.address)
-        rights = Permissions(GlobalPermissions(read_users=True))
-        await client.create_user("carol", PASSWORD, UserStatus.Active, rights)
-        found = await client.get_user("carol")
-        assert found is not None and found.permissions is not None
-        assert found.permissions.global_permissions.read_users and not found.permissions.global_permissions.manage_users
-        assert [one.username for one in await client.get_users()] == ["iggy", "carol"]
-        await client.update_user("carol", username="dora")
-        await client.update_permissions("dora", None)
-        await client.change_password("dora", PASSWORD, "another")
-        hers = IggyClient.from_connection_string(f"iggy://dora:another@{server.address}?reconnection_retries=0")
-        await hers.connect()
-        with pytest.raises(RuntimeError):
-            await hers.get_users()
-        await client.delete_user("dora")
-        assert await client.get_user("dora") is None
-
-    asyncio.run(work())
