@@ -41,6 +41,15 @@ def generation(model: Model, member: int) -> int:
     return found[0]
 
 
+async def join_and_read(model: Model) -> None:
+    """Session 1 has all partitions, and messages of each in hand, up to offset 9."""
+    await model.coordinator.join(model.key, 1, 0)
+    for partition in model.topic.partitions:
+        fences = model.fences[partition.shard]
+        assert fences is not None
+        fences.note_delivered(partition.uid, 0, 1, 9)
+
+
 def test_the_first_gets_all_and_who_joins_twice_changes_nothing() -> None:
     async def work(model: Model) -> None:
         await model.coordinator.join(model.key, 1, 0)
@@ -73,11 +82,7 @@ def test_who_leaves_is_no_member_and_the_lowest_number_is_given_again() -> None:
 @pytest.mark.parametrize("ends", ["commit", "time", "leave"])
 def test_a_partition_with_messages_in_hand_waits_for_their_commit(ends: str) -> None:
     async def work(model: Model) -> None:
-        await model.coordinator.join(model.key, 1, 0)
-        for partition in model.topic.partitions:
-            fences = model.fences[partition.shard]
-            assert fences is not None
-            fences.note_delivered(partition.uid, 0, 1, 9)
+        await join_and_read(model)
         await model.coordinator.join(model.key, 2, 0)
         assert partitions(model, 2) == [] and len(partitions(model, 1)) == 2
         before = generation(model, 2)
@@ -98,11 +103,7 @@ def test_a_wait_that_ends_with_its_fence_makes_a_generation(ends: str) -> None:
     """What the former member had in hand goes to the next one, too: not in the generation in which it got it."""
 
     async def work(model: Model) -> None:
-        await model.coordinator.join(model.key, 1, 0)
-        for partition in model.topic.partitions:
-            fences = model.fences[partition.shard]
-            assert fences is not None
-            fences.note_delivered(partition.uid, 0, 1, 9)
+        await join_and_read(model)
         await model.coordinator.join(model.key, 2, 0)
         assert partitions(model, 2) == []
         before = generation(model, 2)
@@ -122,11 +123,7 @@ def test_a_wait_that_ends_with_its_fence_makes_a_generation(ends: str) -> None:
 
 def test_a_partition_that_its_owner_keeps_after_all_is_its_again() -> None:
     async def work(model: Model) -> None:
-        await model.coordinator.join(model.key, 1, 0)
-        for partition in model.topic.partitions:
-            fences = model.fences[partition.shard]
-            assert fences is not None
-            fences.note_delivered(partition.uid, 0, 1, 9)
+        await join_and_read(model)
         await model.coordinator.join(model.key, 2, 0)
         await model.coordinator.leave(model.key, 2)
         await until(model, lambda: partitions(model, 1) == [0, 1, 2])
