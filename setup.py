@@ -35,6 +35,7 @@ EXTENSIONS = [
     ),
     Extension("shardserver.storage.shard_turn", ["shardserver/storage/shard_turn.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.gather", ["shardserver/storage/gather.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.storage.sync_times", ["shardserver/storage/sync_times.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.clock", ["shardserver/storage/clock.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.append_log", ["shardserver/storage/append_log.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.turn", ["shardserver/storage/turn.pyx"], extra_compile_args=["-O3"]),

@@ -267,6 +267,12 @@ class Shard:
         if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
             self._sessions.end_stale(self._role.metadata)
 
+    def _refill(self) -> None:
+        """Who is answered asks again at once, and the next journal write then has its request too."""
+        self._listener.plane.flush()
+        self._listener.plane.drain()
+        self._peers.exchange()
+
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
 
@@ -349,6 +355,7 @@ class Shard:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
         self._local.logs.before_submit = self._peers.publish
+        self._local.logs.resources.hooks.refill = self._refill
         self._local.logs.retention.settings = retention_settings(self._config)  # a reload may have come meanwhile
         self._on_applied(None)
         self._peers.say_serving()

@@ -14,6 +14,7 @@ cdef class PlaneConnection(Wire):
     cdef public bint wants_owner
     cdef bint blocked
     cdef uint32_t _watched
+    cdef bint _may_hold_more  # its socket: bytes, or the end, that no event will tell of any more
     cdef bint _after_large  # the last read was of a large frame, so the next frame may be one
 
     cdef int flush(self) except -1

@@ -1,7 +1,8 @@
 """The data plane: sockets in an epoll set of their own, one call for all that are ready.
 
-A drain serves a bounded number of sockets and reads a bounded number of bytes of each; epoll is level-triggered, so
-what is left comes again. Replies of a connection that are due together leave in one send.
+A drain serves a bounded number of sockets and reads a bounded number of bytes of each. The set is edge-triggered, else
+the kernel asks each socket a second time to find it empty: a socket that may hold more is put into the set again, which
+tells of it once more. Replies of a connection that are due together leave in one send.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -35,6 +36,8 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
+        EPOLLRDHUP
+        EPOLLET
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -95,10 +98,11 @@ cdef class PlaneConnection(Wire):
         if self.fd < 0:
             return 0
         if self.may_read():
-            wanted = EPOLLIN
+            wanted = EPOLLIN | EPOLLRDHUP
         if self.blocked:
             wanted |= EPOLLOUT
-        if wanted != self._watched:
+        if wanted != self._watched or self._may_hold_more:
+            self._may_hold_more = False
             self.plane.control(self, EPOLL_CTL_MOD, wanted)
         return 0
 
@@ -115,14 +119,18 @@ cdef class PlaneConnection(Wire):
         self.watch()
 
     cdef int on_ready(self, uint32_t events) except -1:
+        cdef bint is_open, is_over = (events & (EPOLLERR | EPOLLHUP)) != 0
         cdef ssize_t got
         if events & EPOLLOUT:
             self.flush()
-        if self.fd >= 0 and (events & (EPOLLERR | EPOLLHUP) or (events & EPOLLIN and self.may_read())):
+        is_open = self.may_read()
+        # The end of the stream is behind the bytes that are read now, and what is not read now stays there.
+        self._may_hold_more = is_over or (events & EPOLLRDHUP) != 0 or not is_open
+        if self.fd >= 0 and (is_over or (is_open and events & EPOLLIN)):
             got = self.receive()
-            if got == 0:
-                self.fail("the peer closed")
-            elif got < 0 and errno != EAGAIN and errno != EINTR:
+            if got < 0 and errno == EINTR:
+                self._may_hold_more = True
+            elif got == 0 or (got < 0 and errno != EAGAIN):
                 self.fail("the peer closed")
         if self.fd >= 0:
             self.watch()
@@ -142,7 +150,10 @@ cdef class PlaneConnection(Wire):
             if got <= 0:
                 return total if total else got
             total += got
-            if <size_t>got < rest + more or total >= PASS or self._into == NULL or not self.may_read():
+            if <size_t>got < rest + more:  # a socket gives all that it has
+                return total
+            if total >= PASS or self._into == NULL or not self.may_read():
+                self._may_hold_more = True
                 return total
 
     cdef ssize_t receive_split(self, size_t rest, size_t more) except -2:
@@ -194,7 +205,7 @@ cdef class Plane(WireContext):
         """Serve a socket; the descriptor stays the caller's."""
         connection.fd = fd
         connection._watched = 0
-        self.control(connection, EPOLL_CTL_ADD, EPOLLIN)
+        self.control(connection, EPOLL_CTL_ADD, EPOLLIN | EPOLLRDHUP)
 
     def remove(self, PlaneConnection connection):
         """No more of it: before its descriptor is closed."""
@@ -204,7 +215,7 @@ cdef class Plane(WireContext):
 
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1:
         cdef epoll_event event
-        event.events = events
+        event.events = events | EPOLLET
         event.data.ptr = <void*>connection
         if epoll_ctl(self.epoll, operation, connection.fd, &event) < 0 and operation != EPOLL_CTL_DEL:
             raise OSError(errno, os.strerror(errno))

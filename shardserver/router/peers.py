@@ -144,6 +144,14 @@ class Peers:
         if busy or not self._try_park():
             self._schedule_turn()
 
+    def exchange(self) -> None:
+        """What is due leaves, and what has come is taken."""
+        if self._due:
+            self.publish()
+        for peer in self._peers.values():
+            if peer.lane.has_slots():
+                self._guarded(peer, peer.drain)
+
     def _try_park(self) -> bool:
         return all([peer.lane.try_park() for peer in self._peers.values()])  # all of them: each park counts
 

@@ -89,6 +89,7 @@ cdef class AppendLog(Target):
     cdef public bint is_served
     cdef public bint is_late
     cdef bint _is_dirty
+    cdef bint _is_listed
     cdef bint _is_cached
 
     cdef int admit(

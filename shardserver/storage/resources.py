@@ -27,10 +27,12 @@ class Hooks:
     """before_submit: called right before a journal write or a run is given to the disk.
 
     Whoever answers over a ring publishes there, so that an answer is visible before a hint that covers it is on disk.
+    refill: called after a journal write, before the next one is built: answers leave, requests come in.
     answers_are_known: nobody will ask again for what a former process of this shard has stored and not answered.
     """
 
     before_submit: Callable[[], None] = _nothing
+    refill: Callable[[], None] = _nothing
     answers_are_known: bool = True
 
 

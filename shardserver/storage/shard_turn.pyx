@@ -23,7 +23,7 @@ from shardserver.storage.turn cimport Staged, Turn
 log = logging.getLogger("shardserver.storage.shard_log")
 
 cdef enum:
-    # So often the loop may look at its sockets after a journal write before the next one begins.
+    # So often the sockets may be looked at after a journal write before the next one begins.
     GATHER_ROUNDS = 4
 
 
@@ -188,23 +188,24 @@ cdef class ShardTurn:
             self._is_watched = False
             self._note_progress()
         self._turn.evict_to(self._tail_bytes)
-        self._gather(GATHER_ROUNDS, 0)
+        self.loop().call_soon(self._gather)
         if self.journal.is_half_used:
             self._free_journal()
         return 0
 
-    def _gather(self, int rounds, uint64_t seen):
-        """Have the next turn once the loop has sent the answers, and its sockets bring nothing new.
+    def _gather(self):
+        """Have the next turn once the answers have left and the sockets bring nothing new.
 
         Who was just answered asks again at once, and half as many journal writes cost less than a disk that waits.
         """
-        cdef uint64_t wakes = self._turn.wakes
-        if rounds == GATHER_ROUNDS:
-            self.loop().call_soon(self._gather, rounds - 1, 0)  # the answers leave before the sockets are looked at
-        elif rounds and wakes != seen:
-            self.loop().call_soon(self._gather, rounds - 1, wakes)
-        else:
-            self._take_turn()
+        cdef uint64_t seen
+        cdef object refill = self.resources.hooks.refill
+        for _ in range(GATHER_ROUNDS):
+            seen = self._turn.wakes
+            refill()
+            if self._turn.wakes == seen:
+                break
+        self._take_turn()
 
     cpdef uint64_t _oldest_live(self) except? 0:
         """The oldest file that recovery would need: nothing in older ones is unflushed, uncovered or the checkpoint."""

@@ -2,13 +2,15 @@
 
 from libc.stdint cimport uint64_t
 
+from shardserver.storage.sync_times cimport SyncTimes
+
 
 cdef class SyncFaults:
     cdef public uint64_t own
     cdef public object others
     cdef public object on_fault
     cdef public object on_slow
-    cdef public object times
+    cdef public SyncTimes times
     cdef public double slow_s
 
     cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF

@@ -63,7 +63,7 @@ cdef class SyncedWrite:
         if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
             self._faults.on_slow(self._file.path, seconds, 1)
         if self._faults.times is not None:
-            self._faults.times.note(seconds)
+            self._faults.times.add(seconds)
         if error is not None:
             self._faults.note()
         elif self._faults.count() != self._before:

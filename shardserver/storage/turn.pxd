@@ -22,15 +22,18 @@ cdef class Turn(Wakers):
     cdef object _schedule
     cdef object _linger
     cdef readonly TailTotal tails
-    cdef readonly dict dirty
+    cdef readonly size_t dirty
+    cdef list _listed
     cdef object _cached
     cdef public bint is_scheduled
     cdef public bint is_lingering
     cdef public bint is_writing
     cdef readonly uint64_t wakes
 
+    cdef int list_dirty(self, AppendLog log) except -1
     cdef bint any_bulk(self) except -1
     cdef bint any_due(self) except -1
     cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes)
+    cdef int stage_log(self, AppendLog log, Staged staged, Staging staging, uint32_t shard, uint64_t sequence) except -1
     cpdef evict_to(self, uint64_t limit)
     cdef int evict_from(self, AppendLog log, uint64_t excess) except -1

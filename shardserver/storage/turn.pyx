@@ -57,7 +57,7 @@ cdef class Staged:
 cdef class Turn(Wakers):
     """schedule(): have a turn soon. linger(): have one within the time that what nobody waits for may take.
 
-    dirty: logs with something to write, in the order in which they get their turn. tails: bytes in memory.
+    dirty: how many logs have something to write. tails: bytes in memory.
     is_scheduled, is_lingering: kept by the caller; while one is set, what it stands for is not asked for again.
     is_writing: kept by the caller; a journal write is in flight, whose end looks for more. wakes: how often a log had
     something new.
@@ -66,7 +66,8 @@ cdef class Turn(Wakers):
     def __init__(self, schedule, linger):
         self._schedule, self._linger = schedule, linger
         self.tails = TailTotal()
-        self.dirty = {}
+        # In the order in which they get their turn. A log that is dirty no more stays until its turn.
+        self._listed = []
         self._cached = deque()
 
     cdef int wake(self, AppendLog log) except -1:
@@ -74,14 +75,25 @@ cdef class Turn(Wakers):
             return 0
         self.wakes += 1
         if not log._is_dirty:
-            log._is_dirty = True
-            self.dirty[log] = None
+            self.list_dirty(log)
         if log.has_due_work():
             if not self.is_scheduled and (not self.is_writing or log.is_bulk()):
                 self._schedule()
         elif not self.is_lingering:
             self._linger()
         return 0
+
+    cdef int list_dirty(self, AppendLog log) except -1:
+        log._is_dirty = True
+        self.dirty += 1
+        if not log._is_listed:
+            log._is_listed = True
+            self._listed.append(log)
+        return 0
+
+    def dirty_logs(self):
+        cdef AppendLog log
+        return [log for log in self._listed if log._is_dirty]
 
     def mark_dirty(self, AppendLog log not None):
         """As a log does itself when it has taken an append."""
@@ -91,7 +103,7 @@ cdef class Turn(Wakers):
         """It is dirty no more."""
         if log._is_dirty:
             log._is_dirty = log.is_late = False
-            del self.dirty[log]
+            self.dirty -= 1
 
     def forget(self, AppendLog log not None):
         """It is not this shard's any more."""
@@ -104,51 +116,60 @@ cdef class Turn(Wakers):
 
     cdef bint any_bulk(self) except -1:
         cdef AppendLog log
-        for log in self.dirty:
-            if log.is_bulk():
+        for log in self._listed:
+            if log._is_dirty and log.is_bulk():
                 return True
         return False
 
     def bulk(self):
         """Dirty logs that want a run of their own."""
         cdef AppendLog log
-        return [log for log in self.dirty if log.is_bulk()]
+        return [log for log in self._listed if log._is_dirty and log.is_bulk()]
 
     def mark_late(self):
         """All that is dirty now has waited for its time."""
         cdef AppendLog log
-        for log in self.dirty:
-            log.is_late = True
+        for log in self._listed:
+            log.is_late = log._is_dirty
 
     cdef bint any_due(self) except -1:
         """Something that does not want a run of its own does not linger either."""
         cdef AppendLog log
-        for log in self.dirty:
-            if not log.is_bulk() and log.has_due_work():
+        for log in self._listed:
+            if log._is_dirty and not log.is_bulk() and log.has_due_work():
                 return True
         return False
 
     cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes):
         """Stage what may go into the write being built, until fewer than least_bytes of it are left."""
         cdef Staged staged = Staged()
+        cdef list listed = self._listed, later = []
         cdef AppendLog log
-        cdef int64_t end
-        for log in list(self.dirty):
-            if log.is_bulk():
-                continue  # its run is held back; through the journal it would cost the others more
-            end = log.journal_into(staging, shard, sequence)
-            if end >= 0:
-                staged.add(log, end)
-                if not log.pinned_sequence:
-                    staged.unpinned.append(log)
-            del self.dirty[log]
-            if log.has_work and not log.running:
-                self.dirty[log] = None  # at the end: the others come first
-                if not staging.fits(least_bytes):
-                    break
-            else:
-                log._is_dirty = log.is_late = False
+        cdef bint is_full = False
+        self._listed = []
+        for log in listed:
+            if log._is_dirty and (is_full or log.is_bulk()):
+                self._listed.append(log)  # a bulk one's run is held back; through the journal it would cost the others more
+                continue
+            log._is_listed = False
+            if log._is_dirty:
+                self.stage_log(log, staged, staging, shard, sequence)
+                if log._is_dirty:
+                    later.append(log)  # the others come first
+                    log._is_listed = True
+                    is_full = not staging.fits(least_bytes)
+        self._listed += later
         return staged
+
+    cdef int stage_log(self, AppendLog log, Staged staged, Staging staging, uint32_t shard, uint64_t sequence) except -1:
+        cdef int64_t end = log.journal_into(staging, shard, sequence)
+        if end >= 0:
+            staged.add(log, end)
+            if not log.pinned_sequence:
+                staged.unpinned.append(log)
+        if log.running or not log.has_work:
+            self.take(log)
+        return 0
 
     # Memory
 

@@ -151,7 +151,8 @@ def test_a_memory_topics_offset_that_a_crash_has_cut_moves_as_it_was_cut() -> No
         await append(shards.logs[A], 1, 10)
         await shards.logs[A].flush_partitions([shards.logs[A].partition(1)])
         await append(shards.logs[A], 1, 10)
-        shards.logs[A]._turn.dirty.clear()  # the offset is journaled, the messages are not
+        for log in shards.logs[A]._turn.dirty_logs():
+            shards.logs[A]._turn.take(log)  # the offset is journaled, the messages are not
         await stored(shards.logs[A], 7, 19)
         shards.abandon()
 
