@@ -182,7 +182,7 @@ class ShardLog(ShardTurn):
         """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
         bulk = self._turn.bulk()
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
-        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or len(bulk) < self._turn.dirty
+        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or self._turn.any_small()
         limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
         for partition in bulk:
             most = min(limit, self._settings.flush_run_bytes)

@@ -126,6 +126,14 @@ cdef class Turn(Wakers):
         cdef AppendLog log
         return [log for log in self._listed if log._is_dirty and log.is_bulk()]
 
+    def any_small(self):
+        """Something waits that is for the journal. What waits behind a run of its own partition is not."""
+        cdef AppendLog log
+        for log in self._listed:
+            if log._is_dirty and not log.running and not log.is_bulk():
+                return True
+        return False
+
     def mark_late(self):
         """All that is dirty now has waited for its time."""
         cdef AppendLog log
