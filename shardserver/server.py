@@ -350,7 +350,7 @@ class Shard:
         await self._reserve.find()
         boot_number = await self._role.start()
         self._sessions.begin(boot_number)
-        self._groups.coordinator.first_generation = boot_number << 32 | 1
+        self._groups.begin(boot_number << 32 | 1)
         if self._writer_side is not None and not self._arguments.read_only:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)

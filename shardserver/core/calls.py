@@ -88,7 +88,7 @@ class PollCall:
 class OffsetCall:
     """Store, delete or get a committed offset. acknowledged: answer when it is durable.
 
-    member: session of the connection that asks for a group; is_manager: its user manages the topic.
+    member: session of the connection that asks for its group; 0: no member. is_manager: its user manages the topic.
     """
 
     LAYOUT: ClassVar = struct.Struct("<QQIQBBB")

@@ -11,19 +11,20 @@ from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.calls import Operation
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_writer import MetadataWriter
-from shardserver.core.passwords import HOLDS_PASSWORD, prepare
+from shardserver.core.passwords import check_repeat, prepare, without_passwords
 from shardserver.core.permissions import check_right
 from shardserver.core.planners import PLANNERS
 from shardserver.core.planning import Plan, PlanContext
 from shardserver.core.remote_owner import RemoteOwner
 from shardserver.core.replication import Replication
 from shardserver.errors import Code, RejectedError
+from shardserver.protocol.frame import request_checksum
 from shardserver.protocol.table import TABLE, Command
 from shardserver.router.peers import Request
 
 
 class ChangeRequest(msgspec.Struct, frozen=True):
-    """A client's request. client, request, request_checksum: what tells a repeat from another request.
+    """A client's request. client, request: what a repeat has in common with the first one, beside its body.
 
     user_epoch: of the session, as the user's id may be another one's by the time this is planned; None: of none.
     """
@@ -33,7 +34,6 @@ class ChangeRequest(msgspec.Struct, frozen=True):
     body: bytes
     client: bytes
     request: int
-    request_checksum: bytes
     user_epoch: int | None = None
 
 
@@ -59,10 +59,10 @@ class WriterChanges:
         row = TABLE[Command(request.command)]
         decoded = row.request.decode(memoryview(request.body))
 
-        # The checksum is of the whole body: of a password it would tell, without salt, more than its slow hash.
-        checksum = b"" if row.command in HOLDS_PASSWORD else request.request_checksum
+        checksum = request_checksum(without_passwords(row.command, request.body, decoded))
         known = self._writer.find_reply(request.client, request.request, checksum)
         if known is not None:  # what it changed may have taken the right to ask for it again
+            await check_repeat(self._writer.metadata, self._verifier, row.command, decoded)
             return known
         check_caller(self._writer.metadata, request)
         check_right(self._writer.metadata, request.user_id, row, decoded)  # before work is put into it

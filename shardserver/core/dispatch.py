@@ -204,10 +204,8 @@ class Dispatcher:
     async def _plan(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
         """A change of metadata. What the plan refuses is told in the result section."""
         header = frame.header
-        repeat = (header.client, header.request, header.request_checksum)
-        asked = ChangeRequest(
-            row.command, connection.user_id, bytes(frame.body), *repeat, user_epoch=connection.user_epoch
-        )
+        body, epoch = bytes(frame.body), connection.user_epoch
+        asked = ChangeRequest(row.command, connection.user_id, body, header.client, header.request, epoch)
         try:
             payload = await self._context.changes.change(asked)
         except RejectedError as error:

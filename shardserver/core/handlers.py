@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 
 import xxhash
 
 from shardserver.core.calls import CutCall, OffsetCall, PollCall, SendCall
 from shardserver.core.context import ShardContext
 from shardserver.core.group_commands import find_group
+from shardserver.core.groups.coordinator import GroupKey
 from shardserver.core.metadata import Metadata, Partition, Stream, Topic
 from shardserver.core.permissions import manages_topic
 from shardserver.core.server_statistics import gather_statistics
@@ -247,10 +249,17 @@ def _offset_call(
         consumer = consumer_key(context.metadata, address)
     except RejectedError as error:
         raise RejectedError(Code.RESOURCE_NOT_FOUND, str(error)) from error
-    manages = address.kind == CONSUMER_GROUP and manages_topic(context.metadata, connection.user_id, address)
-    return partition, OffsetCall(
-        partition.uid, address.kind, consumer, offset, acknowledged, connection.session, manages
-    )
+    call = OffsetCall(partition.uid, address.kind, consumer, offset, acknowledged)
+    if address.kind != CONSUMER_GROUP:
+        return partition, call
+    manages = manages_topic(context.metadata, connection.user_id, address)
+    return partition, replace(call, member=_member(context, connection, address, consumer), is_manager=manages)
+
+
+def _member(context: ShardContext, connection: Connection, address: PartitionAddress, group: int) -> int:
+    """The session, when it is a member of the group; else 0."""
+    stream, topic = context.metadata.find_topic(address.stream, address.topic)
+    return connection.session if GroupKey(stream.id, topic.id, topic.uid, group) in connection.groups else 0
 
 
 async def store_consumer_offset(context: ShardContext, connection: Connection, request: StoreOffsetRequest) -> None:

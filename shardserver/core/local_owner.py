@@ -184,7 +184,7 @@ class LocalOwner:
         return partition.current_offset, self.committed(call.uid, call.kind, call.consumer)
 
     def _check_commit(self, call: OffsetCall) -> None:
-        """Raises RejectedError(20)."""
+        """Raises RejectedError(20), BackpressureError."""
         if call.kind == CONSUMER_GROUP:
             self.fences.check_commit(call.uid, call.consumer, call.member, is_manager=call.is_manager)
 

@@ -14,6 +14,27 @@ from shardserver.protocol.table import Command, Right
 from shardserver.protocol.users import ChangePasswordRequest, CreateUserRequest
 
 HOLDS_PASSWORD = frozenset({Command.CREATE_USER, Command.CHANGE_PASSWORD})
+NO_PASSWORD = "-"
+
+
+def without_passwords(command: Command, body: bytes, request: Any) -> bytes:
+    """What a checksum may be kept of: of a password it would tell, without salt, more than its slow hash."""
+    if command is Command.CREATE_USER:
+        return bytes(dataclasses.replace(request, password=NO_PASSWORD).encode())
+    if command is Command.CHANGE_PASSWORD:
+        return bytes(dataclasses.replace(request, current=NO_PASSWORD, new=NO_PASSWORD).encode())
+    return body
+
+
+async def check_repeat(metadata: Metadata, verifier: PasswordVerifier, command: Command, request: Any) -> None:
+    """A repeat sets the password that its user has. Raises RejectedError(4): another one, be it that it was changed."""
+    if command not in HOLDS_PASSWORD:
+        return
+    created = command is Command.CREATE_USER
+    user = metadata.find_user(request.username if created else request.user)
+    stored = None if user is None else user.password_hash
+    if not await verifier.verify(stored, request.password if created else request.new):
+        raise RejectedError(Code.INVALID_FORMAT, "a request's number with another password")
 
 
 async def prepare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shardserver.core.groups.coordinator import GroupKey
@@ -13,6 +13,9 @@ from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientDetails, C
 
 CLIENTS_A_BOOT_BITS = 12
 EVICT_NO_SESSION, EVICT_STALE = 1, 13
+# What a sync last told a member: generation, and the partitions that it may poll.
+Told = tuple[int, list[int]]
+NOTHING_TOLD: Told = (0, [])
 # After these somebody's session may be over (a user may be created under the id of one that is gone).
 ENDS_SESSIONS = (AccessEnded, UserCreated, UserDeleted)
 
@@ -36,7 +39,7 @@ class Connection:
     routed_to: int = -1
     in_a_row: int = 0
     unanswered: Unanswered = field(default_factory=list)
-    groups: set[GroupKey] = field(default_factory=set)
+    groups: dict[GroupKey, Told] = field(default_factory=dict)
 
     @property
     def is_bound(self) -> bool:
@@ -62,7 +65,7 @@ class Sessions:
         self._clients = 0
         self.connections: dict[int, Connection] = {}
         # Told which groups a session was in when it has ended, or its connection.
-        self.on_left: Callable[[int, set[GroupKey]], None] = lambda session, groups: None
+        self.on_left: Callable[[int, Iterable[GroupKey]], None] = lambda session, groups: None
 
     def begin(self, boot_number: int) -> None:
         """boot_number: of this process. Client ids of a former one may live on with other shards: these differ."""
@@ -120,6 +123,6 @@ class Sessions:
         connection.ended_by = reason
 
     def _leave_groups(self, connection: Connection) -> None:
-        groups, connection.groups = connection.groups, set()
+        groups, connection.groups = connection.groups, {}
         if groups:
             self.on_left(connection.session, groups)

@@ -306,7 +306,7 @@ class World:
         if not request:
             self._last_request += 1
             request = self._last_request
-        asked = ChangeRequest(int(command), md.ROOT_ID, body, b"client of shard%d" % via, request, b"")
+        asked = ChangeRequest(int(command), md.ROOT_ID, body, b"client of shard%d" % via, request)
         while True:
             answer = await self._ask(self.live.get(via), asked)
             if answer is not None:

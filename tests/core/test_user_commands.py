@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from shardserver.core.sessions import Sessions
 from shardserver.core.user_commands import TOKENS_OF_A_USER, details_of, expire_tokens, token_hash
 from shardserver.errors import Code, RejectedError
 from shardserver.protocol.addresses import StreamAddress, TopicAddress, UserAddress
+from shardserver.protocol.frame import request_checksum
 from shardserver.protocol.permissions import GlobalPermissions, Permissions, StreamPermissions, TopicPermissions
+from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.table import TABLE, Command
 from shardserver.protocol.tokens import CreateTokenRequest, DeleteTokenRequest, RawToken
 from shardserver.protocol.users import (
@@ -259,9 +262,7 @@ class Passwords:
 
     async def do(self, command: Command, request: Any, *, user: int = 0) -> None:
         self._request += 1
-        await self.changes.change(
-            ChangeRequest(command, user, request.encode(), CLIENT, self._request, b"checksum of a password")
-        )
+        await self.changes.change(ChangeRequest(command, user, request.encode(), CLIENT, self._request))
 
     async def refusal(self, request: Any, *, user: int) -> int:
         with pytest.raises(RejectedError) as caught:
@@ -319,13 +320,35 @@ def test_a_repeat_gets_its_first_answer_whatever_the_change_has_taken() -> None:
     with_passwords(work)
 
 
+@pytest.mark.parametrize(
+    ("command", "first", "other"),
+    [
+        (Command.CREATE_USER, CreateUserRequest("carol", "hers", 1, None, {}), {"password": "his"}),
+        (Command.CREATE_USER, CreateUserRequest("carol", "hers", 1, None, {}), {"status": 2}),
+        (Command.CHANGE_PASSWORD, ChangePasswordRequest("bob", "", "reset"), {"new": "another"}),
+        (Command.CHANGE_PASSWORD, ChangePasswordRequest("bob", "", "reset"), {"user": "alice"}),
+        (Command.CREATE_STREAM, CreateStreamRequest("s", {}), {"name": "t"}),
+    ],
+)
+def test_a_number_that_comes_with_another_body_is_no_repeat(command: Command, first: Any, other: Any) -> None:
+    async def work(made: Passwords) -> None:
+        await made.do(command, first)
+        made._request -= 1
+        await made.do(command, first)
+        made._request -= 1
+        with pytest.raises(RejectedError) as caught:
+            await made.do(command, replace(first, **other))
+        assert caught.value.code is Code.INVALID_FORMAT
+
+    with_passwords(work)
+
+
 def test_what_a_session_asked_whose_user_is_gone_is_not_done_for_the_next_one() -> None:
     async def work(made: Passwords) -> None:
         epoch = made.writer.metadata.users[2].epoch
         await made.do(Command.DELETE_USER, UserAddress("bob"))
-        asked = ChangeRequest(
-            Command.CREATE_TOKEN, 2, CreateTokenRequest("ci", 0).encode(), b"b" * 16, 1, b"", user_epoch=epoch
-        )
+        body = CreateTokenRequest("ci", 0).encode()
+        asked = ChangeRequest(Command.CREATE_TOKEN, 2, body, b"b" * 16, 1, user_epoch=epoch)
         for _ in range(2):
             with pytest.raises(RejectedError) as caught:
                 await made.changes.change(asked)
@@ -338,15 +361,17 @@ def test_what_a_session_asked_whose_user_is_gone_is_not_done_for_the_next_one() 
 
 
 def test_no_password_and_no_token_is_written_and_no_checksum_of_one() -> None:
+    change = ChangePasswordRequest("bob", "bob's", "bob's next")
+
     async def work(made: Passwords) -> None:
-        await made.do(Command.CHANGE_PASSWORD, ChangePasswordRequest("bob", "bob's", "bob's next"), user=2)
+        await made.do(Command.CHANGE_PASSWORD, change, user=2)
         await made.do(Command.CREATE_TOKEN, CreateTokenRequest("ci", 0), user=2)
 
     made = with_passwords(work)
     (token,) = made.writer.metadata.users[2].tokens.values()
     written = b"".join(made.store.records) + made.writer.snapshot_payload()
     assert token.hash in written
-    for secret in (b"alice's", b"bob's", b"checksum of a password"):
+    for secret in (b"alice's", b"bob's", request_checksum(change.encode())):
         assert secret not in written
     last = ev.decode_change(made.store.records[-1])
     assert (last.client, last.reply) == (b"", b"")

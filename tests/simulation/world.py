@@ -185,7 +185,7 @@ class World:
     async def change(self, process: ShardProcess, command: Command, body: bytes) -> None:
         """A request of a client of its own, repeated while the answer is 57 or 58. Raises ShardServerError."""
         self._client_count += 1
-        asked = ChangeRequest(int(command), md.ROOT_ID, body, b"operator %d" % self._client_count, 1, b"")
+        asked = ChangeRequest(int(command), md.ROOT_ID, body, b"operator %d" % self._client_count, 1)
         while True:
             try:
                 await process.role.changes.change(asked)

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
 
 from shardserver.core.calls import Operation
-from shardserver.core.groups.coordinator import Coordinator, FenceChange, GroupKey
+from shardserver.core.groups.coordinator import Claim, Coordinator, FenceChange, GroupKey
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata import ROOT_ID, Metadata
 from shardserver.core.peer_service import ControlHandler
 from shardserver.core.permissions import may
 from shardserver.core.remote_owner import RemoteOwner
-from shardserver.core.sessions import Connection, Sessions
+from shardserver.core.sessions import NOTHING_TOLD, Connection, Sessions, Told
 from shardserver.errors import BackpressureError, NotOwnerError, RejectedError, ShardServerError
 from shardserver.protocol.addresses import CONSUMER_GROUP
 from shardserver.protocol.table import Right
 from shardserver.router.peers import Request
 
 log = logging.getLogger(__name__)
+
+# A new coordinator waits so long for shards that are down or slow to name their members.
+GATHER_S = 5.0
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
@@ -47,6 +50,11 @@ class Sync(msgspec.Struct, frozen=True, tag="sync"):
     member: int
 
 
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    shard: int
+    claims: list[Claim]
+
+
 class Members(msgspec.Struct, frozen=True, tag="members"):
     keys: list[GroupKey]
 
@@ -55,7 +63,7 @@ class Owners(msgspec.Struct, frozen=True, tag="owners"):
     keys: list[GroupKey]
 
 
-Question = Join | Leave | Sync | Members | Owners
+Question = Join | Leave | Sync | Announce | Members | Owners
 MembersOf = list[list[tuple[int, list[int]]]]
 _encode = msgspec.msgpack.Encoder().encode
 _decode_question = msgspec.msgpack.Decoder(Question).decode
@@ -82,6 +90,11 @@ class GroupAccess:
         self._tasks: set[asyncio.Task[None]] = set()
         sessions.on_left = self._leave_all
 
+    def begin(self, first_generation: int) -> None:
+        """Before peers are told that we serve: then they name their members."""
+        self.coordinator.begin(first_generation, self._remote)
+        asyncio.get_running_loop().call_later(GATHER_S, self.coordinator.end_gathering)
+
     def control_handlers(self) -> dict[int, ControlHandler]:
         return {Operation.GROUP: self._serve_question, Operation.FENCE: self._serve_fence}
 
@@ -93,11 +106,11 @@ class GroupAccess:
     async def join(self, connection: Connection, key: GroupKey) -> None:
         """Raises RejectedError(5000), BackpressureError: its coordinator is down."""
         session = connection.session
-        connection.groups.add(key)  # before the answer: what is half done ends with the connection
+        connection.groups.setdefault(key, NOTHING_TOLD)  # before the answer: what is half done ends with the connection
         try:
             await self._ask(key, Join(key, connection.session, self._number), type(None))
         except RejectedError:
-            connection.groups.discard(key)
+            connection.groups.pop(key, None)
             raise
         if (
             connection.session != session or key not in connection.groups
@@ -106,12 +119,23 @@ class GroupAccess:
 
     async def leave(self, connection: Connection, key: GroupKey) -> None:
         """Raises RejectedError 5000, 5006; BackpressureError."""
-        await self._ask(key, Leave(key, connection.session), type(None))
-        connection.groups.discard(key)
+        session, told = connection.session, connection.groups.pop(key, None)  # a coordinator is not told of it again
+        try:
+            await self._ask(key, Leave(key, session), type(None))
+        except BackpressureError:
+            if told is not None and connection.session == session:
+                connection.groups.setdefault(key, told)
+            raise
 
-    async def sync(self, connection: Connection, key: GroupKey) -> tuple[int, list[int]] | None:
-        found: Any = await self._ask(key, Sync(key, connection.session), tuple[int, list[int]] | None)
-        return found  # type: ignore[no-any-return]
+    async def sync(self, connection: Connection, key: GroupKey) -> Told | None:
+        """None: it is no member. Raises BackpressureError: the coordinator is down, or does not know it yet."""
+        session = connection.session
+        found: Told | None = await self._ask(key, Sync(key, session), Told | None)
+        if connection.session == session and key in connection.groups:
+            if found is None:
+                raise BackpressureError(f"group {key.group_id}: its coordinator has not been told of the member")
+            connection.groups[key] = found
+        return found
 
     async def members(self, keys: list[GroupKey]) -> dict[GroupKey, list[tuple[int, list[int]]]]:
         """Of each group: [(number, partitions)]."""
@@ -134,7 +158,7 @@ class GroupAccess:
             for key, found in zip(some, part, strict=True)
         }
 
-    def _leave_all(self, session: int, keys: set[GroupKey]) -> None:
+    def _leave_all(self, session: int, keys: Iterable[GroupKey]) -> None:
         """A connection has ended, or its session."""
         for key in keys:
             self._background(self._leave_quietly(key, session))
@@ -158,12 +182,16 @@ class GroupAccess:
     # As coordinator
 
     async def _answer(self, question: Question) -> Any:
+        if isinstance(question, Announce):
+            return self.coordinator.announce(question.shard, question.claims)
+        await self.coordinator.until_gathered()
         match question:
             case Join(key, member, shard):
                 return await self.coordinator.join(key, member, shard)
             case Leave(key, member):
                 return await self.coordinator.leave(key, member)
             case Sync(key, member):
+                await self.coordinator.until_granted(key, member)
                 return self.coordinator.sync(key, member)
             case Members(keys):
                 return [self.coordinator.members(key) for key in keys]
@@ -189,12 +217,10 @@ class GroupAccess:
 
     def _fence(self, change: FenceChange) -> list[bool]:
         fences = self._local.fences
-        gone = []
-        for uid, group, force in change.revoke:
-            gone.append(fences.revoke(uid, group, self._committed(uid, group), force=force))
-        for uid, group, member in change.grant:
-            fences.grant(uid, group, member)
-        return gone
+        gone = [
+            fences.revoke(uid, group, self._committed(uid, group), force=force) for uid, group, force in change.revoke
+        ]
+        return gone + [fences.grant(uid, group, member) for uid, group, member in change.grant]
 
     def _committed(self, uid: int, group: int) -> int | None:
         try:
@@ -207,18 +233,19 @@ class GroupAccess:
     def peer_serves(self, shard: int) -> None:
         """A process of a peer takes requests: it has no grants, and as coordinator no members."""
         self.coordinator.shard_began(shard)
-        for connection in list(self._sessions.connections.values()):
-            for key in connection.groups:
-                if self.shard_of(key) == shard:
-                    self._background(self._announce(key, connection.session))
+        claims = [
+            Claim(key, connection.session, *told)
+            for connection in self._sessions.connections.values()
+            for key, told in connection.groups.items()
+            if self.shard_of(key) == shard
+        ]
+        self._background(self._announce(shard, Announce(self._number, claims)))
 
-    async def _announce(self, key: GroupKey, session: int) -> None:
+    async def _announce(self, shard: int, members: Announce) -> None:
         try:
-            await self._ask(key, Join(key, session, self._number), type(None))
-        except RejectedError:  # the group is gone: the member learns it by its next sync
-            return
+            await self._remote[shard].control(Operation.GROUP, _encode(members))
         except ShardServerError as error:  # its next process is told again
-            log.warning("group_not_announced", extra={"fields": {"group": key.group_id, "error": str(error)}})
+            log.warning("members_not_announced", extra={"fields": {"shard": shard, "error": str(error)}})
 
     def peer_ended(self, shard: int) -> None:
         self.coordinator.shard_ended(shard)
@@ -227,7 +254,9 @@ class GroupAccess:
         self.coordinator.metadata_changed()
         for connection in self._sessions.connections.values():
             if connection.groups:
-                connection.groups = {key for key in connection.groups if self.coordinator.exists(key)}
+                connection.groups = {
+                    key: told for key, told in connection.groups.items() if self.coordinator.exists(key)
+                }
                 self._leave_without_right(connection)
         logs = self._local.logs
         if logs is not None:
@@ -238,7 +267,7 @@ class GroupAccess:
     def _leave_without_right(self, connection: Connection) -> None:
         """Who may poll no more would keep its partitions from all others."""
         for key in [key for key in connection.groups if not self._may_poll(connection.user_id, key)]:
-            connection.groups.discard(key)
+            del connection.groups[key]
             self._background(self._leave_quietly(key, connection.session))
 
     def _may_poll(self, user_id: int, key: GroupKey) -> bool:

@@ -2,14 +2,15 @@
 
 A change of members or partitions makes a new assignment, and a worker brings the fences of the partitions' shards to
 it: first revoke, then grant. What a revoked member has in hand and has not committed keeps its partition back until it
-commits, leaves, or the time is over. A new process starts without members: the shards of their connections name them.
+commits, leaves, or the time is over. A new process starts without members: the shards of their connections name them
+and what they hold, and nothing is assigned or told before all have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,9 +42,18 @@ class FenceChange(msgspec.Struct, frozen=True, array_like=True):
     grant: list[tuple[int, int, int]]
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """A member as its shard names it. partitions: that it was last told to have, in that generation."""
+
+    key: GroupKey
+    member: int
+    generation: int
+    partitions: list[int]
+
+
 class FencePort(Protocol):
     def __call__(self, shard: int, change: FenceChange) -> Awaitable[list[bool]]:
-        """Of each revocation: whether the grant is gone.
+        """Of each revocation: whether the grant is gone; of each grant: whether another member had it.
 
         Raises BackpressureError, NotCommittedError: the shard is down.
         """
@@ -98,6 +108,80 @@ class Coordinator:
         self._metadata, self._fence, self._clock, self.timeout_s = metadata, fence, clock, timeout_s
         self.first_generation = 1
         self.groups: dict[GroupKey, GroupState] = {}
+        self._awaited: set[int] = set()
+        self._claims: list[Claim] = []
+        self._gathered = asyncio.Event()
+        self._gathered.set()
+
+    # A process begins
+
+    def begin(self, first_generation: int, shards: Iterable[int]) -> None:
+        """shards: that are to name their members, each by `announce`, before anything is assigned."""
+        self.first_generation, self._awaited = first_generation, set(shards)
+        if self._awaited:
+            self._gathered.clear()
+
+    async def until_gathered(self) -> None:
+        await self._gathered.wait()
+
+    def announce(self, shard: int, claims: list[Claim]) -> None:
+        """Members of that shard's connections are these and no others: a former answer of its may have been late."""
+        named = {(claim.key, claim.member) for claim in claims}
+        changed = self._forget(lambda key, client, member: member.shard == shard and (key, client) not in named)
+        for claim in claims:
+            if self.exists(claim.key):
+                state = self._state(claim.key)
+                if claim.member not in state.members:
+                    self._add(state, claim.member, shard)
+                    changed[state.key] = state
+        if not self._gathered.is_set():
+            self._claims += claims
+        for state in changed.values():
+            self._rebalance(state)
+        self._no_longer_await(shard)
+
+    def _forget(self, is_gone: Callable[[GroupKey, int, Member], bool]) -> dict[GroupKey, GroupState]:
+        """Gives the groups that have lost a member."""
+        changed = {}
+        for key, state in self.groups.items():
+            gone = [client for client, member in state.members.items() if is_gone(key, client, member)]
+            for client in gone:
+                del state.members[client]
+            if gone:
+                changed[key] = state
+        return changed
+
+    def _no_longer_await(self, shard: int) -> None:
+        if shard in self._awaited:
+            self._awaited.discard(shard)
+            if not self._awaited:
+                self.end_gathering()
+
+    def end_gathering(self) -> None:
+        """Whoever is not named by now joins anew. Again: nothing."""
+        if self._gathered.is_set():
+            return
+        self._awaited.clear()
+        self._gathered.set()
+        claims, self._claims = self._claims, []
+        for claim in sorted(claims, key=lambda claim: claim.generation):  # who was told last is right
+            state = self.groups.get(claim.key)
+            if state is not None and claim.member in state.members:
+                self._take_claim(state, claim)
+        for state in self.groups.values():
+            self._rebalance(state)
+
+    def _take_claim(self, state: GroupState, claim: Claim) -> None:
+        """As if it was waited for: the fence is told again that it stays, or is asked what the member has in hand."""
+        topic = self._topic(state.key)
+        assert topic is not None
+        _fit(state, [(one.uid, one.shard) for one in topic.partitions])
+        for number in claim.partitions:
+            if number < len(topic.partitions):
+                one = topic.partitions[number]
+                state.wanted[number] = claim.member
+                state.granted[number] = Placed(one.uid, one.shard, claim.member)
+                state.deadlines[number] = self._clock() + self.timeout_s
 
     # What clients ask
 
@@ -106,12 +190,14 @@ class Coordinator:
         state = self._state(key)
         known = state.members.get(member)
         if known is None:
-            number = _lowest_free({one.number for one in state.members.values()})
-            state.members[member] = Member(number, shard)
+            self._add(state, member, shard)
             self._rebalance(state)
         elif known.shard != shard:
             state.members[member] = Member(known.number, shard)
         await self._settled(state)
+
+    def _add(self, state: GroupState, member: int, shard: int) -> None:
+        state.members[member] = Member(_lowest_free({one.number for one in state.members.values()}), shard)
 
     async def leave(self, key: GroupKey, member: int) -> None:
         """Raises RejectedError 5000, 5006."""
@@ -120,6 +206,18 @@ class Coordinator:
             raise RejectedError(Code.GROUP_MEMBER_NOT_FOUND, f"session {member}")
         self._rebalance(state)
         await self._settled(state)
+
+    async def until_granted(self, key: GroupKey, member: int) -> None:
+        """For one pass at most, when the member is to get a partition that no other has."""
+        state = self.groups.get(key)
+        if state is not None and any(self._is_due(state, number, member) for number in range(len(state.wanted))):
+            await self._settled(state)
+
+    def _is_due(self, state: GroupState, number: int, member: int) -> bool:
+        if state.wanted[number] != member:
+            return False
+        placed = state.granted[number] if number < len(state.granted) else None
+        return placed is None or (placed.member == member and number in state.deadlines)
 
     def sync(self, key: GroupKey, member: int) -> tuple[int, list[int]] | None:
         """(generation, partitions it may poll now). None: it is no member."""
@@ -172,12 +270,9 @@ class Coordinator:
 
     def shard_ended(self, shard: int) -> None:
         """Its connections are gone, and with them their memberships."""
-        for state in self.groups.values():
-            gone = [client for client, member in state.members.items() if member.shard == shard]
-            for client in gone:
-                del state.members[client]
-            if gone:
-                self._rebalance(state)
+        for state in self._forget(lambda key, client, member: member.shard == shard).values():
+            self._rebalance(state)
+        self._no_longer_await(shard)
 
     def shard_began(self, shard: int) -> None:
         """Its process has no grants."""
@@ -213,6 +308,9 @@ class Coordinator:
     # Assignments
 
     def _rebalance(self, state: GroupState) -> None:
+        """Not before all members are known."""
+        if not self._gathered.is_set():
+            return
         topic = self._topic(state.key)
         assert topic is not None
         state.wanted = assign(list(state.members), len(topic.partitions), state.wanted)
@@ -310,10 +408,11 @@ class Coordinator:
         for shard, rows in by_shard.items():
             change = FenceChange([], [(placed.uid, state.key.group_id, placed.member) for _, placed in rows])
             try:
-                await self._fence(shard, change)
+                taken = await self._fence(shard, change)
             except (BackpressureError, NotCommittedError):
                 waits = True
                 continue
+            state.generation += any(taken)  # a former process gave it to somebody whom nobody has named
             for number, placed in rows:
                 if number < len(state.granted):
                     state.granted[number] = placed

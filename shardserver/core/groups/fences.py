@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardserver.errors import Code, RejectedError
+from shardserver.errors import BackpressureError, Code, RejectedError
 
 NO_OFFSET = -1
 Key = tuple[int, int]  # partition uid, group id
@@ -32,13 +32,17 @@ class Fences:
     def __init__(self) -> None:
         self._grants: dict[Key, Grant] = {}
 
-    def grant(self, uid: int, group: int, member: int) -> None:
-        """From now on this member, and no other. Again to the same: what it was given stays known."""
+    def grant(self, uid: int, group: int, member: int) -> bool:
+        """From now on this member, and no other. Again to the same: what it was given stays known.
+
+        True: another one had it.
+        """
         found = self._grants.get((uid, group))
-        if found is None or found.member != member:
-            self._grants[uid, group] = Grant(member)
-        else:
+        if found is not None and found.member == member:
             found.is_revoked = False
+            return False
+        self._grants[uid, group] = Grant(member)
+        return found is not None
 
     def revoke(self, uid: int, group: int, committed: int | None, *, force: bool) -> bool:
         """The member gets no more. True: the grant is gone, as all it has in hand is committed, or by `force`."""
@@ -62,10 +66,15 @@ class Fences:
             found.delivered = max(found.delivered, last_offset)
 
     def check_commit(self, uid: int, group: int, member: int, *, is_manager: bool) -> None:
-        """Its member commits; who manages the topic does while there is none. Raises RejectedError(20)."""
+        """Its member commits; who manages the topic does while there is none. member: 0: of no member of the group.
+
+        Raises RejectedError(20), BackpressureError: it may be the member's, once its coordinator grants it again.
+        """
         found = self._grants.get((uid, group))
         if found is None and is_manager:
             return
+        if found is None and member:
+            raise BackpressureError(f"group {group} of partition {uid}: granted to nobody yet")
         if found is None or found.member != member:
             raise RejectedError(Code.RESOURCE_NOT_FOUND, f"group {group} of partition {uid}: not the owner")
 

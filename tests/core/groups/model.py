@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from shardserver.core import metadata_events as ev
 from shardserver.core.groups import coordinator as coordinating
-from shardserver.core.groups.coordinator import Coordinator, FenceChange, GroupKey
+from shardserver.core.groups.coordinator import Claim, Coordinator, FenceChange, GroupKey
 from shardserver.core.groups.fences import Fences
 from shardserver.core.metadata import Metadata
 from shardserver.errors import BackpressureError, RejectedError
@@ -39,6 +39,7 @@ class Model:
         self.fences: list[Fences | None] = [Fences() for _ in range(SHARDS)]
         self.committed: dict[int, int] = {}  # uid -> offset
         self.members: dict[int, int] = {}
+        self.told: dict[int, tuple[int, list[int]]] = {}  # what each member's last sync said
         self.generation = 0
         self.clients = 0
         # (uid, offset) -> who was given it, and in which grant of the partition (generation, or epoch of its fence).
@@ -60,15 +61,16 @@ class Model:
         if fences is None:
             raise BackpressureError("down")
         gone = [fences.revoke(uid, group, self.committed.get(uid), force=force) for uid, group, force in change.revoke]
-        for uid, group, member in change.grant:
-            fences.grant(uid, group, member)
-        return gone
+        return gone + [fences.grant(uid, group, member) for uid, group, member in change.grant]
 
     # Steps
 
     async def join(self) -> None:
+        alive = [shard for shard, fences in enumerate(self.fences) if fences is not None]
+        if not alive:
+            return
         self.clients += 1
-        self.members[self.clients] = self.random.randrange(SHARDS)
+        self.members[self.clients] = self.random.choice(alive)
         await self.coordinator.join(self.key, self.clients, self.members[self.clients])
 
     async def leave(self) -> None:
@@ -111,11 +113,17 @@ class Model:
             return
         try:
             fences.check_commit(partition.uid, 0, member, is_manager=False)
-        except RejectedError:
+        except (RejectedError, BackpressureError):
             return
         mine = [offset for (uid, offset), who in self.given.items() if uid == partition.uid and who[0] == member]
         if mine:
             self.committed[partition.uid] = max(self.committed.get(partition.uid, -1), max(mine))
+
+    async def sync(self) -> None:
+        for member in self.members:
+            found = self.coordinator.sync(self.key, member)
+            assert found is not None
+            self.told[member] = found
 
     async def wait(self) -> None:
         self.now += self.random.choice([0.1, 1.0, 40.0])
@@ -151,18 +159,41 @@ class Model:
                 self.coordinator.shard_began(shard)
 
     async def kill_coordinator(self) -> None:
-        """Its next process knows nobody, until the shards name their members; fences elsewhere stay."""
+        """Its next process knows nobody, until the shards name their members; fences elsewhere stay.
+
+        When all had been told of the whole assignment, and nothing was under way, it stays as it was.
+        """
+        wanted, generation = self.wanted(), self.generation_of(0)
+        told = {one: self.told[one] for one in self.members if one in self.told and self.told[one][0] == generation}
+        claimed = {number: one for one, (_, numbers) in told.items() for number in numbers}
+        is_known = [claimed.get(number) for number in range(len(wanted))] == wanted and self.is_settled()
         for state in self.coordinator.groups.values():
             if state.worker is not None:
                 state.worker.cancel()
         self.steps["coordinators"] += 1
-        self.coordinator = self.new_coordinator(self.steps["coordinators"] + 1)
-        for member, shard in self.members.items():
-            await self.coordinator.join(self.key, member, shard)
+        self.coordinator = self.new_coordinator(0)
+        self.coordinator.begin(self.steps["coordinators"] + 1 << 32, range(SHARDS))
+        for shard in self.random.sample(range(SHARDS), SHARDS):
+            if self.fences[shard] is None:
+                self.coordinator.shard_ended(shard)
+            else:
+                self.coordinator.announce(shard, self.claims(shard))
+        if is_known and self.members:
+            self.steps["kept assignments"] += 1
+            assert self.wanted() == wanted
+
+    def wanted(self) -> list[int | None]:
+        found = self.coordinator.groups.get(self.key)
+        return [] if found is None else list(found.wanted)
+
+    def claims(self, shard: int) -> list[Claim]:
+        """What that shard's process says of its members."""
+        mine = [member for member, of in self.members.items() if of == shard]
+        return [Claim(self.key, member, *self.told.get(member, (0, []))) for member in mine]
 
     STEPS: tuple[tuple[int, Callable[[Model], object]], ...] = (
         (4, join), (3, leave), (30, poll), (15, commit), (4, wait), (1, add_partitions), (1, remove_partitions),
-        (1, purge), (1, kill_shard), (3, start_shard), (1, kill_coordinator),
+        (1, purge), (1, kill_shard), (3, start_shard), (1, kill_coordinator), (4, sync),
     )  # fmt: skip
 
     async def step(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from shardserver.core import metadata_events as ev
+from shardserver.core.groups.coordinator import Claim
 from shardserver.core.groups.fences import Fences
 from shardserver.errors import Code, RejectedError
 from tests.core.groups.model import TIMEOUT_S, Model
@@ -165,6 +166,94 @@ def test_a_group_that_is_deleted_has_no_members() -> None:
         with pytest.raises(RejectedError) as caught:
             await model.coordinator.join(model.key, 1, 0)
         assert caught.value.code is Code.GROUP_NOT_FOUND
+
+    run(work)
+
+
+def claims_of(model: Model, members: dict[int, int]) -> dict[int, list[Claim]]:
+    """By shard. members: session -> shard. Each says what its last sync told."""
+    found: dict[int, list[Claim]] = {0: [], 1: [], 2: []}
+    for member, shard in members.items():
+        found[shard].append(Claim(model.key, member, generation(model, member), partitions(model, member)))
+    return found
+
+
+async def begin_again(model: Model) -> None:
+    """A new process of the coordinator, which waits for the three shards."""
+    model.coordinator = model.new_coordinator(0)
+    model.coordinator.begin(2 << 32, range(3))
+
+
+def test_a_new_process_moves_nothing_between_members_that_are_named_again() -> None:
+    async def work(model: Model) -> None:
+        ev.apply(model.metadata, ev.PartitionsAdded(0, 0, 3, [11, 12, 13], [0, 1, 2]))
+        where = {1: 2, 2: 1, 3: 0}
+        for member, shard in where.items():
+            await model.coordinator.join(model.key, member, shard)
+        before = {member: partitions(model, member) for member in where}
+        claims = claims_of(model, where)
+        await begin_again(model)
+        for shard in 0, 1, 2:
+            model.coordinator.announce(shard, claims[shard])
+        for member in where:
+            await model.coordinator.until_granted(model.key, member)
+            assert partitions(model, member) == before[member]
+        assert generation(model, 1) > 2 << 32
+
+    run(work)
+
+
+@pytest.mark.parametrize("ends", ["named", "dead", "time"])
+def test_nothing_is_assigned_before_each_shard_has_named_its_members_or_is_given_up(ends: str) -> None:
+    async def work(model: Model) -> None:
+        for member in 1, 2:
+            await model.coordinator.join(model.key, member, member)
+        claims = claims_of(model, {1: 1, 2: 2})
+        before = {member: partitions(model, member) for member in (1, 2)}
+        await begin_again(model)
+        waits = asyncio.ensure_future(model.coordinator.until_gathered())
+        model.coordinator.announce(0, [])
+        model.coordinator.announce(1, claims[1])
+        await asyncio.sleep(0)
+        assert not waits.done() and model.coordinator.groups[model.key].wanted == []
+        if ends == "named":
+            model.coordinator.announce(2, claims[2])
+        elif ends == "dead":
+            model.coordinator.shard_ended(2)
+        else:
+            model.coordinator.end_gathering()
+        await waits
+        await model.coordinator.until_granted(model.key, 1)
+        assert partitions(model, 1) == (before[1] if ends == "named" else [0, 1, 2])
+
+    run(work)
+
+
+def test_a_member_that_is_not_named_again_by_its_shard_has_left() -> None:
+    async def work(model: Model) -> None:
+        for member in 1, 2:
+            await model.coordinator.join(model.key, member, 1)
+        model.coordinator.announce(1, claims_of(model, {1: 1})[1])
+        await until(model, lambda: partitions(model, 1) == [0, 1, 2])
+        assert model.coordinator.sync(model.key, 2) is None
+
+    run(work)
+
+
+def test_a_partition_that_moves_at_a_new_process_waits_for_what_its_member_has_in_hand() -> None:
+    """Member 1 says that it has all, and a second one is named with nothing."""
+
+    async def work(model: Model) -> None:
+        await join_and_read(model)
+        claims = [*claims_of(model, {1: 0})[0], Claim(model.key, 2, 0, [])]
+        await begin_again(model)
+        model.coordinator.announce(0, claims)
+        for shard in 1, 2:
+            model.coordinator.announce(shard, [])
+        await model.coordinator.until_granted(model.key, 1)
+        assert len(partitions(model, 1)) == 2 and partitions(model, 2) == []
+        model.now += TIMEOUT_S
+        await until(model, lambda: len(partitions(model, 2)) == 1)
 
     run(work)
 

@@ -3,9 +3,9 @@
 import pytest
 
 from shardserver.core.groups.fences import Fences
-from shardserver.errors import RejectedError
+from shardserver.errors import BackpressureError, RejectedError
 
-UID, GROUP = 7, 0
+UID, GROUP, NO_MEMBER = 7, 0, 0
 
 
 def test_only_the_granted_member_polls_and_a_new_process_lets_nobody() -> None:
@@ -45,11 +45,24 @@ def test_others_commit_only_when_they_manage_the_topic_and_nobody_owns_the_parti
     fences = Fences()
     fences.check_commit(UID, GROUP, 5, is_manager=True)
     with pytest.raises(RejectedError):
-        fences.check_commit(UID, GROUP, 5, is_manager=False)
+        fences.check_commit(UID, GROUP, NO_MEMBER, is_manager=False)
     fences.grant(UID, GROUP, 1)
     for is_manager in False, True:
         with pytest.raises(RejectedError):
             fences.check_commit(UID, GROUP, 5, is_manager=is_manager)
+
+
+def test_a_member_asks_again_while_a_partition_is_granted_to_nobody() -> None:
+    fences = Fences()
+    with pytest.raises(BackpressureError):
+        fences.check_commit(UID, GROUP, 5, is_manager=False)
+    fences.grant(UID, GROUP, 5)
+    fences.check_commit(UID, GROUP, 5, is_manager=False)
+
+
+def test_a_grant_tells_whether_it_was_anothers() -> None:
+    fences = Fences()
+    assert [fences.grant(UID, GROUP, member) for member in (1, 1, 2)] == [False, False, True]
 
 
 def test_what_is_gone_is_forgotten() -> None:
