@@ -19,16 +19,18 @@ from shardserver.errors import ShardServerError
 from shardserver.protocol.addresses import TopicAddress
 from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.table import Command
-from shardserver.protocol.tlv import KIND_U64, Typed
+from shardserver.protocol.tlv import KIND_STRING, KIND_U64, Typed
 from shardserver.protocol.topics import CreateTopicRequest, PartitionsRequest
+from shardserver.storage.settings import Durability
 from tests.core.shard_world import ShardProcess, turns, until
 from tests.core.simulated_loop import simulate
 from tests.simulation.disk import Trap
 from tests.simulation.oracle import require
 from tests.simulation.plan import Plan
-from tests.simulation.world import SEGMENT_BYTES, World
+from tests.simulation.world import OPTIONS, SEGMENT_BYTES, World, topic_name
 
 STREAM = "s"
+FIRST_TOPICS = {Durability.FSYNC: 2, Durability.MEMORY: 1, Durability.WRITE: 2}
 MANY_PARTITIONS = 60  # on few shards: the ring of a journal has 64 KiB for each, and grows
 
 
@@ -65,7 +67,8 @@ class Life:
         await world.start(self.plan.shards)
         process = world.server[0]
         await world.change(process, Command.CREATE_STREAM, CreateStreamRequest(STREAM, {}).encode())
-        await self._create("first", 4, process)
+        for durability, partitions in FIRST_TOPICS.items():
+            await self._create(topic_name(durability, 0), durability, partitions, process)
         for step in self.plan.steps:
             self._chance.seed(step.seed)
             world.counts[f"step: {step.kind}"] += 1
@@ -127,19 +130,25 @@ class Life:
 
         self.world.add_task(process, quietly())
 
-    async def _create(self, name: str, partitions: int, process: ShardProcess) -> None:
-        options = {"segment_size": Typed(KIND_U64, SEGMENT_BYTES)}
+    async def _create(self, name: str, durability: Durability, partitions: int, process: ShardProcess) -> None:
+        options = {
+            "durability": Typed(KIND_STRING, OPTIONS[durability]),
+            "segment_size": Typed(KIND_U64, SEGMENT_BYTES),
+        }
         body = CreateTopicRequest(STREAM, partitions, name, options).encode()
         await self.world.change(process, Command.CREATE_TOPIC, body)
         self.world.oracle.note_created(name)
 
     async def _create_topic(self) -> None:
-        name, partitions = f"topic-{self._chance.getrandbits(48)}", self._chance.choice((1, 2, 4))
-        self._ask(lambda process: self._create(name, partitions, process))
+        self._create_some(self._chance.choice((1, 2, 4)))
 
     async def _create_many(self) -> None:
-        name = f"many-{self._chance.getrandbits(48)}"
-        self._ask(lambda process: self._create(name, MANY_PARTITIONS, process))
+        self._create_some(MANY_PARTITIONS)
+
+    def _create_some(self, partitions: int) -> None:
+        durability = self._chance.choice(tuple(Durability))
+        name = topic_name(durability, self._chance.getrandbits(48))
+        self._ask(lambda process: self._create(name, durability, partitions, process))
 
     def _some_topic(self, process: ShardProcess) -> tuple[md.Stream, md.Topic] | None:
         found = [(stream, topic) for stream in process.metadata.streams.values() for topic in stream.topics.values()]
@@ -406,4 +415,5 @@ def play(plan: Plan) -> Outcome:
     counts["messages acknowledged"] += world.oracle.acknowledged
     counts["messages polled"] += world.oracle.polled
     counts["offsets committed"] += world.oracle.committed
+    counts.update(world.oracle.lost)
     return Outcome(counts, world.disk.trace, error)

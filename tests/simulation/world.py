@@ -17,7 +17,8 @@ from shardserver.core import metadata as md
 from shardserver.core.changes import ChangeRequest
 from shardserver.errors import BackpressureError, CorruptionError, ShardServerError, StorageError
 from shardserver.protocol.table import Command
-from shardserver.storage.settings import LogSettings
+from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.shard_log import ShardLog
 from tests.core.shard_world import ProcessEnded, ShardProcess, until
 from tests.core.shard_world import World as ShardWorld
 from tests.simulation.clients import KIND, Client
@@ -47,6 +48,19 @@ RESTART_S, REPEAT_S = 0.1, 0.05
 # How long peers ask again for what a dead process did not answer. The server waits a minute, they take no time at all.
 ASKED_AGAIN_S = 2.0
 RECOVERY_LIMIT_S = 120.0
+
+# What a topic promises is in its name, so that no code of the server has a say in it.
+OPTIONS = {Durability.FSYNC: "persisted", Durability.WRITE: "write", Durability.MEMORY: "memory"}
+
+
+def topic_name(durability: Durability, number: int) -> str:
+    return f"{durability}-{number}"
+
+
+def promises(process: ShardProcess) -> dict[int, Durability]:
+    """Of all partitions by uid, as far as this process knows of them."""
+    return {one.uid: Durability(topic.name.split("-")[0]) for topic, one in process.metadata.live_partitions()}
+
 
 # All partitions by uid, and their committed offsets by consumer.
 State = dict[int, tuple[Contents, dict[int, int | None]]]
@@ -85,6 +99,7 @@ class World:
             process_disk=CountingDisk,
             asked_again_s=ASKED_AGAIN_S,
         )
+        self.server.on_killed, self.server.on_recovered = self._note_killed, self._note_recovered
         self.disk.mark_late()
         for number in range(shards):
             self.server.begin(number)
@@ -137,11 +152,28 @@ class World:
         self.server.kill(number)
         self._end_clients_of_the_dead()
 
+    def _note_killed(self, process: ShardProcess) -> None:
+        if process.local.logs is not None:
+            promised = promises(process)
+            for log in process.logs.partitions:
+                if log.uid in promised and log.closed is None and log.set_aside is None:
+                    self.oracle.note_killed(
+                        log.uid, promised[log.uid], synced=log.durable_end, high_watermark=log.high_watermark
+                    )
+
+    def _note_recovered(self, process: ShardProcess, logs: ShardLog) -> None:
+        promised = promises(process)
+        for log in logs.partitions:
+            if log.set_aside is None:
+                self.oracle.note_recovered(log.uid, promised[log.uid], log.next_offset)
+
     def end(self, *, power_loss: bool) -> None:
         """All processes die at once; what the device has then is the disk of the next start."""
         if self._tending is not None:
             self._tending.cancel()
         self.server.end()
+        if power_loss:
+            self.oracle.note_power_loss()
         self._end_clients_of_the_dead()
         heir = self.disk.after_power_loss(self._seed()) if power_loss else self.disk.after_kill(self._seed())
         assert isinstance(heir, WorldDisk)
