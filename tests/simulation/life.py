@@ -25,6 +25,7 @@ from shardserver.storage.settings import Durability
 from tests.core.shard_world import ShardProcess, turns, until
 from tests.core.simulated_loop import simulate
 from tests.simulation.disk import Trap
+from tests.simulation.flips import check_flip, choose_flip
 from tests.simulation.oracle import require
 from tests.simulation.plan import Plan
 from tests.simulation.world import OPTIONS, SEGMENT_BYTES, World, topic_name
@@ -55,6 +56,7 @@ class Life:
             "fail a sync": self._fail_sync,
             "fill the disk": self._fill,
             "slow disk": self._slow,
+            "flip a bit": self._flip,
             "kill a shard": self._kill,
             "die at an operation": self._die_at,
             "kill all": self._kill_all,
@@ -273,20 +275,32 @@ class Life:
         await turns(300)
         self.world.disk.slow_s = 0.0
 
+    async def _flip(self) -> None:
+        """At rest, between two starts."""
+        world = self.world
+        await world.wait_served()
+        self._end("kill")
+        flip = choose_flip(world.disk, self._chance)
+        if flip is not None:
+            await check_flip(world, flip, skip_damaged=self._chance.random() < 0.5)
+        await world.start(world.shard_count)
+        await world.check_all()
+
     # Deaths
 
-    async def _until_writing(self) -> None:
-        """Half of the deaths come while a write is in flight, so that it may land late."""
+    async def _until_busy(self) -> None:
+        """Half of the deaths come while a write is in flight, so that it may land late, or while a sync is."""
         if self._chance.random() < 0.5:
-            await self._clients()
+            await self._chance.choice((self._clients, self._bulk))()
+            what = self._chance.choice(("write", "sync"))
             for _ in range(300):
-                if self.world.disk.is_writing:
+                if self.world.disk.is_at(what):
                     return
                 await turns(1)
 
     async def _kill(self) -> None:
         number = self._some_shard()
-        await self._until_writing()
+        await self._until_busy()
         if number in self.world.server.live:
             self.world.kill(number)
             self.world.counts["crash points"] += 1
@@ -341,7 +355,7 @@ class Life:
     async def _restart(self, end: str, shards: int) -> dict[int, object]:
         """All die; so do some recoveries. Then everything is there, and the second recovery equals the first."""
         world = self.world
-        await self._until_writing()
+        await self._until_busy()
         self._end(end)
         for _ in range(self._chance.choice((0, 0, 1, 2))):
             await self._die_in_recovery(shards, end)

@@ -57,10 +57,7 @@ class Commits:
 
 @dataclass
 class Floor:
-    """Of a partition that may lose its end. Below `synced` nothing may go, below `kept` nothing by what has died so far.
-
-    cause: what has died.
-    """
+    """Of a partition that may lose its end: below `synced` nothing is ever lost, below `kept` nothing by `cause`."""
 
     synced: int = 0
     kept: int = 0

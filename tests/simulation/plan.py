@@ -23,6 +23,7 @@ WEIGHTS = {
     "fail a sync": 1.0,
     "fill the disk": 0.7,
     "slow disk": 0.5,
+    "flip a bit": 1.5,
     "kill a shard": 1.0,
     "die at an operation": 2.0,
     "kill all": 0.8,

@@ -76,6 +76,7 @@ class World:
         self.oracle = Oracle()
         self.violation: BaseException | None = None
         self.shard_count = shards
+        self.settings = SETTINGS
         self.server: ShardWorld
         self._clients: dict[ShardProcess, list[asyncio.Task[None]]] = {}
         self._client_count = 0
@@ -94,7 +95,7 @@ class World:
             disk=self.disk,
             seed=self._seed(),
             reserve_bytes=RESERVE_BYTES,
-            settings=SETTINGS,
+            settings=self.settings,
             arena_bytes=ARENA_BYTES,
             process_disk=CountingDisk,
             asked_again_s=ASKED_AGAIN_S,
@@ -301,11 +302,11 @@ class World:
         self.oracle.check_topics({name for stream in metadata.streams.values() for name in stream.topic_ids})
         state: State = {}
         for _, partition in metadata.live_partitions():
-            state[partition.uid] = await self._check_partition(partition.uid, partition.shard)
+            state[partition.uid] = await self.check_partition(partition.uid, partition.shard)
         self._check_directories(set(state))
         return state
 
-    async def _check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
+    async def check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
         for process in self.server.live.values():
             log = process.logs.find_partition(uid)
             serves = log is not None and log.refusal is None and log.closed is None
