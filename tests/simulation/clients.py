@@ -48,7 +48,7 @@ class Client:
 
     async def _act(self, partition: md.Partition) -> None:
         kind = self._chance.random()
-        if kind < 0.65 or self._bulk:
+        if kind < (0.85 if self._bulk else 0.65):
             await self._send(partition)
         elif kind < 0.85:
             await self._poll(partition)
@@ -116,8 +116,12 @@ class Client:
 
     async def _commit(self, partition: md.Partition) -> None:
         uid = partition.uid
-        end = self._oracle.high_watermarks.get(uid, 0)
-        offset = None if not end or self._chance.random() < 0.15 else self._chance.randrange(end)
+        end = self._oracle.learned_end(uid)
+        offset = (
+            None
+            if not end or self._chance.random() < 0.15
+            else self._chance.choice((self._chance.randrange(end), end - 1))
+        )
         place = self._oracle.note_tried(uid, self._consumer, offset)
         call = OffsetCall(uid, KIND, self._consumer, offset or 0, acknowledged=True)
         try:

@@ -107,6 +107,10 @@ class Oracle:
         self.polled += len(numbers)
         self.note_seen(uid, offset, numbers)
 
+    def learned_end(self, uid: int) -> int:
+        """Behind the message of a partition that somebody has learned of last."""
+        return next(reversed(self.known.get(uid, {})), -1) + 1
+
     def note_tried(self, uid: int, consumer: int, offset: int | None) -> int:
         """A commit or (None) a deletion begins; gives its place."""
         commits = self.commits.setdefault((uid, consumer), Commits())
