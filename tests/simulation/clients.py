@@ -73,8 +73,14 @@ class Client:
         size = self._chance.choice(self._sizes)
         return numbers, bytes(make_batch([b"%d " % number + b"x" * size for number in numbers]))
 
-    def _submit(self, partition: md.Partition, numbers: list[int], batch: bytes) -> asyncio.Future[None]:
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def send_once(self, partition: md.Partition) -> asyncio.Future[int | ShardServerError]:
+        """The base offset, or why it was refused."""
+        return self._submit(partition, *self._make())
+
+    def _submit(
+        self, partition: md.Partition, numbers: list[int], batch: bytes
+    ) -> asyncio.Future[int | ShardServerError]:
+        ended: asyncio.Future[int | ShardServerError] = asyncio.get_running_loop().create_future()
         uid = partition.uid
         self._oracle.note_sent(uid, numbers)
 
@@ -82,7 +88,7 @@ class Client:
             if isinstance(outcome, int) and not self._process.is_dead:
                 self._oracle.note_acknowledged(uid, outcome, numbers)
             if not ended.done():
-                ended.set_result(None)
+                ended.set_result(outcome)
 
         call = SendCall(uid, len(numbers))
         try:

@@ -1,7 +1,7 @@
 """A bit that flips at rest: a start on a copy of the disk must report it or serve around it, and never serve it.
 
-Sealed segments, their indexes and journals. The very last write of a journal is left out: its damage cannot be told from
-a torn write (journal_reader.py); so is a partition's last segment, whose damaged end looks torn too.
+Sealed segments, their indexes and journals. The very last write of a journal is left out: its damage cannot be told
+from a torn write (journal_reader.py); so is a partition's last segment, whose damaged end looks torn too.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class Life:
             "fail an operation": self._fail,
             "fail a sync": self._fail_sync,
             "fill the disk": self._fill,
+            "nearly fill the disk": self._nearly_fill,
             "slow disk": self._slow,
             "flip a bit": self._flip,
             "kill a shard": self._kill,
@@ -269,6 +270,14 @@ class Life:
         disk.capacity_bytes = None
         self.world.counts["full disks"] += disk.refused_for_room > 0
         disk.refused_for_room = 0
+
+    async def _nearly_fill(self) -> None:
+        """Below the low watermark, and not full."""
+        await self.world.wait_served()
+        try:
+            await self.world.check_nearly_full(self._some_shard())
+        finally:
+            self.world.disk.capacity_bytes = None
 
     async def _slow(self) -> None:
         self.world.disk.slow_s = self._chance.choice((0.005, 0.2))

@@ -22,6 +22,7 @@ WEIGHTS = {
     "fail an operation": 1.5,
     "fail a sync": 1.0,
     "fill the disk": 0.7,
+    "nearly fill the disk": 0.7,
     "slow disk": 0.5,
     "flip a bit": 1.5,
     "kill a shard": 1.0,
