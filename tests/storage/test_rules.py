@@ -81,7 +81,8 @@ def test_a_whole_leftover_behind_a_torn_one_does_not_come_back() -> None:
     asyncio.run(life())
 
 
-def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again() -> None:
+@pytest.mark.parametrize("journaled", [True, False], ids=["by the journal", "by a run alone"])
+def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again(journaled: bool) -> None:
     """Rule 13, `memory`: commit 19, crash to 10, write to 40, crash: the stored offset is 9."""
     disk = made_disk(1)
 
@@ -99,7 +100,8 @@ def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again()
         logs = await open_logs(disk, Durability.MEMORY)
         assert logs.offsets.get(1, 1, 7) == 9
         await append(logs, 1, 30, 10)
-        await logs._publish()
+        if journaled:
+            await logs._publish()
         await logs.flush_partitions([logs.partition(1)])
         abandon(logs)
         logs = await open_logs(disk.after_power_loss(1), Durability.MEMORY)
