@@ -220,6 +220,14 @@ MUTANTS = [
         (f"{RULES}::test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made",),
     ),
     Mutant(
+        "partition-anew",
+        "20: and made anew after a failed sync of its name",
+        f"{STORAGE}/partition_log.py",
+        "        await self._disk.remove_directory(self.directory)\n",
+        "",
+        (f"{RULES}::test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew",),
+    ),
+    Mutant(
         "snapshot-name",
         "13: a snapshot's name is synced before it counts",
         f"{STORAGE}/offsets.py",
