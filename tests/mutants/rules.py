@@ -284,6 +284,14 @@ MUTANTS = [
         (f"{RULES}::test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again",),
     ),
     Mutant(
+        "cut-offsets-first",
+        "13: before anything else is appended",
+        f"{STORAGE}/shard_log.py",
+        "        await self._publish_cut_offsets()\n",
+        "",
+        (f"{RULES}::test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again",),
+    ),
+    Mutant(
         "term",
         "12: a record counts under its partition's present term only",
         RECOVERY,
