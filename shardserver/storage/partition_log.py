@@ -286,8 +286,10 @@ class PartitionLog(PartitionState):
         return created
 
     async def _make_directory(self) -> None:
+        """Anew: of a name that a failed sync has dropped, no later one says more than that it is there (rule 20)."""
         faults = self.resources.faults
         since = faults.number
+        await self._disk.remove_directory(self.directory)
         await self._disk.make_directory(self.directory)
         await sync_directory_noted(self._disk, faults, os.path.dirname(self.directory), since)
         self.directory_exists = True

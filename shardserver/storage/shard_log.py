@@ -608,7 +608,15 @@ class ShardLog(ShardTurn):
                 await self._snapshot_offsets()
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+        await self._publish_cut_offsets()
         self._grow_if_due()
+
+    async def _publish_cut_offsets(self) -> None:
+        """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
+        bring back the offsets as they were (rule 13). With the ring and the disk full they wait for room.
+        """
+        while self.offsets.waiting and self.failed is None and self._flush_error is None:
+            await self._publish()
 
     # Growth of the ring (storage rule 10)
 

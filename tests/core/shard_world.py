@@ -155,7 +155,10 @@ class ShardProcess:
             reserve=self.reserve,
             answers_are_known=self.answers_are_known,
         )
-        return await recover_shard(self.disk, "data", self.world.settings, source, clock_us, self.end)
+        logs = await recover_shard(self.disk, "data", self.world.settings, source, clock_us, self.end)
+        if not self.is_dead:
+            self.world.on_recovered(self, logs)
+        return logs
 
     async def _wait_for_peers(self) -> None:
         while not all(self.peers.peer(number).is_serving for number in self.shards.remote):
@@ -204,6 +207,8 @@ class World:
     """shards: how many. Give the disk of a former world to go on where it ended.
 
     asked_again_s: how long the next process of a shard expects that its peers ask again; None: it never does.
+    on_recovered: told of logs before anybody is served by them, those of a shard that is gone too. on_killed: told of a
+    process before it dies.
     """
 
     def __init__(
@@ -232,6 +237,8 @@ class World:
         self._all: list[ShardProcess] = []
         self._last_request = 0
         self.ledger = Ledger()
+        self.on_recovered: Callable[[ShardProcess, ShardLog], None] = lambda process, logs: None
+        self.on_killed: Callable[[ShardProcess], None] = lambda process: None
 
     def next_seed(self) -> int:
         self._seed += 1
@@ -275,6 +282,7 @@ class World:
 
     def kill(self, number: int) -> None:
         process = self.live.pop(number)
+        self.on_killed(process)
         process.die()
         for other in self.live.values():
             asyncio.get_running_loop().call_soon(other.on_peer_gone, number)

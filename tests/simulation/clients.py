@@ -48,7 +48,7 @@ class Client:
 
     async def _act(self, partition: md.Partition) -> None:
         kind = self._chance.random()
-        if kind < 0.65 or self._bulk:
+        if kind < (0.85 if self._bulk else 0.65):
             await self._send(partition)
         elif kind < 0.85:
             await self._poll(partition)
@@ -73,8 +73,14 @@ class Client:
         size = self._chance.choice(self._sizes)
         return numbers, bytes(make_batch([b"%d " % number + b"x" * size for number in numbers]))
 
-    def _submit(self, partition: md.Partition, numbers: list[int], batch: bytes) -> asyncio.Future[None]:
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def send_once(self, partition: md.Partition) -> asyncio.Future[int | ShardServerError]:
+        """The base offset, or why it was refused."""
+        return self._submit(partition, *self._make())
+
+    def _submit(
+        self, partition: md.Partition, numbers: list[int], batch: bytes
+    ) -> asyncio.Future[int | ShardServerError]:
+        ended: asyncio.Future[int | ShardServerError] = asyncio.get_running_loop().create_future()
         uid = partition.uid
         self._oracle.note_sent(uid, numbers)
 
@@ -82,7 +88,7 @@ class Client:
             if isinstance(outcome, int) and not self._process.is_dead:
                 self._oracle.note_acknowledged(uid, outcome, numbers)
             if not ended.done():
-                ended.set_result(None)
+                ended.set_result(outcome)
 
         call = SendCall(uid, len(numbers))
         try:
@@ -116,8 +122,12 @@ class Client:
 
     async def _commit(self, partition: md.Partition) -> None:
         uid = partition.uid
-        end = self._oracle.high_watermarks.get(uid, 0)
-        offset = None if not end or self._chance.random() < 0.15 else self._chance.randrange(end)
+        end = self._oracle.learned_end(uid)
+        offset = (
+            None
+            if not end or self._chance.random() < 0.15
+            else self._chance.choice((self._chance.randrange(end), end - 1))
+        )
         place = self._oracle.note_tried(uid, self._consumer, offset)
         call = OffsetCall(uid, KIND, self._consumer, offset or 0, acknowledged=True)
         try:

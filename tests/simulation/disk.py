@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 from asyncio import Future
 from collections import Counter
@@ -46,9 +47,25 @@ class WorldDisk(FaultDisk):
     def used_bytes(self) -> int:
         return self._used()
 
-    @property
-    def is_writing(self) -> bool:
-        return any(one.what == "write" for one in self._pending)
+    def is_at(self, what: str) -> bool:
+        """An operation of this kind is in flight."""
+        return any(one.what == what for one in self._pending)
+
+    def fork(self, seed: int) -> WorldDisk:
+        """A copy without faults, counted by itself. All processes are dead; what they have in flight lands now."""
+        while self._ghosts:
+            self._land_ghosts(None)
+        copied = WorldDisk(seed)
+        copied.files, copied.durable_files, copied._renamed = copy.deepcopy(
+            (self.files, self.durable_files, self._renamed)
+        )
+        return copied
+
+    def flip(self, path: str, position: int, bit: int) -> None:
+        node = self.files[path]
+        node.current[position] ^= 1 << bit
+        if position < len(node.durable):
+            node.durable[position] = node.current[position]
 
     def calm(self) -> None:
         """No more faults, room, full speed."""

@@ -19,16 +19,19 @@ from shardserver.errors import ShardServerError
 from shardserver.protocol.addresses import TopicAddress
 from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.table import Command
-from shardserver.protocol.tlv import KIND_U64, Typed
+from shardserver.protocol.tlv import KIND_STRING, KIND_U64, Typed
 from shardserver.protocol.topics import CreateTopicRequest, PartitionsRequest
+from shardserver.storage.settings import Durability
 from tests.core.shard_world import ShardProcess, turns, until
 from tests.core.simulated_loop import simulate
 from tests.simulation.disk import Trap
+from tests.simulation.flips import check_flip, choose_flip
 from tests.simulation.oracle import require
 from tests.simulation.plan import Plan
-from tests.simulation.world import SEGMENT_BYTES, World
+from tests.simulation.world import OPTIONS, SEGMENT_BYTES, World, topic_name
 
 STREAM = "s"
+FIRST_TOPICS = {Durability.FSYNC: 2, Durability.MEMORY: 1, Durability.WRITE: 2}
 MANY_PARTITIONS = 60  # on few shards: the ring of a journal has 64 KiB for each, and grows
 
 
@@ -52,7 +55,9 @@ class Life:
             "fail an operation": self._fail,
             "fail a sync": self._fail_sync,
             "fill the disk": self._fill,
+            "nearly fill the disk": self._nearly_fill,
             "slow disk": self._slow,
+            "flip a bit": self._flip,
             "kill a shard": self._kill,
             "die at an operation": self._die_at,
             "kill all": self._kill_all,
@@ -65,7 +70,8 @@ class Life:
         await world.start(self.plan.shards)
         process = world.server[0]
         await world.change(process, Command.CREATE_STREAM, CreateStreamRequest(STREAM, {}).encode())
-        await self._create("first", 4, process)
+        for durability, partitions in FIRST_TOPICS.items():
+            await self._create(topic_name(durability, 0), durability, partitions, process)
         for step in self.plan.steps:
             self._chance.seed(step.seed)
             world.counts[f"step: {step.kind}"] += 1
@@ -127,19 +133,25 @@ class Life:
 
         self.world.add_task(process, quietly())
 
-    async def _create(self, name: str, partitions: int, process: ShardProcess) -> None:
-        options = {"segment_size": Typed(KIND_U64, SEGMENT_BYTES)}
+    async def _create(self, name: str, durability: Durability, partitions: int, process: ShardProcess) -> None:
+        options = {
+            "durability": Typed(KIND_STRING, OPTIONS[durability]),
+            "segment_size": Typed(KIND_U64, SEGMENT_BYTES),
+        }
         body = CreateTopicRequest(STREAM, partitions, name, options).encode()
         await self.world.change(process, Command.CREATE_TOPIC, body)
         self.world.oracle.note_created(name)
 
     async def _create_topic(self) -> None:
-        name, partitions = f"topic-{self._chance.getrandbits(48)}", self._chance.choice((1, 2, 4))
-        self._ask(lambda process: self._create(name, partitions, process))
+        self._create_some(self._chance.choice((1, 2, 4)))
 
     async def _create_many(self) -> None:
-        name = f"many-{self._chance.getrandbits(48)}"
-        self._ask(lambda process: self._create(name, MANY_PARTITIONS, process))
+        self._create_some(MANY_PARTITIONS)
+
+    def _create_some(self, partitions: int) -> None:
+        durability = self._chance.choice(tuple(Durability))
+        name = topic_name(durability, self._chance.getrandbits(48))
+        self._ask(lambda process: self._create(name, durability, partitions, process))
 
     def _some_topic(self, process: ShardProcess) -> tuple[md.Stream, md.Topic] | None:
         found = [(stream, topic) for stream in process.metadata.streams.values() for topic in stream.topics.values()]
@@ -259,25 +271,45 @@ class Life:
         self.world.counts["full disks"] += disk.refused_for_room > 0
         disk.refused_for_room = 0
 
+    async def _nearly_fill(self) -> None:
+        """Below the low watermark, and not full."""
+        await self.world.wait_served()
+        try:
+            await self.world.check_nearly_full(self._some_shard())
+        finally:
+            self.world.disk.capacity_bytes = None
+
     async def _slow(self) -> None:
         self.world.disk.slow_s = self._chance.choice((0.005, 0.2))
         await turns(300)
         self.world.disk.slow_s = 0.0
 
+    async def _flip(self) -> None:
+        """At rest, between two starts."""
+        world = self.world
+        await world.wait_served()
+        self._end("kill")
+        flip = choose_flip(world.disk, self._chance)
+        if flip is not None:
+            await check_flip(world, flip, skip_damaged=self._chance.random() < 0.5)
+        await world.start(world.shard_count)
+        await world.check_all()
+
     # Deaths
 
-    async def _until_writing(self) -> None:
-        """Half of the deaths come while a write is in flight, so that it may land late."""
+    async def _until_busy(self) -> None:
+        """Half of the deaths come while a write is in flight, so that it may land late, or while a sync is."""
         if self._chance.random() < 0.5:
-            await self._clients()
+            await self._chance.choice((self._clients, self._bulk))()
+            what = self._chance.choice(("write", "sync"))
             for _ in range(300):
-                if self.world.disk.is_writing:
+                if self.world.disk.is_at(what):
                     return
                 await turns(1)
 
     async def _kill(self) -> None:
         number = self._some_shard()
-        await self._until_writing()
+        await self._until_busy()
         if number in self.world.server.live:
             self.world.kill(number)
             self.world.counts["crash points"] += 1
@@ -332,7 +364,7 @@ class Life:
     async def _restart(self, end: str, shards: int) -> dict[int, object]:
         """All die; so do some recoveries. Then everything is there, and the second recovery equals the first."""
         world = self.world
-        await self._until_writing()
+        await self._until_busy()
         self._end(end)
         for _ in range(self._chance.choice((0, 0, 1, 2))):
             await self._die_in_recovery(shards, end)
@@ -406,4 +438,5 @@ def play(plan: Plan) -> Outcome:
     counts["messages acknowledged"] += world.oracle.acknowledged
     counts["messages polled"] += world.oracle.polled
     counts["offsets committed"] += world.oracle.committed
+    counts.update(world.oracle.lost)
     return Outcome(counts, world.disk.trace, error)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from shardserver.storage.settings import Durability
 
 # Messages of one client are numbered from its own multiple of this, so that their order can be seen.
 CLIENT_SPAN = 1_000_000
@@ -29,10 +32,36 @@ class Contents:
 
 @dataclass
 class Commits:
-    """Of one consumer. tried: in order, None for a deletion. kept: place of the newest acknowledged one."""
+    """Of one consumer. tried: in order, None for a deletion. kept: place of the newest acknowledged one.
+
+    cut: what recoveries may have made of those that nobody acknowledged.
+    """
 
     tried: list[int | None] = field(default_factory=lambda: [None])
     kept: int = 0
+    cut: set[int | None] = field(default_factory=set)
+
+    @property
+    def possible(self) -> set[int | None]:
+        return {*self.tried[self.kept :], *self.cut}
+
+    def end_at(self, end: int) -> None:
+        """A partition came back with this end: what lies beyond it is cut to its last message (storage rule 13)."""
+        last = end - 1 if end else None
+        if any(one is not None and one >= end for one in self.possible):
+            self.cut = {one for one in self.cut if one is None or one < end} | {last}
+        acknowledged = self.tried[self.kept]
+        if acknowledged is not None and acknowledged >= end:
+            self.tried[self.kept] = last
+
+
+@dataclass
+class Floor:
+    """Of a partition that may lose its end: below `synced` nothing is ever lost, below `kept` nothing by `cause`."""
+
+    synced: int = 0
+    kept: int = 0
+    cause: str = "kill"
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -52,6 +81,9 @@ class Oracle:
         self.deletions_tried: set[str] = set()
         self.deleted_topics: set[str] = set()
         self.acknowledged = self.polled = self.committed = 0
+        self.answered: dict[int, set[int]] = {}  # uid -> offsets of acknowledged messages
+        self.floors: dict[int, Floor] = {}  # of uids that died once or were recovered, durability `fsync` apart
+        self.lost: Counter[str] = Counter()  # acknowledged messages, by durability and by what took them
 
     # What clients do and learn
 
@@ -68,11 +100,16 @@ class Oracle:
 
     def note_acknowledged(self, uid: int, offset: int, numbers: list[int]) -> None:
         self.acknowledged += len(numbers)
+        self.answered.setdefault(uid, set()).update(range(offset, offset + len(numbers)))
         self.note_seen(uid, offset, numbers)
 
     def note_polled(self, uid: int, offset: int, numbers: list[int]) -> None:
         self.polled += len(numbers)
         self.note_seen(uid, offset, numbers)
+
+    def learned_end(self, uid: int) -> int:
+        """Behind the message of a partition that somebody has learned of last."""
+        return next(reversed(self.known.get(uid, {})), -1) + 1
 
     def note_tried(self, uid: int, consumer: int, offset: int | None) -> int:
         """A commit or (None) a deletion begins; gives its place."""
@@ -82,7 +119,9 @@ class Oracle:
 
     def note_committed(self, uid: int, consumer: int, place: int) -> None:
         self.committed += 1
-        self.commits[uid, consumer].kept = max(place, self.commits[uid, consumer].kept)
+        commits = self.commits[uid, consumer]
+        if place > commits.kept:
+            commits.kept, commits.cut = place, set()
 
     def note_cut(self, uid: int, first_offset: int) -> None:
         self.cuts[uid] = max(first_offset, self.cuts.get(uid, 0))
@@ -100,11 +139,44 @@ class Oracle:
         self.deletions_tried.add(name)
         self.topics.discard(name)
 
+    # What crashes may take (docs/durability.md, "What an acknowledgement means")
+
+    def note_killed(self, uid: int, durability: Durability, *, synced: int, high_watermark: int) -> None:
+        """The process that serves it dies. synced: the end of what its log knows to be on the medium."""
+        if durability is not Durability.FSYNC:
+            floor = self.floors.setdefault(uid, Floor())
+            floor.synced = max(floor.synced, synced)
+            floor.kept = high_watermark if durability is Durability.WRITE else floor.synced
+
+    def note_power_loss(self) -> None:
+        """All processes have died with it; note_killed was told of each."""
+        for floor in self.floors.values():
+            floor.kept, floor.cause = floor.synced, "power loss"
+
+    def note_recovered(self, uid: int, durability: Durability, end: int) -> None:
+        """A recovery found it up to `end`, and has synced that: whatever lay behind is gone for good."""
+        if durability is Durability.FSYNC:
+            return
+        floor = self.floors.setdefault(uid, Floor())
+        require(end >= floor.kept, f"partition {uid}, {durability}: ends at {end}, must have kept {floor.kept}")
+        self.floors[uid] = Floor(end, end)
+        self.high_watermarks[uid] = end
+        known, answered = self.known.get(uid, {}), self.answered.get(uid, set())
+        gone = {offset for offset in answered if offset >= end}
+        self.lost[f"acknowledged and lost: {durability}, {floor.cause}"] += len(gone)
+        answered -= gone
+        for offset in [one for one in known if one >= end]:
+            del known[offset]
+        for commits in [self.commits[key] for key in self.commits if key[0] == uid]:
+            commits.end_at(end)
+
     # What must be true
 
     def check_high_watermark(self, uid: int, high_watermark: int) -> None:
         former = self.high_watermarks.get(uid, 0)
         require(high_watermark >= former, f"partition {uid}: high watermark {high_watermark}, was {former}")
+        sent = len(self.sent.get(uid, ()))
+        require(high_watermark <= sent, f"partition {uid}: high watermark {high_watermark}, {sent} were sent")
         self.high_watermarks[uid] = high_watermark
 
     def known_of(self, uid: int) -> dict[int, int]:
@@ -137,8 +209,9 @@ class Oracle:
     def check_offset(self, uid: int, consumer: int, found: int | None, high_watermark: int) -> None:
         commits = self.commits[uid, consumer]
         require(
-            found in commits.tried[commits.kept :],
-            f"partition {uid}, consumer {consumer}: {found}, tried {commits.tried}, acknowledged {commits.kept}",
+            found in commits.possible,
+            f"partition {uid}, consumer {consumer}: {found}, tried {commits.tried}, acknowledged {commits.kept}, "
+            f"cut {commits.cut}",
         )
         require(found is None or found < high_watermark, f"partition {uid}: committed {found}, end {high_watermark}")
 

@@ -20,6 +20,9 @@ from tests.simulation.shrink import shrink
 # A run that is long enough to judge has each of these.
 LONG_RUN_S = 60.0
 EXPECTED = (
+    "acknowledged and lost: memory, kill",
+    "acknowledged and lost: memory, power loss",
+    "acknowledged and lost: write, power loss",
     "crash points",
     "deaths in recovery",
     "direct runs",
@@ -27,6 +30,9 @@ EXPECTED = (
     "failed syncs",
     "failed syncs of directories",
     "failed operations",
+    "flipped bits: index, no effect",
+    "flipped bits: journal, reported",
+    "flipped bits: segment, reported",
     "flushes",
     "full disks",
     "journal growth",
@@ -34,6 +40,7 @@ EXPECTED = (
     "late writes that landed after a start",
     "messages acknowledged",
     "messages polled",
+    "nearly full disks",
     "offsets committed",
     "other numbers of shards",
     "partitions moved",

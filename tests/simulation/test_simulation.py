@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
+from shardserver.core import identity
+from shardserver.protocol.batch import read_batch_header
+from shardserver.storage import journal_reader, segment
+from shardserver.storage.segment import BATCH_HEADER_BYTES
+from shardserver.storage.settings import Durability
 from tests.fault_disk import BLOCK_BYTES, FaultFile, Node
 from tests.process_disk import Locks
 from tests.simulation.disk import CountingDisk, WorldDisk
 from tests.simulation.life import play
+from tests.simulation.oracle import Contents, Oracle, Violation
 from tests.simulation.plan import Plan, Step
 from tests.simulation.shrink import shrink
 
@@ -72,6 +80,71 @@ def test_a_server_whose_syncs_do_nothing_is_found_out_and_its_plan_shrinks(monke
 
     shortest = shrink(plan, lambda tried: play(tried).error is not None, tries=30)
     assert len(shortest.steps) < len(plan.steps) and play(shortest).error is not None
+
+
+def _write_is_memory(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(identity._NAMED, "write", Durability.MEMORY)
+
+
+def _damage_is_a_torn_end(patch: pytest.MonkeyPatch) -> None:
+    async def refuse_nothing(*arguments: object) -> None:
+        pass
+
+    patch.setattr(journal_reader, "_refuse_valid_write", refuse_nothing)
+
+
+def _checksums_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    def looks_like_a_batch(view: memoryview, size: int) -> bool:
+        header = read_batch_header(view) if size > BATCH_HEADER_BYTES else None
+        return header is not None and 0 < header.message_count < 10 and BATCH_HEADER_BYTES < header.batch_length <= size
+
+    patch.setattr(segment, "check_stored_batch", looks_like_a_batch)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "found"),
+    [
+        (_write_is_memory, "must have kept"),
+        (_damage_is_a_torn_end, ""),
+        (_checksums_are_not_looked_at, "changed bytes|are gone"),
+    ],
+)
+def test_a_broken_server_is_found_out(
+    break_it: Callable[[pytest.MonkeyPatch], None], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    errors = (play(Plan.draw(seed)).error for seed in range(1, 80))
+    error = next(error for error in errors if error is not None)
+    assert isinstance(error, Violation) and re.search(found, str(error)), repr(error)
+
+
+def test_what_is_lost_of_a_memory_topic_is_its_end_and_no_more_than_that() -> None:
+    def oracle() -> Oracle:
+        one = Oracle()
+        one.note_sent(1, range(9))
+        one.note_acknowledged(1, 0, [0, 1, 2, 3, 4])
+        one.note_committed(1, 7, one.note_tried(1, 7, 4))
+        one.note_killed(1, Durability.MEMORY, synced=2, high_watermark=5)
+        return one
+
+    with pytest.raises(Violation, match="ends at 1, must have kept 2"):
+        oracle().note_recovered(1, Durability.MEMORY, 1)
+    with pytest.raises(Violation, match="ends at 4, must have kept 5"):
+        as_written = oracle()
+        as_written.note_killed(1, Durability.WRITE, synced=2, high_watermark=5)
+        as_written.note_recovered(1, Durability.WRITE, 4)
+    shorter = oracle()
+    shorter.note_recovered(1, Durability.MEMORY, 3)
+    assert shorter.lost == {"acknowledged and lost: memory, kill": 2}
+    shorter.check_offset(1, 7, 2, 3)
+    shorter.check_contents(1, shorter.known_of(1), Contents(0, [0, 1, 2, 6]))
+    for numbers in ([0, 1], [0, 1, 3], [0, 1, 2, 2], [0, 1, 2, 4, 3], [0, 1, 2, 99]):
+        with pytest.raises(Violation):
+            shorter.check_contents(1, shorter.known_of(1), Contents(0, numbers))
+    with pytest.raises(Violation, match="9 were sent"):
+        shorter.check_high_watermark(1, 10)
+    with pytest.raises(Violation, match="consumer 7: 4"):
+        shorter.check_offset(1, 7, 4, 5)
 
 
 def test_a_shrunken_plan_has_just_the_steps_that_matter() -> None:

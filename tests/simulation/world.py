@@ -15,9 +15,19 @@ from typing import Any
 
 from shardserver.core import metadata as md
 from shardserver.core.changes import ChangeRequest
-from shardserver.errors import BackpressureError, CorruptionError, ShardServerError, StorageError
+from shardserver.errors import (
+    BackpressureError,
+    CorruptionError,
+    DiskFullError,
+    NotOwnerError,
+    ShardServerError,
+    StorageError,
+)
 from shardserver.protocol.table import Command
-from shardserver.storage.settings import LogSettings
+from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.settings import Durability, LogSettings
+from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.space import SpaceWatch
 from tests.core.shard_world import ProcessEnded, ShardProcess, until
 from tests.core.shard_world import World as ShardWorld
 from tests.simulation.clients import KIND, Client
@@ -43,10 +53,29 @@ SETTINGS = LogSettings(
 SEGMENT_BYTES = 1 << 20
 ARENA_BYTES = 8 << 20
 RESERVE_BYTES = 256 * KIB
-RESTART_S, REPEAT_S = 0.1, 0.05
+LOW_BYTES = 2 << 20
+RESTART_S, REPEAT_S, SPACE_LOOK_S = 0.1, 0.05, 1.0
 # How long peers ask again for what a dead process did not answer. The server waits a minute, they take no time at all.
 ASKED_AGAIN_S = 2.0
 RECOVERY_LIMIT_S = 120.0
+
+# What a topic promises is in its name, so that no code of the server has a say in it.
+OPTIONS = {Durability.FSYNC: "persisted", Durability.WRITE: "write", Durability.MEMORY: "memory"}
+
+
+def topic_name(durability: Durability, number: int) -> str:
+    return f"{durability}-{number}"
+
+
+def promises(process: ShardProcess) -> dict[int, Durability]:
+    """Of all partitions by uid, as far as this process knows of them."""
+    return {one.uid: Durability(topic.name.split("-")[0]) for topic, one in process.metadata.live_partitions()}
+
+
+def serves(process: ShardProcess, log: PartitionLog) -> bool:
+    """It takes sends, as far as the partition itself goes."""
+    return not process.is_dead and log.refusal is None and log.closed is None and log.fenced is None
+
 
 # All partitions by uid, and their committed offsets by consumer.
 State = dict[int, tuple[Contents, dict[int, int | None]]]
@@ -62,8 +91,10 @@ class World:
         self.oracle = Oracle()
         self.violation: BaseException | None = None
         self.shard_count = shards
+        self.settings = SETTINGS
         self.server: ShardWorld
         self._clients: dict[ShardProcess, list[asyncio.Task[None]]] = {}
+        self._watches: dict[ShardProcess, asyncio.Task[None]] = {}
         self._client_count = 0
         self._tending: asyncio.Task[None] | None = None
 
@@ -80,11 +111,12 @@ class World:
             disk=self.disk,
             seed=self._seed(),
             reserve_bytes=RESERVE_BYTES,
-            settings=SETTINGS,
+            settings=self.settings,
             arena_bytes=ARENA_BYTES,
             process_disk=CountingDisk,
             asked_again_s=ASKED_AGAIN_S,
         )
+        self.server.on_killed, self.server.on_recovered = self._note_killed, self._note_recovered
         self.disk.mark_late()
         for number in range(shards):
             self.server.begin(number)
@@ -120,6 +152,7 @@ class World:
                     self.counts["restarts of a shard"] += 1
                 elif process.recovery is not None and process.recovery.done():
                     self._look_at_recovery(process)
+                    self._watch_space(process)
             self._end_clients_of_the_dead()
             await asyncio.sleep(RESTART_S * (0.5 + self.chance.random()))
 
@@ -133,15 +166,43 @@ class World:
         self.counts["recoveries that failed"] += 1
         self.server.kill(process.number)
 
+    def _watch_space(self, process: ShardProcess) -> None:
+        if process not in self._watches and not process.is_dead and process.has_recovered:
+            self._watches[process] = asyncio.get_running_loop().create_task(self._look_at_space(process))
+
+    async def _look_at_space(self, process: ShardProcess) -> None:
+        watch = SpaceWatch(process.disk, "data", LOW_BYTES, process.logs.resources.admission, process.reserve)
+        while not process.is_dead:
+            with contextlib.suppress(StorageError):
+                await watch.look()
+            await asyncio.sleep(SPACE_LOOK_S)
+
     def kill(self, number: int) -> None:
         self.server.kill(number)
         self._end_clients_of_the_dead()
+
+    def _note_killed(self, process: ShardProcess) -> None:
+        if process.local.logs is not None:
+            promised = promises(process)
+            for log in process.logs.partitions:
+                if log.uid in promised and log.closed is None and log.set_aside is None:
+                    self.oracle.note_killed(
+                        log.uid, promised[log.uid], synced=log.durable_end, high_watermark=log.high_watermark
+                    )
+
+    def _note_recovered(self, process: ShardProcess, logs: ShardLog) -> None:
+        promised = promises(process)
+        for log in logs.partitions:
+            if log.set_aside is None:
+                self.oracle.note_recovered(log.uid, promised[log.uid], log.next_offset)
 
     def end(self, *, power_loss: bool) -> None:
         """All processes die at once; what the device has then is the disk of the next start."""
         if self._tending is not None:
             self._tending.cancel()
         self.server.end()
+        if power_loss:
+            self.oracle.note_power_loss()
         self._end_clients_of_the_dead()
         heir = self.disk.after_power_loss(self._seed()) if power_loss else self.disk.after_kill(self._seed())
         assert isinstance(heir, WorldDisk)
@@ -215,6 +276,8 @@ class World:
         for process in [one for one in self._clients if one.is_dead]:
             for task in self._clients.pop(process):
                 task.cancel()
+        for process in [one for one in self._watches if one.is_dead]:
+            self._watches.pop(process).cancel()
 
     async def wait_clients(self) -> None:
         """Until all have done what they wanted, or are dead."""
@@ -259,6 +322,44 @@ class World:
         self.oracle.check_contents(uid, known, found)
         return found, {}
 
+    async def check_nearly_full(self, number: int) -> None:
+        """Sends are refused, reads go on, and with room sends are taken again, by itself."""
+        process = self.serving(number)
+        found = None if process is None else self._some_served(process)
+        if process is None or found is None:
+            return
+        admission, log = process.logs.resources.admission, process.logs.partition(found.uid)
+
+        def is_refusing() -> bool:
+            self.disk.capacity_bytes = self.disk.used_bytes + LOW_BYTES // 2  # what a purge frees is no room
+            return process.is_dead or admission.refusal is not None
+
+        await until(is_refusing)
+        outcome = await self._send_once(process, found)
+        if not serves(process, log):
+            return
+        require(isinstance(outcome, DiskFullError), f"a send to a nearly full disk: {outcome!r}")
+        with contextlib.suppress(NotOwnerError):  # it moves now
+            await self._wait(process, self._read(process, found.uid))
+        self.disk.capacity_bytes = None
+        await until(lambda: process.is_dead or admission.refusal is None)
+        outcome = await self._send_once(process, found)
+        require(isinstance(outcome, int) or not serves(process, log), f"a send to a disk with room again: {outcome!r}")
+        self.counts["nearly full disks"] += isinstance(outcome, int)
+
+    def _some_served(self, process: ShardProcess) -> md.Partition | None:
+        live = [partition for _, partition in process.metadata.live_partitions()]
+        logs = {one.uid: process.logs.find_partition(one.uid) for one in live}
+        served = [one for one in live if (log := logs[one.uid]) is not None and serves(process, log)]
+        return self.chance.choice(served) if served else None
+
+    async def _send_once(self, process: ShardProcess, partition: md.Partition) -> int | ShardServerError | None:
+        """None: the process has died."""
+        self._client_count += 1
+        sent = Client(self._client_count, 0, process, self.oracle).send_once(partition)
+        await until(lambda: sent.done() or process.is_dead)
+        return sent.result() if sent.done() else None
+
     async def check_all(self) -> State:
         """After a recovery of all, with nobody there: everything is as the oracle says. Gives what was found."""
         await self.server.wait_settled()
@@ -269,11 +370,11 @@ class World:
         self.oracle.check_topics({name for stream in metadata.streams.values() for name in stream.topic_ids})
         state: State = {}
         for _, partition in metadata.live_partitions():
-            state[partition.uid] = await self._check_partition(partition.uid, partition.shard)
+            state[partition.uid] = await self.check_partition(partition.uid, partition.shard)
         self._check_directories(set(state))
         return state
 
-    async def _check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
+    async def check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
         for process in self.server.live.values():
             log = process.logs.find_partition(uid)
             serves = log is not None and log.refusal is None and log.closed is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -80,7 +81,8 @@ def test_a_whole_leftover_behind_a_torn_one_does_not_come_back() -> None:
     asyncio.run(life())
 
 
-def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again() -> None:
+@pytest.mark.parametrize("journaled", [True, False], ids=["by the journal", "by a run alone"])
+def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again(journaled: bool) -> None:
     """Rule 13, `memory`: commit 19, crash to 10, write to 40, crash: the stored offset is 9."""
     disk = made_disk(1)
 
@@ -99,7 +101,8 @@ def test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again()
         logs = await open_logs(disk, Durability.MEMORY)
         assert logs.offsets.get(1, 1, 7) == 9
         await append(logs, 1, 30, 10)
-        await logs._publish()
+        if journaled:
+            await logs._publish()
         await logs.flush_partitions([logs.partition(1)])
         abandon(logs)
         logs = await open_logs(disk.after_power_loss(1), Durability.MEMORY)
@@ -188,6 +191,56 @@ def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_ma
         path = logs.partition(1).segments[0].path
         wanted = [("make", logs.partition(1).directory), ("synced", logs.partitions_directory), ("open", path)]
         assert [one for one in disk.record if one in wanted] == wanted
+
+    asyncio.run(life())
+
+
+class DirectoryDisk(FaultDisk):
+    """Its first sync of `partitions` fails and drops names: they stay to be seen, and later syncs do not save them.
+
+    made: names of directories, and whether they are durable. dropped: as long as they are not made anew.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.made: dict[str, bool] = {}
+        self.dropped: set[str] = set()
+        self.has_dropped = False
+
+    def make_directory(self, path: str) -> asyncio.Future:
+        self.made.setdefault(path, False)
+        return super().make_directory(path)
+
+    def remove_directory(self, path: str) -> asyncio.Future:
+        self.made.pop(path, None)
+        self.dropped.discard(path)
+        return super().remove_directory(path)
+
+    def sync_directory(self, path: str) -> asyncio.Future:
+        covered = [one for one in self.made if os.path.dirname(one) == path]
+        if covered and path.endswith("/partitions") and not self.has_dropped:
+            self.has_dropped = True
+            self.dropped |= {one for one in covered if not self.made[one]}
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(StorageError(path))
+            return failed
+        self.made |= {one: one not in self.dropped for one in covered}
+        return super().sync_directory(path)
+
+
+def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() -> None:
+    """Rule 20: that the next try finds it there says nothing."""
+    disk = DirectoryDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append(logs, 1)
+        with pytest.raises(StorageError):
+            await logs.partition(1).flush()
+        assert disk.has_dropped and not logs.partition(1).segments
+        await logs.partition(1).flush()
+        assert logs.partition(1).segments and disk.made[logs.partition(1).directory]
+        abandon(logs)
 
     asyncio.run(life())
 
