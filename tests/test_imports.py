@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "net": {"errors", "memory", "protocol", "storage", "router", "core"},
     "client": {"errors", "protocol"},
     "bench": {"errors", "memory", "protocol", "client"},
-    "cli": {"errors", "config", "supervisor", "admin", "core"},
+    "cli": {"errors", "config", "supervisor", "admin", "core", "client"},
 }
 
 

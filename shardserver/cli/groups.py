@@ -1,10 +1,17 @@
-"""The answer of `shardserver groups` as text."""
+"""`shardserver groups`: asked of a server anywhere with --host, and its answer as text."""
 
 from __future__ import annotations
 
+import argparse
+import os
 from typing import Any
 
 from shardserver.cli.table import table_lines
+from shardserver.client.connection import Connection
+from shardserver.client.group_lag import read_group_lag
+from shardserver.errors import ShardServerError
+
+PASSWORD_VARIABLE, ROOT_VARIABLE = "SHARDSERVER_PASSWORD", "SHARDSERVER_ROOT_PASSWORD"
 
 COLUMNS = ("stream", "topic", "group", "partition", "owner", "committed", "end", "lag")
 NUMBERS = frozenset(COLUMNS[3:])
@@ -17,3 +24,25 @@ def groups_text(answer: dict[str, Any]) -> str:
         return "no consumer groups"
     shown = [{name: "-" if row[name] is None else row[name] for name in COLUMNS} for row in rows]
     return "\n".join(table_lines(shown, COLUMNS, NUMBERS))
+
+
+def add_host(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", metavar="HOST:PORT", help="ask there as a client does, instead of on this machine")
+    password = f"--host: whose password is in {PASSWORD_VARIABLE} or, for root, in {ROOT_VARIABLE} (default: iggy)"
+    command.add_argument("--user", metavar="NAME", default="iggy", help=password)
+
+
+def ask_host(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Raises ShardServerError: no such server, or no such user there."""
+    password = os.environ.get(PASSWORD_VARIABLE, os.environ.get(ROOT_VARIABLE))
+    if password is None:
+        raise ShardServerError(f"--host needs the password of {arguments.user} in {PASSWORD_VARIABLE}")
+    host, _, port = arguments.host.rpartition(":")
+    if not host or not port.isdigit():
+        raise ShardServerError(f"--host {arguments.host!r}: host:port")
+    try:
+        with Connection(host.strip("[]"), int(port)) as connection:
+            connection.login(arguments.user, password)
+            return {"groups": read_group_lag(connection)}
+    except OSError as error:
+        raise ShardServerError(f"{arguments.host}: {error}") from error

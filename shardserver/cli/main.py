@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from shardserver.cli import stopped_commands, top
 from shardserver.cli.control import NoServerError, ask
-from shardserver.cli.groups import groups_text
+from shardserver.cli.groups import add_host, ask_host, groups_text
 from shardserver.cli.placement import placement_text
 from shardserver.cli.reload import reload_text
 from shardserver.cli.root_password import first_password_hash, given_password
@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--data", dest="command_data", metavar="DIR")
         if name in ("reload", "status", "stats", "groups", "placement"):
             command.add_argument("--json", action="store_true", help="one line of JSON")
+        if name == "groups":
+            add_host(command)
     _add_moves(commands)
     top.add_parser(commands)
     stopped_commands.add_parsers(commands)
@@ -192,7 +194,7 @@ def _stats(config: Config, sources: Sources, arguments: argparse.Namespace) -> i
 
 
 def _groups(config: Config, sources: Sources, arguments: argparse.Namespace) -> int:
-    answer = ask(config.server.data, "groups")
+    answer = ask(config.server.data, "groups") if arguments.host is None else ask_host(arguments)
     print(json.dumps(answer) if arguments.json else groups_text(answer))
     return 0
 

@@ -127,6 +127,10 @@ class Connection:
         """Add so many, at most 1000 a request."""
         self._ask(OP_CREATE_PARTITIONS, wire.identifier(stream) + wire.identifier(topic) + wire.u32(count))
 
+    def read(self, code: int, body: bytes) -> memoryview:
+        """The reply of a command that changes nothing."""
+        return self._ask(OP_READ, body, code)
+
     def topic_message_count(self, stream: Identifier, topic: Identifier) -> int:
         """Messages in all partitions. Raises RequestRefusedError(2010) when there is no such topic."""
         body = self._ask(OP_READ, wire.identifier(stream) + wire.identifier(topic), CODE_TOPIC)
