@@ -124,8 +124,8 @@ cdef class PlaneConnection(Wire):
         if events & EPOLLOUT:
             self.flush()
         is_open = self.may_read()
-        # The end of the stream is behind the bytes that are read now, and what is not read now stays there.
-        self._may_hold_more = is_over or (events & EPOLLRDHUP) != 0 or not is_open
+        # The end of the stream is behind the bytes that are read now. Who may not read now is told when it may again.
+        self._may_hold_more = is_over or (events & EPOLLRDHUP) != 0
         if self.fd >= 0 and (is_over or (is_open and events & EPOLLIN)):
             got = self.receive()
             if got < 0 and errno == EINTR:

@@ -24,6 +24,7 @@ from tests.batches import make_batch
 CLIENT = b"\x05" + bytes(15)
 OP_READ, OP_SEND = 2, 160
 MAX_FRAME = 1 << 20
+ONE_READ = 256 * 1024  # SCRATCH of plane.pyx
 
 
 def send_frame(number: int, payload: bytes = b"hello", partition: int = 2, spoil: int | None = None) -> bytes:
@@ -160,6 +161,39 @@ def test_sends_by_a_route_are_stored_and_confirmed_in_order() -> None:
         server.close()
         client.close()
         assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+def test_what_one_read_leaves_in_a_socket_is_read_without_more_coming() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        payload = bytes(1024 - len(send_frame(0, b"")))
+        frames = b"".join(send_frame(number, payload) for number in range(320))  # the first read ends with a frame
+        assert client.send(frames) == 320 * 1024 > ONE_READ  # before the plane looks for the first time
+        for number in range(320):
+            assert (await take_reply(client))[0].request == number
+        assert len(server.appended) == 320
+        server.close()
+        client.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_an_end_of_the_stream_that_came_with_the_last_bytes_is_seen(is_gone: bool) -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        client.send(send_frame(0))
+        client.close() if is_gone else client.shutdown(socket.SHUT_WR)
+        while owner.wire.fd >= 0:
+            await asyncio.sleep(0.001)
+        assert len(server.appended) == 1 and owner.reason == "the peer closed"
+        server.close()
+        client.close()
 
     run(work)
 
