@@ -442,10 +442,11 @@ def test_large_batches_are_stored_alike_however_they_are_cut(
             if number in followed:
                 stream += encode_request(OP_READ, 0, b"between", client=CLIENT, request=90, session=1)
         cuts = itertools.cycle(pieces)
-        while stream:
-            cut = next(cuts)
-            owner.wire.feed(stream[:cut])
-            stream = stream[cut:]
+        place = 0
+        while place < len(stream):
+            end = place + next(cuts)
+            owner.wire.feed(stream[place:end])
+            place = end
         assert server.appended == expected
         assert owner.wire.is_idle == (owner.wire.unsent_bytes == 0) and owner.wire.unread_bytes == 0
         assert (server.plane.in_flight_bytes, server.plane.arriving_bytes) == (0, 0)
