@@ -16,7 +16,7 @@ from shardserver.errors import ConfigError
 
 PREFIX = "SHARDSERVER_"
 # Read by the first start only; never part of the tree, so that no command can print them.
-SECRET_NAMES = frozenset({"SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
+SECRET_NAMES = frozenset({"SHARDSERVER_PASSWORD", "SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
 
 
 def _key(text: str, *, live: bool = False, **bounds: Any) -> msgspec.Meta:

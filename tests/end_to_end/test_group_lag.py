@@ -50,11 +50,14 @@ def test_owners_and_lag_over_the_wire_are_those_that_the_server_tells(tmp_path: 
             member.ask(Command.STORE_OFFSET, StoreOffsetRequest(place, 1, ACK_COMMITTED))
             over_the_wire = json.loads(groups(server.address, "--json").stdout)["groups"]
             assert by_place(over_the_wire) == by_place(server.ask("groups")["groups"])
-            found = {(row["group"], row["partition"]): (row["committed"], row["end"], row["lag"]) for row in over_the_wire}
+            found = {
+                (row["group"], row["partition"]): (row["committed"], row["end"], row["lag"]) for row in over_the_wire
+            }
             assert found["g", 0] == (1, 4, 3) and found["h", 0] == (None, 4, 5)
             assert found["g", 1] == (None, 2, 3) and found["g", 2] == (None, None, 0)
             assert {row["owner"] is None for row in over_the_wire if row["group"] == "g"} == {False}
-            assert "committed" in groups(server.address).stdout.splitlines()[0]
+            shown = groups(server.address)
+            assert "committed" in shown.stdout.splitlines()[0] and shown.stderr == ""
     finally:
         server.kill()
 
