@@ -16,7 +16,10 @@ from shardserver.errors import ConfigError
 
 PREFIX = "SHARDSERVER_"
 # Read by the first start only; never part of the tree, so that no command can print them.
-SECRET_NAMES = frozenset({"SHARDSERVER_PASSWORD", "SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
+SECRET_NAMES = frozenset({"SHARDSERVER_ROOT_PASSWORD", "SHARDSERVER_ROOT_PASSWORD_FILE"})
+
+# Of commands that ask a server as a client does.
+CLIENT_NAMES = frozenset({"SHARDSERVER_PASSWORD"})
 
 
 def _key(text: str, *, live: bool = False, **bounds: Any) -> msgspec.Meta:
@@ -431,7 +434,7 @@ def _take_environment(environment: Mapping[str, str], values: Values, sources: S
             warnings.append(f"variable {name} is ignored: only the file gives {names[name]}")
         elif name in names:
             _set(values, sources, names[name], _value_of(names[name], text), name)
-        elif name.startswith(PREFIX) and name not in SECRET_NAMES:
+        elif name.startswith(PREFIX) and name not in SECRET_NAMES | CLIENT_NAMES:
             near = difflib.get_close_matches(name, names, 1)
             warnings.append(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
     return warnings

@@ -1,4 +1,4 @@
-"""Which member has which partition of each consumer group, and how far behind the group is there, asked over the wire."""
+"""Who has which partition of each consumer group, and how far behind the group is there, asked over the wire."""
 
 from __future__ import annotations
 
@@ -53,7 +53,5 @@ def _of_group(connection: Connection, address: GroupAddress, partitions: tuple[P
 def _lag(partition: PartitionInfo, committed: int | None) -> Row:
     end = partition.current_offset if partition.messages_count else None
     if committed is None:
-        lag = partition.messages_count
-    else:
-        lag = 0 if end is None else max(0, end - committed)
-    return {"committed": committed, "end": end, "lag": lag}
+        return {"committed": None, "end": end, "lag": partition.messages_count}
+    return {"committed": committed, "end": end, "lag": 0 if end is None else max(0, end - committed)}

@@ -168,7 +168,7 @@ def test_sends_by_a_route_are_stored_and_confirmed_in_order() -> None:
 def test_what_one_read_leaves_in_a_socket_is_read_without_more_coming() -> None:
     async def work() -> None:
         server = Server()
-        client, owner = server.connect()
+        client, _ = server.connect()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         payload = bytes(1024 - len(send_frame(0, b"")))
         frames = b"".join(send_frame(number, payload) for number in range(320))  # the first read ends with a frame
