@@ -3,7 +3,7 @@ SECONDS ?= 60
 GIGABYTES ?= 100
 BIN := .venv/bin
 
-.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test fault-test powercut-test simulate groups-model conformance conformance-rust compatibility fuzz chaos mutants bench bench-long clean
+.PHONY: help setup serve test lint types crash-test move-test sanitize scale-test sessions-test groups-test fault-test powercut-test simulate groups-model conformance conformance-rust compatibility fuzz chaos mutants bench bench-long clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -37,6 +37,9 @@ scale-test: setup ## 10,000 partitions: time, memory, descriptors, disk
 
 sessions-test: setup ## 9,000 connections at a time: each is answered, the next one refused; time and memory
 	@$(BIN)/python -m tests.scale.sessions_test
+
+groups-test: setup ## 10,000 members of 1,000 groups: joining, rebalances, what another client feels of them
+	@$(BIN)/python -m tests.scale.groups_test
 
 fault-test: setup ## The log on a disk that fails, dies and forgets, SECONDS=60
 	@$(BIN)/python -m tests.faults.fault_test --seconds $(SECONDS)

@@ -214,11 +214,25 @@ class Dispatcher:
 
     async def _change(self, connection: Connection, frame: Frame, row: Row) -> Buffers:
         """Errors travel in the status. Without a result section of its own, a reply takes the operation of one."""
-        request = row.request.decode(frame.body)
-        check_right(self._context.metadata, connection.user_id, row, request)
-        await CHANGES[row.command](self._context, connection, request)
+        if row.command is not Command.LEAVE_GROUP:
+            await self._carry_out(connection, frame.body, row)
+        else:
+            await self._leave_once(connection, frame, row)
         operation = row.operation if row.has_result_section else OP_TRUNCATE_PARTITION
         return [wire.encode_reply_header(frame.header, len(wire.RESULT_OK), operation=operation), wire.RESULT_OK]
+
+    async def _carry_out(self, connection: Connection, body: memoryview, row: Row) -> None:
+        request = row.request.decode(body)
+        check_right(self._context.metadata, connection.user_id, row, request)
+        await CHANGES[row.command](self._context, connection, request)
+
+    async def _leave_once(self, connection: Connection, frame: Frame, row: Row) -> None:
+        """A repeat of the last one is answered as that was (protocol README 6.2); number 0 is none."""
+        asked = frame.header.client, frame.header.request, bytes(frame.body)
+        if asked == connection.last_leave and frame.header.request:
+            return
+        await self._carry_out(connection, frame.body, row)
+        connection.last_leave = asked
 
     async def _login(self, connection: Connection, frame: Frame) -> Buffers:
         header = frame.header

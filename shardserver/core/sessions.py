@@ -25,7 +25,8 @@ class Connection:
     """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login.
 
     user_epoch: the user's at login. ended_by: the eviction that took the session; 0: none. routed_to, in_a_row: the
-    shard of the last data requests, and how many of them went there one after another.
+    shard of the last data requests, and how many of them went there one after another. last_leave: client, request
+    number and body of the last one that was answered without an error.
     """
 
     client_id: int
@@ -40,6 +41,7 @@ class Connection:
     in_a_row: int = 0
     unanswered: Unanswered = field(default_factory=list)
     groups: dict[GroupKey, Told] = field(default_factory=dict)
+    last_leave: tuple[bytes, int, bytes] | None = None
 
     @property
     def is_bound(self) -> bool:

@@ -34,10 +34,13 @@ def name_layout(layout: tuple[int, int]) -> str:
 class TappedServer:
     """A server of `cores` shards; clients reach it at `tap.address`, over starts on the same port."""
 
-    def __init__(self, directory: Path, cores: int, handover_requests: int) -> None:
-        """handover_requests: so many in a row for another shard, and a connection moves there; 0: never."""
+    def __init__(self, directory: Path, cores: int, handover_requests: int, more: str = "") -> None:
+        """handover_requests: so many in a row for another shard, and a connection moves there; 0: never.
+
+        more: sections of the configuration.
+        """
         self.cores, self.handover_requests = cores, handover_requests
-        config = f'[server]\nadvertised_address = "{HOST}"\n[net]\nhandover_requests = {handover_requests}\n'
+        config = f'[server]\nadvertised_address = "{HOST}"\n[net]\nhandover_requests = {handover_requests}\n{more}'
         self.server = ShardedServer(directory, cores=cores, config=config).serve()
         self.tap = Tap(lambda: self.server.address)
 

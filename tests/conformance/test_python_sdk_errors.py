@@ -8,10 +8,13 @@ import pytest
 from apache_iggy import SendMessage
 
 from shardserver.errors import Code
+from shardserver.protocol.addresses import GroupAddress
 from shardserver.protocol.frame import HEADER_BYTES, encode_request
+from shardserver.protocol.groups import CreateGroupRequest
 from shardserver.protocol.login import PROTOCOL_VERSION, LoginRequest
 from shardserver.protocol.streams import CreateStreamRequest
 from shardserver.protocol.table import Command
+from shardserver.protocol.topics import CreateTopicRequest
 from tests.conformance.site import Site
 from tests.conformance.tap import EVICTED
 from tests.server_process import PASSWORD
@@ -36,8 +39,8 @@ def exchange(address: str, *frames: bytes) -> list[bytes]:
         return found
 
 
-def frame(operation: int, body: bytes = b"", code: int = 0, request: int = 0) -> bytes:
-    return encode_request(operation, code, body, client=CLIENT, request=request, session=0)
+def frame(operation: int, body: bytes = b"", code: int = 0, request: int = 0, client: bytes = CLIENT) -> bytes:
+    return encode_request(operation, code, body, client=client, request=request, session=0)
 
 
 def login(version: int = PROTOCOL_VERSION, password: str = PASSWORD) -> bytes:
@@ -92,6 +95,22 @@ def test_a_repeated_change_gets_the_first_reply_again(site: Site) -> None:
     create = frame(128, CreateStreamRequest(site.stream, {}).encode(), request=1)
     _, first, second = exchange(site.address, frame(1, login()), create, create)
     assert codes(site) == [0, 0, 0] and first == second
+
+
+def test_a_repeated_leave_gets_the_first_reply_again(site: Site) -> None:
+    group, client = GroupAddress(site.stream, "t", "g").encode(), b"leaves".ljust(16)
+    leave, later = (frame(149, group, request=number, client=client) for number in (5, 6))
+    *_, first, second, _, _ = exchange(
+        site.address,
+        frame(1, login(), client=client),
+        frame(128, CreateStreamRequest(site.stream, {}).encode(), request=1, client=client),
+        frame(132, CreateTopicRequest(site.stream, 1, "t", {}).encode(), request=2, client=client),
+        frame(139, CreateGroupRequest(site.stream, "t", "g").encode(), request=3, client=client),
+        frame(148, group, request=4, client=client),
+        *(leave, leave, later, leave),
+    )
+    assert first == second
+    assert codes(site) == [0] * 7 + [Code.GROUP_MEMBER_NOT_FOUND, 0]
 
 
 def test_a_body_that_does_not_match_its_checksum_is_refused(site: Site) -> None:

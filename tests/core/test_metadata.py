@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from shardserver.core import metadata_commands
 from shardserver.core import metadata_events as ev
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_events import PartitionMove
@@ -85,6 +86,21 @@ def test_more_partitions_than_the_limit_are_refused_and_deleting_goes_on() -> No
     lowered = PlanContext(1, Placement(), partition_limit=1)
     assert remove(metadata, PartitionsRequest("s", "t", 1), lowered).events
     assert create(metadata, CreateTopicRequest("s", 0, "u", {}), lowered).events
+
+
+def test_streams_and_partitions_of_a_topic_have_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata_commands, "MAX_STREAMS", 2)
+    monkeypatch.setattr(metadata_commands, "MAX_PARTITION_IDS", 2)
+    metadata, context = make_metadata({"s/t": [0]}), PlanContext(1)
+    for command, fitting, one_more, code in (
+        (Command.CREATE_PARTITIONS, PartitionsRequest("s", "t", 1), None, Code.PARTITION_IDS_EXHAUSTED),
+        (Command.CREATE_STREAM, CreateStreamRequest("u", {}), CreateStreamRequest("v", {}), Code.TOO_MANY_STREAMS),
+    ):
+        for event in PLANNERS[command](metadata, fitting, context).events:
+            ev.apply(metadata, event)
+        with pytest.raises(RejectedError) as refused:
+            PLANNERS[command](metadata, one_more or fitting, context)
+        assert refused.value.code == code
 
 
 def test_new_partitions_carry_the_shards_that_placement_chose() -> None:

@@ -65,16 +65,16 @@ def run(directory: Path, count: int) -> bool:
 def _judge(server: ShardedServer, count: int) -> bool:
     crowd = Crowd(server.address)
     with server.connect(timeout_s=120) as watcher:
-        empty_bytes = _memory_bytes(server)
-        _timed(f"open {count} connections, one request each", lambda: crowd.add(count))
-        _timed("one request of each", crowd.ask_all)
-        used = (_memory_bytes(server) - empty_bytes) // count
+        empty_bytes = memory_bytes(server)
+        timed(f"open {count} connections, one request each", lambda: crowd.add(count))
+        timed("one request of each", crowd.ask_all)
+        used = (memory_bytes(server) - empty_bytes) // count
         print(f"memory of a connection{'':<28}{used:>10} bytes")
-        _timed("what top asks for, of all shards", lambda: server.ask("top"))
+        timed("what top asks for, of all shards", lambda: server.ask("top"))
         listed = _count(watcher)
-        _timed("list all clients", lambda: _count(watcher))
+        timed("list all clients", lambda: _count(watcher))
         refused = _is_refused(server, crowd)
-        _timed("close all", crowd.close)
+        timed("close all", crowd.close)
         wait_until(lambda: _count(watcher) == 1, "closed connections are not listed")
         told = [int(shard["connections"]) for shard in server.stats()]
     good = listed == count + 1 and refused and sum(told) == 1
@@ -96,12 +96,12 @@ def _count(watcher: WireConnection) -> int:
     return len(watcher.ask(Command.GET_CLIENTS).clients)
 
 
-def _memory_bytes(server: ShardedServer) -> int:
+def memory_bytes(server: ShardedServer) -> int:
     processes = [psutil.Process(server.shard_pid(number)) for number in range(SHARDS)]
     return sum(one.memory_info().rss for one in processes)
 
 
-def _timed(what: str, step: Callable[[], object]) -> None:
+def timed(what: str, step: Callable[[], object]) -> None:
     began = time.monotonic()
     step()
     print(f"{what:<50}{time.monotonic() - began:>10.2f} s", flush=True)

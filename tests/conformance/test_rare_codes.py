@@ -1,0 +1,151 @@
+"""Codes and evictions that need a full stream, a long silence, a disk without room or a damaged one, by frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shardserver.client.connection import RequestRefusedError
+from shardserver.errors import Code
+from shardserver.protocol.addresses import GroupAddress
+from shardserver.protocol.frame import encode_request
+from shardserver.protocol.groups import CreateGroupRequest
+from shardserver.protocol.login import PROTOCOL_VERSION, LoginRequest
+from shardserver.protocol.streams import CreateStreamRequest
+from shardserver.protocol.table import TABLE, Command
+from shardserver.protocol.tokens import CreateTokenRequest
+from shardserver.protocol.topics import CreateTopicRequest
+from tests.conformance.conftest import note
+from tests.conformance.site import FULL, LAYOUTS, Site, TappedServer
+from tests.conformance.tap import EVICTED
+from tests.supervisor.servers import wait_until
+from tests.wire_connection import WireConnection
+
+RESULTS_OF = "frames"
+EXPIRED_TOKEN, STALE = 11, 13
+TOPICS_OF_A_STREAM = 4096
+MANY_TOPICS_A_TIME = 64
+MOST_BYTES = (1 << 63) - 1
+MakeSite = Callable[[str], Site]
+
+
+@pytest.fixture
+def configured_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeSite]:
+    """Takes more of the configuration; the server of 2 shards is the test's own."""
+    made: list[TappedServer] = []
+
+    def make(config: str) -> Site:
+        made.append(TappedServer(tmp_path, 2, 0, config))
+        return Site(made[0])
+
+    yield make
+    for one in made:
+        note(request, one)
+        one.close()
+
+
+def code_of_last(site: Site, command: Command) -> int | str:
+    return site.exchanges(command)[-1].code
+
+
+def make_topic(connection: WireConnection, stream: str) -> None:
+    connection.ask(Command.CREATE_STREAM, CreateStreamRequest(stream, {}))
+    connection.ask(Command.CREATE_TOPIC, CreateTopicRequest(stream, 1, "t", {}))
+
+
+def test_a_repeat_whose_reply_is_no_longer_kept_is_told_so(site: Site) -> None:
+    with WireConnection(site.address) as connection:
+        _, first = connection.frame(Command.CREATE_STREAM, CreateStreamRequest(f"{site.stream}-0", {}))
+        connection.write_bytes(first)
+        connection.read_answer()
+        for number in range(1, 6):
+            connection.ask(Command.CREATE_STREAM, CreateStreamRequest(f"{site.stream}-{number}", {}))
+        connection.write_bytes(first)
+        connection.read_answer()
+    assert code_of_last(site, Command.CREATE_STREAM) == Code.REQUEST_ALREADY_APPLIED
+
+
+@pytest.mark.skipif(LAYOUTS != FULL, reason="up to a minute: CONFORMANCE=full")
+def test_a_stream_holds_4096_topics(configured_site: MakeSite) -> None:
+    site = configured_site("")
+    with WireConnection(site.address) as connection:
+        connection.ask(Command.CREATE_STREAM, CreateStreamRequest(site.stream, {}))
+        for first in range(0, TOPICS_OF_A_STREAM, MANY_TOPICS_A_TIME):
+            for number in range(first, first + MANY_TOPICS_A_TIME):
+                connection.write(Command.CREATE_TOPIC, CreateTopicRequest(site.stream, 0, f"t{number}", {}))
+            for _ in range(MANY_TOPICS_A_TIME):
+                connection.read_answer()
+        assert {one.code for one in site.exchanges(Command.CREATE_TOPIC)} == {0}
+        with pytest.raises(RequestRefusedError):
+            connection.ask(Command.CREATE_TOPIC, CreateTopicRequest(site.stream, 0, "one more", {}))
+        assert code_of_last(site, Command.CREATE_TOPIC) == Code.TOO_MANY_TOPICS
+
+
+def test_an_expired_token_is_evicted(site: Site) -> None:
+    with WireConnection(site.address) as connection:
+        token = connection.ask(Command.CREATE_TOKEN, CreateTokenRequest(site.stream, 1)).token
+        login = LoginRequest(PROTOCOL_VERSION, "test", "0", None, token).encode()
+        operation = TABLE[Command.LOGIN].operation
+        connection.log_out()
+        connection.write_bytes(encode_request(operation, 0, login, client=b"\x01" * 16, request=0, session=0))
+        with pytest.raises(RequestRefusedError):
+            connection.read_answer()
+    assert code_of_last(site, Command.LOGIN_WITH_TOKEN) == f"{EVICTED} {EXPIRED_TOKEN}"
+
+
+def test_a_silent_member_of_a_group_is_evicted_at_its_next_request(configured_site: MakeSite) -> None:
+    site = configured_site("[groups]\nheartbeat_interval_s = 1.0\n")
+    group = GroupAddress(site.stream, "t", "g")
+    with WireConnection(site.address) as silent, WireConnection(site.address) as watcher:
+        make_topic(watcher, site.stream)
+        watcher.ask(Command.CREATE_GROUP, CreateGroupRequest(site.stream, "t", "g"))
+        silent.ask(Command.JOIN_GROUP, group)
+        wait_until(lambda: watcher.ask(Command.GET_GROUP, group).header.members_count == 0, "the member stays")
+        silent.write(Command.GET_ME)
+        with pytest.raises(RequestRefusedError):
+            silent.read_answer()
+        assert code_of_last(site, Command.GET_ME) == f"{EVICTED} {STALE}"
+
+
+def test_a_send_below_the_low_watermark_is_refused(configured_site: MakeSite) -> None:
+    site = configured_site(f"[storage]\nlow_watermark_bytes = {MOST_BYTES}\n")
+    with WireConnection(site.address) as connection:
+        make_topic(connection, site.stream)
+
+        def is_refused() -> bool:
+            try:
+                connection.send_payloads("t", 0, b"x", stream=site.stream)
+            except RequestRefusedError:
+                return True
+            return False
+
+        wait_until(is_refused, "sends are taken")
+        assert code_of_last(site, Command.SEND_MESSAGES) == Code.DISK_FULL
+        connection.read_all("t", 0, stream=site.stream)  # reads go on
+
+
+def test_a_poll_of_a_damaged_batch_is_refused(configured_site: MakeSite) -> None:
+    site = configured_site("")
+    with WireConnection(site.address) as connection:
+        make_topic(connection, site.stream)
+        for number in range(4):
+            connection.send_payloads("t", 0, f"number {number} ".encode().ljust(1 << 20, b"x"), stream=site.stream)
+    site.tapped.end(killed=False)
+    damage(site.tapped.server.data, b"number 1 ")
+    site.tapped.start_again()
+    with WireConnection(site.address) as connection:
+        assert connection.payloads("t", 0, count=1, stream=site.stream)[0].startswith(b"number 0 ")
+        with pytest.raises(RequestRefusedError):
+            connection.payloads("t", 0, value=1, count=1, stream=site.stream)
+        assert code_of_last(site, Command.POLL_MESSAGES) == Code.DAMAGED_BATCH
+        assert connection.payloads("t", 0, value=3, count=1, stream=site.stream)[0].startswith(b"number 3 ")
+
+
+def damage(data: Path, payload: bytes) -> None:
+    """A bit in the message that begins so, in its segment."""
+    (file,) = (data / "partitions").glob("*/*.log")
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(payload) + 100] ^= 1
+    file.write_bytes(raw)
