@@ -13,17 +13,20 @@ import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, NotOwnerError, StorageError
+from shardserver.errors import BackpressureError, DiskFullError, NotOwnerError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
+from shardserver.storage.bulk_runs import BulkRuns
 from shardserver.storage.flush import flush_group, take_group
 from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
 from shardserver.storage.journal import JournalStatistics
+from shardserver.storage.journal_growth import JournalGrowth
+from shardserver.storage.log_tasks import LogTasks
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
@@ -32,18 +35,10 @@ from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
 from shardserver.storage.synced_write import sync_directory_noted
-
-Result = TypeVar("Result")
+from shardserver.storage.tail_room import TailRoom
 
 log = logging.getLogger(__name__)
 
-RING_BYTES_PER_PARTITION = 64 * 1024
-# In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
-# beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
-BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
-SMALL_LASTS_S = 0.1
-# So much of the cache goes at a time when the arena is full, or the next append would have to look again.
-LEAST_DROP_BYTES = 1 << 20
 DRAIN_LOOK_S = 1.0
 
 
@@ -78,18 +73,18 @@ class ShardLog(ShardTurn):
         self.journal_id = 0
         self.recovery_bytes = 0
         self._snapshot_order = asyncio.Lock()
-        self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
-        self._bulk_bytes = 0  # of direct runs in flight
         self._flush_task: asyncio.Task[None] | None = None
         self._flush_error: StorageError | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._flushes = 0
         self._started = self._closing = False
-        self._growing = False
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
-        self._moves: dict[object, asyncio.Task[Any]] = {}
         self._released: dict[PartitionLog, ReleasedPartition] = {}
+        self._tasks = LogTasks(self._fail)
+        self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
+        self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
+        files = self._settings.journal_files
+        self._growth = JournalGrowth(self._tasks, self._partitions, shard, self.directory, files)
         self.retention = Retention(self, self.offsets, resources.clock, resources.settings.retention)
 
     @property
@@ -118,7 +113,7 @@ class ShardLog(ShardTurn):
         """A new, empty log. It takes no disk space before its first flush or direct run."""
         created = self._add_partition(identity)
         if self._started:
-            self._grow_if_due()
+            self._growth.start_if_due(self.journal)
         return created
 
     def _add_partition(self, identity: PartitionIdentity) -> PartitionLog:
@@ -146,7 +141,7 @@ class ShardLog(ShardTurn):
         self._turn.forget(gone)
         self._hints.pop(uid, None)
         self.offsets.forget_partition(uid)
-        self._track(self._close_forgotten(gone))
+        self._tasks.start(self._close_forgotten(gone))
         self._progress.set()
 
     async def _close_forgotten(self, partition: PartitionLog) -> None:
@@ -172,33 +167,14 @@ class ShardLog(ShardTurn):
 
     async def wait_idle(self) -> None:
         """Wait for the background tasks that are running now."""
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._tasks.wait_idle()
 
     # What a turn does beside journal writes
 
     def _start_runs(self) -> None:
-        """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
-        bulk = self._turn.bulk()
-        # Who has just been answered will ask again: small appends are there while the last one is not long ago.
-        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or self._turn.any_small()
-        limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
-        for partition in bulk:
-            most = min(limit, self._settings.flush_run_bytes)
-            size = min(partition.unwritten_bytes, most)
-            if self._bulk_bytes and self._bulk_bytes + size > limit:
-                return  # held back, dirty, until a run has ended
-            self._turn.take(partition)
-            self._bulk_bytes += size
-            self._track(self._direct(partition, size, most))
+        self._bulk.start(self._small_at)
 
-    async def _direct(self, partition: PartitionLog, size: int, most_bytes: int) -> None:
-        try:
-            await partition.direct(most_bytes)
-        except Exception as error:  # a bug: this partition may be half changed, the others are not
-            partition.fence_after_bug("a run", error)
-        self._bulk_bytes -= size
+    def _end_bulk(self, partition: PartitionLog) -> None:
         self._note_run(partition)
         self._evict_after_runs()
         if self._turn.dirty:
@@ -213,13 +189,12 @@ class ShardLog(ShardTurn):
             self._hints[partition.uid] = partition
             self._linger_turn()
             for segment in partition.indexes_due():
-                saving = self._track(self._save_index(partition, segment))
+                saving = self._tasks.start(self._save_index(partition, segment))
                 partition.index_saves.add(saving)
                 saving.add_done_callback(partition.index_saves.discard)
 
     def _evict_after_runs(self) -> None:
-        self._may_evict = True
-        self._turn.evict_to(self._settings.tail_bytes)
+        self._room.evict_after_runs()
         self._progress.set()
 
     async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
@@ -285,6 +260,7 @@ class ShardLog(ShardTurn):
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
         if self.failed is None:
             self.failed = error
+            self._growth.stop()
             log.critical("journal_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
             for partition in self._partitions.values():
                 partition.fence(error)
@@ -310,7 +286,7 @@ class ShardLog(ShardTurn):
 
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._flush_task is None and not self._closing and self.failed is None:
-            self._flush_task = self._track(self._flush_in_background(work))
+            self._flush_task = self._tasks.start(self._flush_in_background(work))
 
     async def _flush_in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -422,7 +398,7 @@ class ShardLog(ShardTurn):
             if one.has_unknown_answers:  # they are asked for again here, and only here are they found
                 raise BackpressureError(f"partition {one.uid}: its shard has just restarted; try again in a minute")
         refuse_changes(self, partitions)
-        return await self._shielded(release(self, partitions), partitions)
+        return await self._tasks.shield(release(self, partitions), partitions)
 
     async def resume_partition(self, uid: int) -> None:
         """Serve a released partition on: the move was given up, and nobody else has its files open any more.
@@ -434,11 +410,11 @@ class ShardLog(ShardTurn):
     async def resume_partitions(self, uids: Sequence[int]) -> None:
         """As resume_partition, of many. Those that serve already are passed over."""
         partitions = [self._partitions[uid] for uid in uids]
-        moves = {self._moves[one] for one in partitions if one in self._moves}
+        moves = self._tasks.shielded_of(partitions)
         if moves:
             await asyncio.wait(moves)
         released = [(one, self._released[one]) for one in partitions if one in self._released]
-        await self._shielded(resume(self, released), [])
+        await self._tasks.shield(resume(self, released))
 
     async def adopt_partition(self, identity: PartitionIdentity, state: ReleasedPartition) -> PartitionLog:
         """As adopt_partitions, of one."""
@@ -455,22 +431,7 @@ class ShardLog(ShardTurn):
         Raises:
             StorageError: nothing of them is here, as after forget_partition.
         """
-        return await self._shielded(adopt(self, arrivals), [])
-
-    async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
-        """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
-        task = asyncio.get_running_loop().create_task(work)
-        keys: list[object] = [*partitions] or [task]
-        self._moves.update(dict.fromkeys(keys, task))
-
-        def ended(task: asyncio.Task[Result]) -> None:
-            for key in keys:
-                del self._moves[key]
-            if not task.cancelled():
-                task.exception()  # nobody hears of it when the caller was cancelled
-
-        task.add_done_callback(ended)
-        return await asyncio.shield(task)
+        return await self._tasks.shield(adopt(self, arrivals))
 
     def activate_partition(self, uid: int) -> None:
         """Metadata has recorded the move: serve the adopted partition.
@@ -478,7 +439,7 @@ class ShardLog(ShardTurn):
         Raises KeyError when none of that uid is here, NotOwnerError when it has not been adopted, but is leaving.
         """
         partition = self._partitions[uid]
-        if partition in self._moves or partition in self._released:
+        if self._tasks.shielded_of([partition]) or partition in self._released:
             assert partition.refusal is not None
             raise partition.refusal
         self.open_partition(partition)
@@ -537,7 +498,7 @@ class ShardLog(ShardTurn):
         """Have them journaled, with their offsets; returns when all is synced."""
         self._adoptions.extend(adoptions)
         self._schedule_turn()
-        self._grow_if_due()
+        self._growth.start_if_due(self.journal)
         for adoption in adoptions:
             await adoption.done
 
@@ -567,21 +528,7 @@ class ShardLog(ShardTurn):
 
         Raises ArenaFullError: all that is there is needed. What only the journal holds is being flushed.
         """
-        while True:
-            try:
-                return self.resources.memory.copy(batch)
-            except ArenaFullError:
-                if not self._drop_cached(len(batch)):
-                    self._start_flush(self._flush_pinned)
-                    raise
-
-    def _drop_cached(self, size: int) -> bool:
-        """Let go of about size bytes that disk has too; False: there was nothing."""
-        before = self._turn.tails.bytes
-        if self._may_evict:
-            self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
-            self._may_evict = self._turn.tails.bytes < before
-        return self._turn.tails.bytes < before or self.resources.walks.drop_oldest()
+        return self._room.copy(batch)
 
     # What recovery hands over
 
@@ -609,7 +556,7 @@ class ShardLog(ShardTurn):
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
         await self._publish_cut_offsets()
-        self._grow_if_due()
+        self._growth.start_if_due(self.journal)
 
     async def _publish_cut_offsets(self) -> None:
         """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
@@ -618,49 +565,10 @@ class ShardLog(ShardTurn):
         while self.offsets.waiting and self.failed is None and self._flush_error is None:
             await self._publish()
 
-    # Growth of the ring (storage rule 10)
-
-    @property
-    def _wants_growth(self) -> bool:
-        """A flush pads each partition, so the ring has 64 KiB for each; or config asks for more files."""
-        needed = len(self._partitions) * RING_BYTES_PER_PARTITION
-        return self.journal.ring_bytes < needed or self.journal.files < self._settings.journal_files
-
-    def _grow_if_due(self) -> None:
-        if not self._growing and self._wants_growth and not self._closing:
-            self._growing = True
-            self._track(self._grow())
-
-    async def _grow(self) -> None:
-        directory = os.path.join(self.directory, "journal")
-        try:
-            while self._wants_growth and not self._closing and self.failed is None:
-                await self.journal.grow(directory)
-                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": self.journal.files}})
-        except StorageError as error:  # the ring serves as it is; the next new partition asks again
-            log.warning("journal_not_grown", extra={"fields": {"shard": self._shard, "error": str(error)}})
-        finally:
-            self._growing = False
-
     def become_read_only(self) -> None:
         """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""
         error = StorageError("the shard is read-only: its device did not take the writes of its recovery")
         self.failed = self.resources.admission.refusal = self.offsets.refusal = error
-
-    # Life
-
-    def _track(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        log.error("log_task_failed", exc_info=task.exception())
-        self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
 
     # Retention (retention.py)
 
@@ -669,7 +577,7 @@ class ShardLog(ShardTurn):
 
         Raises StorageError.
         """
-        return await self._shielded(self._roll(partition), [])
+        return await self._tasks.shield(self._roll(partition))
 
     async def _roll(self, partition: PartitionLog) -> bool:
         if self._closing or not self.serves(partition):
@@ -688,10 +596,10 @@ class ShardLog(ShardTurn):
         if self.failed is None:
             await self._drain()
         self._closing = True
+        self._growth.stop()
         self._refuse_adoptions(StorageError("the shard ends"))
         self._progress.set()
-        if self._moves:
-            await asyncio.wait(set(self._moves.values()))
+        await self._tasks.end_shielded()
         self._stop_linger()
         await self.wait_idle()
         if self.failed is None:
@@ -709,7 +617,7 @@ class ShardLog(ShardTurn):
             self._schedule_turn()
             self._watch(self._published)
             waits = {asyncio.ensure_future(self._published.wait())}
-            await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+            await asyncio.wait([*waits, *self._tasks.running], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
             for wait in waits:
                 wait.cancel()
             if self._flush_error is not None:
