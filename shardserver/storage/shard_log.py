@@ -11,11 +11,11 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shardserver.errors import BackpressureError, DiskFullError, NotOwnerError, StorageError
+from shardserver.errors import DiskFullError, NotOwnerError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
@@ -23,7 +23,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.bulk_runs import BulkRuns
 from shardserver.storage.flush import flush_group, take_group
-from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
+from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
 from shardserver.storage.journal_growth import JournalGrowth
 from shardserver.storage.log_tasks import LogTasks
@@ -79,8 +79,8 @@ class ShardLog(ShardTurn):
         self._started = self._closing = False
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
-        self._released: dict[PartitionLog, ReleasedPartition] = {}
         self._tasks = LogTasks(self._fail)
+        self.moves = PartitionMoves(self, self._tasks)
         self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
         self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
         files = self._settings.journal_files
@@ -136,7 +136,7 @@ class ShardLog(ShardTurn):
         if gone is None:
             return
         gone.fence(NotOwnerError(f"partition {uid} is not here any more"))  # who asks again is told what there is now
-        self._released.pop(gone, None)
+        self.moves.forget(gone)
         self._unpin(gone)
         self._turn.forget(gone)
         self._hints.pop(uid, None)
@@ -378,72 +378,6 @@ class ShardLog(ShardTurn):
 
     # Partitions that leave and arrive (handover.py)
 
-    async def release_partition(self, uid: int) -> ReleasedPartition:
-        """As release_partitions, of one."""
-        return (await self.release_partitions([uid]))[0]
-
-    async def release_partitions(self, uids: Sequence[int]) -> list[ReleasedPartition]:
-        """Close partitions so that another shard can open their files; what they were, in the order of uids.
-
-        From the call on appends and changes of offsets are refused with NotOwnerError, and reads from the end on. What
-        waits is answered as usual before.
-
-        Raises:
-            StorageError: of a partition that is fenced or could not be flushed (DiskFullError). NotOwnerError: one is
-                moving already. BackpressureError: one may be asked again for sends that its former process did not
-                answer. KeyError: none of that uid is here. All of them serve on then.
-        """
-        partitions = [self._partitions[uid] for uid in uids]
-        for one in partitions:
-            if one.has_unknown_answers:  # they are asked for again here, and only here are they found
-                raise BackpressureError(f"partition {one.uid}: its shard has just restarted; try again in a minute")
-        refuse_changes(self, partitions)
-        return await self._tasks.shield(release(self, partitions), partitions)
-
-    async def resume_partition(self, uid: int) -> None:
-        """Serve a released partition on: the move was given up, and nobody else has its files open any more.
-
-        Also after a release whose caller was cancelled. Raises StorageError: it is still released; try again.
-        """
-        await self.resume_partitions([uid])
-
-    async def resume_partitions(self, uids: Sequence[int]) -> None:
-        """As resume_partition, of many. Those that serve already are passed over."""
-        partitions = [self._partitions[uid] for uid in uids]
-        moves = self._tasks.shielded_of(partitions)
-        if moves:
-            await asyncio.wait(moves)
-        released = [(one, self._released[one]) for one in partitions if one in self._released]
-        await self._tasks.shield(resume(self, released))
-
-    async def adopt_partition(self, identity: PartitionIdentity, state: ReleasedPartition) -> PartitionLog:
-        """As adopt_partitions, of one."""
-        return (await self.adopt_partitions([(identity, state)]))[0]
-
-    async def adopt_partitions(
-        self, arrivals: Sequence[tuple[PartitionIdentity, ReleasedPartition]]
-    ) -> list[PartitionLog]:
-        """Open what another shard has released, under each identity's new term, and journal it.
-
-        Returns when that is synced. Nothing is served, and nothing is written to the partitions' files, before
-        activate_partition. The move's event must be refused when this shard's process has ended since.
-
-        Raises:
-            StorageError: nothing of them is here, as after forget_partition.
-        """
-        return await self._tasks.shield(adopt(self, arrivals))
-
-    def activate_partition(self, uid: int) -> None:
-        """Metadata has recorded the move: serve the adopted partition.
-
-        Raises KeyError when none of that uid is here, NotOwnerError when it has not been adopted, but is leaving.
-        """
-        partition = self._partitions[uid]
-        if self._tasks.shielded_of([partition]) or partition in self._released:
-            assert partition.refusal is not None
-            raise partition.refusal
-        self.open_partition(partition)
-
     def add_arriving(self, identity: PartitionIdentity) -> PartitionLog:
         """A log that neither serves nor says anything of itself yet. Raises StorageError: one of this uid is here."""
         if self.failed is not None:
@@ -474,14 +408,12 @@ class ShardLog(ShardTurn):
         """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
         await self._flush_partitions(partitions)
 
-    def shut_partition(self, partition: PartitionLog, state: ReleasedPartition) -> None:
+    def shut_partition(self, partition: PartitionLog) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
-        self._released[partition] = state
         self._turn.drop_cached(partition)
         self.offsets.close_partition(partition.uid, partition.shut())
 
     def open_partition(self, partition: PartitionLog) -> None:
-        self._released.pop(partition, None)
         partition.open_again()
         self.offsets.open_partition(partition.uid)
 
