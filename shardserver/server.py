@@ -354,7 +354,7 @@ class Shard:
         if self._writer_side is not None and not self._arguments.read_only:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
-        self._local.logs.before_submit = self._peers.publish
+        self._local.logs.resources.hooks.before_submit = self._peers.publish
         self._local.logs.resources.hooks.refill = self._refill
         self._local.logs.retention.settings = retention_settings(self._config)  # a reload may have come meanwhile
         self._on_applied(None)

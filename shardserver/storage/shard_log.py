@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,9 @@ from shardserver.errors import DiskFullError, NotOwnerError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
-from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.bulk_runs import BulkRuns
-from shardserver.storage.flush import flush_group, take_group
+from shardserver.storage.flush import BackgroundFlush, PartitionFlusher
 from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
 from shardserver.storage.journal_growth import JournalGrowth
@@ -36,6 +34,7 @@ from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
 from shardserver.storage.synced_write import sync_directory_noted
 from shardserver.storage.tail_room import TailRoom
+from shardserver.storage.write_records import WriteRecords
 
 log = logging.getLogger(__name__)
 
@@ -73,28 +72,19 @@ class ShardLog(ShardTurn):
         self.journal_id = 0
         self.recovery_bytes = 0
         self._snapshot_order = asyncio.Lock()
-        self._flush_task: asyncio.Task[None] | None = None
-        self._flush_error: StorageError | None = None
-        self._flushes = 0
         self._started = self._closing = False
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
         self._tasks = LogTasks(self._fail)
         self.moves = PartitionMoves(self, self._tasks)
+        self._background = BackgroundFlush(self._tasks, shard, self._settings.retry_s, self._schedule_turn)
+        self._flusher = PartitionFlusher(resources, self._note_run, self._progress.set)
+        self._records = WriteRecords(shard, self.serves)
         self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
         self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
         files = self._settings.journal_files
         self._growth = JournalGrowth(self._tasks, self._partitions, shard, self.directory, files)
         self.retention = Retention(self, self.offsets, resources.clock, resources.settings.retention)
-
-    @property
-    def before_submit(self) -> Callable[[], None]:
-        """Called right before a journal write or a run is given to the disk."""
-        return self.resources.hooks.before_submit
-
-    @before_submit.setter
-    def before_submit(self, hook: Callable[[], None]) -> None:
-        self.resources.hooks.before_submit = hook
 
     # Partitions
 
@@ -206,48 +196,27 @@ class ShardLog(ShardTurn):
     def _refuse_when_full(self) -> None:
         """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
         self._start_flush(self._free_files)
-        if self._flush_error is not None:
+        if self._background.error is not None:
             for partition in self._turn.dirty_logs():
-                partition.fail_waiting(self._flush_error)
-            self.offsets.refuse_waiting(self._flush_error)
-            self._refuse_adoptions(self._flush_error)
+                partition.fail_waiting(self._background.error)
+            self.offsets.refuse_waiting(self._background.error)
+            self._refuse_adoptions(self._background.error)
             self._progress.set()
 
     def _add_checkpoint(self) -> None:
-        """The head of every file: where each partition's segment is synced up to (storage rule 11)."""
-        while self._checkpoint:
-            if not self._add_hint(self._checkpoint[0]):
-                return
-            self._checkpoint.popleft()
-
-    def _add_hint(self, partition: PartitionLog) -> bool:
-        hint = partition.hint() if self.serves(partition) else None
-        if hint is None:
-            return True
-        raw = hint.encode()
-        if not self.journal.staging.fits(len(raw)):
-            return False
-        self.journal.staging.add(fmt.KIND_HINT, 0, self._shard, partition.uid, partition.identity.term, raw)
-        return True
+        self._records.add_checkpoint(self.journal.staging, self._checkpoint)
 
     def _add_hints(self) -> None:
-        while self._hints:
-            uid, partition = next(iter(self._hints.items()))
-            if not self._add_hint(partition):
-                return
-            del self._hints[uid]
+        self._records.add_hints(self.journal.staging, self._hints)
+
+    def _add_adoptions(self, content: WriteContent) -> None:
+        if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
+            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
+        self._records.add_adoptions(self.journal.staging, self._adoptions, content.adoptions)
 
     def _add_offsets(self, content: WriteContent) -> None:
-        while (record := self.offsets.first()) is not None:
-            partition = record.partition
-            raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
-            if self.serves(partition):
-                if not self.journal.staging.fits(len(raw)):
-                    return
-                term = partition.identity.term
-                self.journal.staging.add(fmt.KIND_OFFSET, record.flags, self._shard, partition.uid, term, raw)
-                self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
-            content.offsets.append(self.offsets.take_first())
+        if self._records.add_offsets(self.journal.staging, self.offsets, content.offsets):
+            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
 
     def _note_progress(self) -> None:
         self._published.set()
@@ -285,20 +254,8 @@ class ShardLog(ShardTurn):
         partition.pinned_sequence = 0
 
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._flush_task is None and not self._closing and self.failed is None:
-            self._flush_task = self._tasks.start(self._flush_in_background(work))
-
-    async def _flush_in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except StorageError as error:
-            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
-            self._flush_error = error
-            asyncio.get_running_loop().call_later(self._settings.retry_s, self._schedule_turn)
-        else:
-            self._flush_error = None
-        finally:
-            self._flush_task = None
+        if not self._closing and self.failed is None:
+            self._background.start(work)
 
     async def _free_files(self) -> None:
         while self.journal.is_half_used and self.failed is None:
@@ -310,43 +267,21 @@ class ShardLog(ShardTurn):
 
     async def _flush_pinned(self) -> None:
         """Into segments with all that only the journal holds: what is there can be dropped from memory."""
-        await self._flush_partitions([one for members in self._pinned.values() for one in members])
+        await self.flush_partitions([one for members in self._pinned.values() for one in members])
 
     async def _flush_through(self, sequence: int) -> None:
         """Move everything that the file of that sequence, or an older one, still holds."""
         partitions = [one for held, members in self._pinned.items() if held <= sequence for one in members]
-        await self._flush_partitions(partitions)
+        await self.flush_partitions(partitions)
         if self._uncovered_offsets and self._uncovered_offsets <= sequence:
             await self._snapshot_offsets()
 
-    async def _flush_partitions(self, partitions: list[PartitionLog]) -> None:
-        """Raises the StorageError of one that could not be flushed; the others are."""
-        failed: StorageError | None = None
-        for one in partitions:
-            one.aim_flush()
-        left = deque(partitions)
-        while left:
-            group, nothing = take_group(left)
-            for one in nothing:
-                self._note_run(one)
-            if group:
-                errors = await flush_group(self.resources, group)
-                self._end_group(group, errors, left)
-                failed = failed or next((error for error in errors if error is not None), None)
-            elif left:
-                await left[0].end_run()
+    async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
+        """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
+        error = await self._flusher.flush(partitions)
         self._evict_after_runs()
-        if failed is not None:
-            raise failed
-
-    def _end_group(
-        self, group: list[PartitionLog], errors: list[StorageError | None], left: deque[PartitionLog]
-    ) -> None:
-        for one, error in zip(group, errors, strict=True):
-            if error is None:
-                self._flushes += 1
-                left.append(one)  # a group takes a bounded part of it
-        self._progress.set()
+        if error is not None:
+            raise error
 
     async def _snapshot_offsets(self) -> None:
         async with self._snapshot_order:  # a start and a flush may both want one, and its file is built under one name
@@ -404,10 +339,6 @@ class ShardLog(ShardTurn):
                 async with asyncio.timeout(DRAIN_LOOK_S):  # wait_for may swallow a cancellation
                     await self._progress.wait()
 
-    async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
-        """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
-        await self._flush_partitions(partitions)
-
     def shut_partition(self, partition: PartitionLog) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
         self._turn.drop_cached(partition)
@@ -433,19 +364,6 @@ class ShardLog(ShardTurn):
         self._growth.start_if_due(self.journal)
         for adoption in adoptions:
             await adoption.done
-
-    def _add_adoptions(self, content: WriteContent) -> None:
-        if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
-            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
-        while self._adoptions:
-            adoption = self._adoptions[0]
-            if not self.serves(adoption.partition):
-                adoption.refuse(StorageError(f"partition {adoption.partition.uid} was forgotten while it arrived"))
-            elif adoption.add_to(self.journal.staging, self._shard):
-                content.adoptions.append(adoption)
-            else:
-                return
-            self._adoptions.popleft()
 
     def _refuse_adoptions(self, error: StorageError, adoptions: Iterable[Adoption] | None = None) -> None:
         for adoption in self._adoptions if adoptions is None else adoptions:
@@ -494,7 +412,7 @@ class ShardLog(ShardTurn):
         """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
         bring back the offsets as they were (rule 13). With the ring and the disk full they wait for room.
         """
-        while self.offsets.waiting and self.failed is None and self._flush_error is None:
+        while self.offsets.waiting and self.failed is None and self._background.error is None:
             await self._publish()
 
     def become_read_only(self) -> None:
@@ -514,7 +432,7 @@ class ShardLog(ShardTurn):
     async def _roll(self, partition: PartitionLog) -> bool:
         if self._closing or not self.serves(partition):
             return False
-        await self._flush_partitions([partition])
+        await self.flush_partitions([partition])
         rolled = await partition.roll()
         self._note_run(partition)
         return rolled
@@ -552,14 +470,14 @@ class ShardLog(ShardTurn):
             await asyncio.wait([*waits, *self._tasks.running], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
             for wait in waits:
                 wait.cancel()
-            if self._flush_error is not None:
+            if self._background.error is not None:
                 return
 
     async def _write_clean_end(self) -> None:
         if not self._ever_wrote() and not self.offsets.waiting:
             return
         try:
-            await self._flush_partitions(list(self._partitions.values()))
+            await self.flush_partitions(list(self._partitions.values()))
             if self._uncovered_offsets or self.offsets.waiting:
                 await self._snapshot_offsets()
         except StorageError as error:
@@ -594,7 +512,7 @@ class ShardLog(ShardTurn):
             self.journal.statistics(),
             len(self._partitions),
             self._turn.tails.bytes,
-            self._flushes,
+            self._flusher.runs,
             len(self.offsets),
             self.recovery_bytes,
             sum(one.reader.skipped_messages for one in self._partitions.values()),

@@ -520,14 +520,14 @@ def test_the_hook_is_called_before_each_journal_write_and_each_run() -> None:
             return before(file, position, buffers, **more)
 
         disk.write = write  # type: ignore[method-assign]
-        logs.before_submit = lambda: submitted.append("hook")
+        logs.resources.hooks.before_submit = lambda: submitted.append("hook")
         await append(logs, 1, 3)
         await append(logs, 1, 1, size=20_000)
         await logs.flush_partitions(list(logs.partitions))
         assert len(submitted) >= 4
         pairs = [tuple(submitted[place : place + 2]) for place in range(0, len(submitted), 2)]
         assert set(pairs) == {("hook", "write")}
-        logs.before_submit = lambda: None
+        logs.resources.hooks.before_submit = lambda: None
         del disk.write
 
     in_world(life)
