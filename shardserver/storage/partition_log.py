@@ -31,6 +31,7 @@ from shardserver.storage.flush import FlushWrite, flush_group
 from shardserver.storage.gather import build_run
 from shardserver.storage.identity_file import read_identity, write_identity
 from shardserver.storage.index import index_path, write_index
+from shardserver.storage.partition_directory import make_partition_directory
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
@@ -266,7 +267,8 @@ class PartitionLog(PartitionState):
         if active is not None and not self.needs_segment:
             return active
         if not self.directory_exists:
-            await self._make_directory()
+            await make_partition_directory(self._disk, self.resources.faults, self.directory)
+            self.directory_exists = True
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
@@ -284,15 +286,6 @@ class PartitionLog(PartitionState):
             self.resources.files.seal(active)
             log.info("segment_rolled", extra={"fields": {"partition": self.uid, "base_offset": base_offset}})
         return created
-
-    async def _make_directory(self) -> None:
-        """Anew: of a name that a failed sync has dropped, no later one says more than that it is there (rule 20)."""
-        faults = self.resources.faults
-        since = faults.number
-        await self._disk.remove_directory(self.directory)
-        await self._disk.make_directory(self.directory)
-        await sync_directory_noted(self._disk, faults, os.path.dirname(self.directory), since)
-        self.directory_exists = True
 
     def hint(self) -> fmt.Hint | None:
         """What the journal may say of the active segment; None while there is no segment."""

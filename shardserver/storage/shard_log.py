@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable
@@ -24,7 +23,9 @@ from shardserver.storage.flush import BackgroundFlush, PartitionFlusher
 from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
 from shardserver.storage.journal_growth import JournalGrowth
+from shardserver.storage.journal_pins import JournalPins
 from shardserver.storage.log_tasks import LogTasks
+from shardserver.storage.partition_directory import partition_directory, remove_partition_directory
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
@@ -32,7 +33,6 @@ from shardserver.storage.retention import Retention
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
-from shardserver.storage.synced_write import sync_directory_noted
 from shardserver.storage.tail_room import TailRoom
 from shardserver.storage.write_records import WriteRecords
 
@@ -79,6 +79,7 @@ class ShardLog(ShardTurn):
         self.moves = PartitionMoves(self, self._tasks)
         self._background = BackgroundFlush(self._tasks, shard, self._settings.retry_s, self._schedule_turn)
         self._flusher = PartitionFlusher(resources, self._note_run, self._progress.set)
+        self._pins = JournalPins(self._pinned)
         self._records = WriteRecords(shard, self.serves)
         self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
         self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
@@ -107,7 +108,7 @@ class ShardLog(ShardTurn):
         return created
 
     def _add_partition(self, identity: PartitionIdentity) -> PartitionLog:
-        directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
+        directory = partition_directory(self.partitions_directory, identity.uid)
         created = PartitionLog(self.resources, directory, identity, self._turn)
         created.is_served = True
         self._partitions[identity.uid] = created
@@ -127,7 +128,7 @@ class ShardLog(ShardTurn):
             return
         gone.fence(NotOwnerError(f"partition {uid} is not here any more"))  # who asks again is told what there is now
         self.moves.forget(gone)
-        self._unpin(gone)
+        self._pins.unpin(gone)
         self._turn.forget(gone)
         self._hints.pop(uid, None)
         self.offsets.forget_partition(uid)
@@ -141,19 +142,9 @@ class ShardLog(ShardTurn):
 
     async def remove_files(self, uid: int) -> None:
         """Remove the directory of a dead partition; one that is gone already is fine."""
-        directory = os.path.join(self.partitions_directory, f"{uid:016x}")
         await self.wait_idle()
-        try:
-            names = await self._disk.list_directory(directory)
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return
-        since = self.resources.faults.number
-        for name in names:
-            await self._disk.unlink(os.path.join(directory, name))
-        await self._disk.remove_directory(directory)
-        await sync_directory_noted(self._disk, self.resources.faults, self.partitions_directory, since)
+        directory = partition_directory(self.partitions_directory, uid)
+        await remove_partition_directory(self._disk, self.resources.faults, directory)
 
     async def wait_idle(self) -> None:
         """Wait for the background tasks that are running now."""
@@ -171,7 +162,7 @@ class ShardLog(ShardTurn):
             self._schedule_turn()
 
     def _note_run(self, partition: PartitionLog) -> None:
-        self._unpin(partition)
+        self._pins.unpin(partition)
         sequence = partition.oldest_unflushed_sequence()
         if self.serves(partition):
             if sequence:
@@ -242,16 +233,7 @@ class ShardLog(ShardTurn):
     # Freeing journal files
 
     def _pin(self, partition: PartitionLog, sequence: int) -> None:
-        partition.pinned_sequence = sequence
-        self._pinned.setdefault(sequence, {})[partition] = None
-
-    def _unpin(self, partition: PartitionLog) -> None:
-        holders = self._pinned.get(partition.pinned_sequence)
-        if holders is not None:
-            holders.pop(partition, None)
-            if not holders:
-                del self._pinned[partition.pinned_sequence]
-        partition.pinned_sequence = 0
+        self._pins.pin(partition, sequence)
 
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if not self._closing and self.failed is None:
@@ -267,12 +249,11 @@ class ShardLog(ShardTurn):
 
     async def _flush_pinned(self) -> None:
         """Into segments with all that only the journal holds: what is there can be dropped from memory."""
-        await self.flush_partitions([one for members in self._pinned.values() for one in members])
+        await self.flush_partitions(self._pins.all())
 
     async def _flush_through(self, sequence: int) -> None:
         """Move everything that the file of that sequence, or an older one, still holds."""
-        partitions = [one for held, members in self._pinned.items() if held <= sequence for one in members]
-        await self.flush_partitions(partitions)
+        await self.flush_partitions(self._pins.through(sequence))
         if self._uncovered_offsets and self._uncovered_offsets <= sequence:
             await self._snapshot_offsets()
 
@@ -292,12 +273,10 @@ class ShardLog(ShardTurn):
         covered = self.journal.sequence
         terms = {uid: one.identity.term for uid, one in self._partitions.items()}
         raw = snapshot.encode_snapshot(self.offsets.of_partitions(set(terms)), terms, self.journal_id, covered)
-        await self._reserve.with_room(lambda: self._write_offsets(raw))
+        faults = self.resources.faults
+        await self._reserve.with_room(lambda: snapshot.write_snapshot(self._disk, faults, self.directory, raw))
         # Only now: a journal write made meanwhile may not say that the older records are needed no more.
         self._uncovered_offsets = covered
-
-    async def _write_offsets(self, raw: bytes) -> None:
-        await snapshot.write_snapshot(self._disk, self.resources.faults, self.directory, raw)
 
     def _watch(self, event: asyncio.Event) -> None:
         """Have it set by the next journal write that ends."""
