@@ -7,6 +7,7 @@ import os
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
+from shardserver.storage.segment import SEGMENT_NAME
 from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
 
@@ -35,3 +36,13 @@ async def remove_partition_directory(disk: Disk, faults: SyncFaults, directory: 
         await disk.unlink(os.path.join(directory, name))
     await disk.remove_directory(directory)
     await sync_directory_noted(disk, faults, parent, since)
+
+
+async def remove_other_segments(disk: Disk, faults: SyncFaults, directory: str, known: set[str]) -> None:
+    """What failed runs and rolls left behind: segments whose paths are not known. Raises StorageError."""
+    since = faults.number
+    for name in await disk.list_directory(directory):
+        path = os.path.join(directory, name)
+        if SEGMENT_NAME.fullmatch(name) and path not in known:
+            await disk.unlink(path)
+    await sync_directory_noted(disk, faults, directory, since)

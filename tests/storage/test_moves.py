@@ -569,7 +569,7 @@ def test_a_stored_batch_is_found_by_its_bytes_once_for_each_that_was_stored(flus
                 pass
 
         async def found(batch: bytearray, first: int, last: int, *taken: int, count: int = 2) -> int | None:
-            return await log.find_batch(batch, count, first, last, set(taken))
+            return await log.reader.find_batch(batch, count, first, last, set(taken))
 
         assert await found(twice, 0, 6) == 0
         assert await found(twice, 0, 6, 0) == 4
