@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import logging
 import os
@@ -15,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from shardserver.amounts import size_bytes, time_us
 from shardserver.config import Config, describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
@@ -24,7 +22,6 @@ from shardserver.core.calls import Operation
 from shardserver.core.context import ShardContext
 from shardserver.core.dispatch import Dispatcher
 from shardserver.core.groups.access import GroupAccess
-from shardserver.core.groups.heartbeats import Heartbeats
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.logins import Logins
@@ -35,24 +32,24 @@ from shardserver.core.placement import Placement
 from shardserver.core.roles import FollowerRole, Role, WriterRole
 from shardserver.core.sessions import ENDS_SESSIONS, Sessions
 from shardserver.core.shards import Shards
-from shardserver.core.total_retention import enforce_total
 from shardserver.core.writing import WriterSide
 from shardserver.errors import CorruptionError, ShardServerError, StorageError
+from shardserver.housekeeping import Housekeeping, heal
 from shardserver.io_uring.choose import open_disk
 from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.shared import map_memory, map_read_only
-from shardserver.net.listener import Listener, NetLimits
+from shardserver.net.listener import Listener
 from shardserver.net.live_figures import LiveFigures
-from shardserver.protocol.options import TopicDefaults
 from shardserver.router.peers import Peers
+from shardserver.shard_report import ShardReport
+from shardserver.shard_settings import log_settings, net_limits, retention_settings, topic_defaults
 from shardserver.storage.clock import SystemClock
-from shardserver.storage.event_rate import EventRate
-from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, RecoveryProgress, recover_shard
 from shardserver.storage.reserve import Reserve, reserve_path
-from shardserver.storage.settings import Durability, LogSettings, RetentionSettings
+from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
+from shardserver.storage.slow_syncs import SlowSyncs
 from shardserver.storage.space import SpaceWatch
 from shardserver.storage.sync_times import SyncTimes
 from shardserver.storage.synced_write import SyncFaults
@@ -68,38 +65,9 @@ from shardserver.supervisor.storage_probe import device_name, mount_of
 log = logging.getLogger(__name__)
 
 PROGRESS_S, PROGRESS_LOGGED_EVERY = 1.0, 5
-SPACE_LOOK_S = 1.0
-NO_CLEANER_LOOK_S = 10.0
-HEALING_S = 30.0
 DRAIN_LOOK_S = 0.005
-# Peers ask again as soon as this process says that it serves.
-ASKED_AGAIN_S = 60.0
 
 clock_us = SystemClock()
-
-
-def log_settings(config: Config) -> LogSettings:
-    return LogSettings(
-        journal_file_bytes=config.journal.file_bytes,
-        journal_files=config.journal.files,
-        max_write_bytes=config.journal.max_write_bytes,
-        direct_bytes=config.journal.direct_bytes,
-        tail_bytes=config.storage.tail_bytes,
-        read_bytes=config.storage.read_bytes,
-        read_ahead_bytes=config.storage.read_ahead_bytes,
-        open_segments=config.storage.open_segments,
-        skip_damaged=config.storage.damaged == "skip",
-        retention=retention_settings(config),
-    )
-
-
-def retention_settings(config: Config) -> RetentionSettings:
-    wait = config.retention.wait_for_consumers
-    return RetentionSettings(time_us(config.retention.roll_after), None if wait == "off" else time_us(wait))
-
-
-def topic_defaults(config: Config) -> TopicDefaults:
-    return TopicDefaults(time_us(config.retention.message_expiry), size_bytes(config.retention.max_topic_size))
 
 
 class Shard:
@@ -122,8 +90,8 @@ class Shard:
         self._own, self._may_serve, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._peer_served = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slow_syncs = EventRate()
-        self._device = device_name(mount_of(arguments.data_directory).device)
+        device = device_name(mount_of(arguments.data_directory).device)
+        self._slow_syncs = SlowSyncs(self._number, device, self._waiting)
         # Set by the first message of the supervisor, before any peer can be there.
         self._arena: Arena
         self._peers: Peers
@@ -132,6 +100,7 @@ class Shard:
         self._writer_side: WriterSide | None = None
         self._owned: OwnedPartitions
         self._listener: Listener
+        self._report: ShardReport
         self._live_figures: LiveFigures
 
     async def run(self) -> int:
@@ -217,7 +186,7 @@ class Shard:
         self._listener = Listener(
             Dispatcher(self._context()),
             self._sessions,
-            self._net_limits(),
+            net_limits(config),
             self._number,
             Board(memory),
             socket.socket(fileno=own.inbox),
@@ -227,8 +196,11 @@ class Shard:
         self._local.load.sources = [self._listener.routes.take_loads, self._peers.take_loads]
         self._faults.others = self._listener.balance.sync_faults_of_others
         self._faults.on_fault = self._note_fault
-        self._faults.on_slow = self._note_slow_sync
+        self._faults.on_slow = self._slow_syncs.note
         self._faults.times = SyncTimes()
+        self._report = ShardReport(
+            self._number, self._sessions, self._listener, self._local.load, self._arena, self._peers
+        )
         self._live_figures = LiveFigures(
             self._listener, self._peers, self._local.load, self._faults.times, lambda: self._role.metadata
         )
@@ -238,7 +210,7 @@ class Shard:
         """A reload. Retention and the end read the configuration when they need it. Nothing here can fail."""
         self._config, config = new.config, new.config
         logs.configure(config.log.level, config.log.format)
-        self._listener.limits = self._net_limits()
+        self._listener.limits = net_limits(config)
         self._listener.dispatcher.context.advertised_host = config.server.advertised_address or None
         if self._writer_side is not None:
             placement = config.placement
@@ -276,20 +248,11 @@ class Shard:
     def _note_fault(self, count: int) -> None:
         self._listener.balance.own.sync_faults = count
 
-    def _note_slow_sync(self, path: str, seconds: float, files: int) -> None:
-        left_out = self._slow_syncs.take()
-        if left_out is None:
-            return
-        fields: dict[str, Any] = {"shard": self._number, "path": path, "took_ms": round(seconds * 1e3)}
-        fields |= {
-            "files": files,
-            "device": self._device,
-            "waiting_bytes": self._listener.in_flight_bytes,
-            "left_out": left_out,
-        }
+    def _waiting(self) -> dict[str, Any]:
+        waiting = {"waiting_bytes": self._listener.in_flight_bytes}
         if self._local.logs is not None:
-            fields["waiting_requests"] = sum(one.unanswered for one in self._local.logs.partitions)
-        log.warning("sync_slow", extra={"fields": fields})
+            waiting["waiting_requests"] = sum(one.unanswered for one in self._local.logs.partitions)
+        return waiting
 
     def _make_role(self) -> Role:
         if self._number:
@@ -354,7 +317,7 @@ class Shard:
         if self._writer_side is not None and not self._arguments.read_only:
             await self._writer_side.set_aside_unknown(self._arguments.data_directory)
         self._local.logs = await self._open_logs(self._number, self._arena)
-        self._local.logs.before_submit = self._peers.publish
+        self._local.logs.resources.hooks.before_submit = self._peers.publish
         self._local.logs.resources.hooks.refill = self._refill
         self._local.logs.retention.settings = retention_settings(self._config)  # a reload may have come meanwhile
         self._on_applied(None)
@@ -409,28 +372,18 @@ class Shard:
             topic_defaults=self._topic_defaults,
         )
 
-    def _net_limits(self) -> NetLimits:
-        net = self._config.net
-        return NetLimits(
-            net.max_frame_bytes,
-            net.in_flight_bytes_per_connection,
-            net.in_flight_bytes_per_shard,
-            net.max_connections,
-            net.first_frame_timeout_s,
-            net.handover_requests,
-        )
-
     # Service
 
     def _serve(self) -> None:
         self._listener.start_accepting(self._arguments.listener)
         if self._arguments.read_only:
-            self._background(self._heal())
+            self._background(heal(self._number, self._logs))
             return
-        self._background(self._retain())
-        self._background(self._settle_answers())
-        self._background(self._watch_space())
-        self._background(self._watch_heartbeats())
+        housekeeping = Housekeeping(
+            self._number, lambda: self._config, self._space_watch, self._logs, self._listener, self._sessions
+        )
+        for work in housekeeping.work():
+            self._background(work)
         if self._writer_side is not None:
             self._background(self._writer_side.expire_tokens())
         if self._writer_side is not None and self._config.placement.spread:
@@ -441,61 +394,10 @@ class Shard:
         assert self._local.logs is not None
         return self._local.logs
 
-    async def _heal(self) -> None:
-        """Try a new journal again and again; with one, end: the next start serves as usual."""
-        while True:
-            await asyncio.sleep(HEALING_S)
-            try:
-                await replace_journal(self._logs)
-            except StorageError as error:
-                log.warning("still_read_only", extra={"fields": {"error": str(error)}})
-            else:
-                log.warning("device_writable_again", extra={"fields": {"shard": self._number}})
-                os._exit(ShardExit.HEALED)
-
-    async def _settle_answers(self) -> None:
-        """Peers have asked again for all that the former process did not answer, and we have answered it by then."""
-        await asyncio.sleep(ASKED_AGAIN_S)
-        self._logs.resources.hooks.answers_are_known = True
-
     def _space_watch(self) -> SpaceWatch:
-        """Made anew for each look, as a reload may have changed the watermarks."""
         storage, admission = self._config.storage, self._logs.resources.admission
         low, high = storage.low_watermark_bytes, storage.high_watermark_bytes
         return SpaceWatch(self._disk, self._arguments.data_directory, low, admission, self._reserve, high)
-
-    async def _watch_space(self) -> None:
-        while True:
-            try:
-                await self._space_watch().look()
-            except StorageError as error:
-                log.warning("free_space_unknown", extra={"fields": {"error": str(error)}})
-            await asyncio.sleep(SPACE_LOOK_S)
-
-    async def _watch_heartbeats(self) -> None:
-        heartbeats = Heartbeats(self._sessions, self._config.groups.heartbeat_interval_s, time.monotonic)
-        while True:
-            await asyncio.sleep(self._config.groups.heartbeat_interval_s / 5)
-            heartbeats.look({client.connection.client_id: client.wire.frames for client in self._listener.clients})
-
-    async def _retain(self) -> None:
-        while True:
-            interval_s = self._config.storage.retention_interval_s
-            await asyncio.sleep(interval_s or NO_CLEANER_LOOK_S)
-            if not interval_s:  # a reload may give one
-                continue
-            deleted = await self._logs.retention.look()
-            deleted += await self._enforce_total()
-            if deleted:
-                log.info("segments_expired", extra={"fields": {"segments": deleted}})
-
-    async def _enforce_total(self) -> int:
-        boards, limit = self._listener.balance.boards, self._config.storage.max_total_bytes
-        try:
-            return await enforce_total(limit, self._logs, boards[self._number], list(boards.values()))
-        except StorageError as error:
-            log.warning("retention_failed", extra={"fields": {"error": str(error)}})
-            return 0
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -533,7 +435,7 @@ class Shard:
 
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         if command == "stats":
-            return self._statistics()
+            return self._report.take(self._logs)
         if command == "top":
             return {"shard": self._number} | self._live_figures.take()
         if command == "reload":  # applied by the message before this question
@@ -542,27 +444,6 @@ class Shard:
         if handler is None:
             return {"shard": self._number, "error": f"unknown command {command!r}"}
         return handler(arguments)
-
-    def _statistics(self) -> dict[str, Any]:
-        logs, load = self._logs, self._local.load
-        load.gather()
-        partitions = []
-        for one in logs.partitions:
-            requests, size = load.per_second(one.uid)
-            load_figures = {"requests_per_s": round(requests, 2), "bytes_per_s": round(size)}
-            partitions.append(dataclasses.asdict(one.statistics()) | load_figures)
-        return {
-            "shard": self._number,
-            "connections": len(self._sessions.connections),
-            "in_flight_bytes": self._listener.in_flight_bytes,
-            "busy_share": round(load.busy_share(), 3),
-            "arena": dataclasses.asdict(self._arena.statistics()),
-            "peers": [dataclasses.asdict(one) for one in self._peers.statistics()],
-            "handover": dataclasses.asdict(self._listener.handover.statistics),
-            "log": dataclasses.asdict(logs.statistics()),
-            "retention": dataclasses.asdict(logs.retention.statistics),
-            "partitions": partitions,
-        }
 
 
 async def run_shard(arguments: ShardArguments, link: ShardLink) -> int:

@@ -116,7 +116,7 @@ class LocalOwner:
         partition = self.log_of(call.uid)
         first = max(call.floor, partition.answered_offset)
         taken = self._taken.setdefault(call.uid, set())
-        found = await partition.find_batch(batch, call.count, first, partition.recovered_end, taken)
+        found = await partition.reader.find_batch(batch, call.count, first, partition.recovered_end, taken)
         if found is not None:
             taken.add(found)
         return found

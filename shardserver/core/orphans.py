@@ -29,14 +29,14 @@ class Orphan:
 
     async def release(self, uids: list[int]) -> list[Released]:
         """All or none. Raises StorageError: such as a full disk."""
-        states = await self.logs.release_partitions(uids)
+        states = await self.logs.moves.release_partitions(uids)
         return [Released(uid, state) for uid, state in zip(uids, states, strict=True)]
 
     async def adopt(self, arrivals: list[Arrival]) -> None:
         raise StorageError("a shard that is gone takes no partitions")
 
     async def resume(self, uids: list[int]) -> None:
-        await self.logs.resume_partitions(uids)
+        await self.logs.moves.resume_partitions(uids)
 
     async def abandon(self, uids: list[int]) -> None:
         """It has none that it could give back."""

@@ -126,7 +126,7 @@ class OwnedPartitions:
             known.identity = identity
         if uid in self._adopted:
             self._adopted.discard(uid)
-            logs.activate_partition(uid)
+            logs.moves.activate_partition(uid)
         if known is not None:
             self._relabelled.append(uid)
 
@@ -179,7 +179,7 @@ class OwnedPartitions:
     async def release(self, uids: list[int]) -> list[Released]:
         async with self._moving:
             try:
-                states = await self._logs.release_partitions(uids)
+                states = await self._logs.moves.release_partitions(uids)
                 released = [Released(uid, state) for uid, state in zip(uids, states, strict=True)]
             except (ShardServerError, KeyError):  # one of them cannot: which, shows when each is asked alone
                 released = [await self._release_one(uid) for uid in uids]
@@ -188,7 +188,7 @@ class OwnedPartitions:
 
     async def _release_one(self, uid: int) -> Released:
         try:
-            return Released(uid, await self._logs.release_partition(uid))
+            return Released(uid, await self._logs.moves.release_partition(uid))
         except KeyError:
             return Released(uid, None, "it is not here")
         except ShardServerError as error:
@@ -210,7 +210,7 @@ class OwnedPartitions:
             uids = {one.uid for one in arrivals}
             self._adopted |= uids  # before they are in the logs, so that no change that is applied meanwhile ends them
             try:
-                await self._logs.adopt_partitions(wanted)
+                await self._logs.moves.adopt_partitions(wanted)
             except BaseException:
                 self._adopted -= uids
                 raise
@@ -226,7 +226,7 @@ class OwnedPartitions:
         for uid in sorted(uids):
             try:
                 if self._logs.find_partition(uid) is not None:
-                    await self._logs.resume_partition(uid)
+                    await self._logs.moves.resume_partition(uid)
                 self._released.discard(uid)
                 self._unresumed.discard(uid)
             except StorageError as error:

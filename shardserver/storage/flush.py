@@ -7,12 +7,14 @@ so it goes through the disk's background, a group at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardserver.errors import StorageError
+from shardserver.storage.log_tasks import LogTasks
 from shardserver.storage.resources import LogResources
 from shardserver.storage.run import Run
 from shardserver.storage.segment import Segment
@@ -20,6 +22,8 @@ from shardserver.storage.synced_write import write_group_synced
 
 if TYPE_CHECKING:
     from shardserver.storage.partition_log import PartitionLog
+
+log = logging.getLogger(__name__)
 
 GROUP_PARTITIONS, GROUP_BYTES = 64, 8 << 20
 BUILD_CONCURRENCY = 4  # new segments are made for some of them
@@ -92,3 +96,72 @@ async def _build(partition: PartitionLog, gate: asyncio.Semaphore) -> FlushWrite
             return await partition.build_flush()
         except StorageError as error:
             return error
+
+
+class PartitionFlusher:
+    """Any number of partitions, a group at a time.
+
+    on_flushed: told of each of which nothing is left to flush. on_group: told that a group has ended, well or not.
+    """
+
+    def __init__(
+        self, resources: LogResources, on_flushed: Callable[[PartitionLog], None], on_group: Callable[[], None]
+    ) -> None:
+        self._resources, self._on_flushed, self._on_group = resources, on_flushed, on_group
+        self.runs = 0  # that went well, since the start
+
+    async def flush(self, partitions: Sequence[PartitionLog]) -> StorageError | None:
+        """What is acknowledged now; gives the error of the first one that could not be flushed. The others are."""
+        failed: StorageError | None = None
+        for one in partitions:
+            one.aim_flush()
+        left = deque(partitions)
+        while left:
+            group, nothing = take_group(left)
+            for one in nothing:
+                self._on_flushed(one)
+            if group:
+                errors = await flush_group(self._resources, group)
+                self._end_group(group, errors, left)
+                failed = failed or next((error for error in errors if error is not None), None)
+            elif left:
+                await left[0].end_run()
+        return failed
+
+    def _end_group(
+        self, group: list[PartitionLog], errors: list[StorageError | None], left: deque[PartitionLog]
+    ) -> None:
+        for one, error in zip(group, errors, strict=True):
+            if error is None:
+                self.runs += 1
+                left.append(one)  # a group takes a bounded part of it
+        self._on_group()
+
+
+class BackgroundFlush:
+    """At most one flush of a shard at a time that nobody waits for. error: why the last one failed; None: it did not.
+
+    retry: called retry_s after one has failed.
+    """
+
+    def __init__(self, tasks: LogTasks, shard: int, retry_s: float, retry: Callable[[], None]) -> None:
+        self._tasks, self._shard, self._retry_s, self._retry = tasks, shard, retry_s, retry
+        self._task: asyncio.Task[None] | None = None
+        self.error: StorageError | None = None
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Unless one is running."""
+        if self._task is None:
+            self._task = self._tasks.start(self._run(work))
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except StorageError as error:
+            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
+            self.error = error
+            asyncio.get_running_loop().call_later(self._retry_s, self._retry)
+        else:
+            self.error = None
+        finally:
+            self._task = None

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,20 +20,21 @@ from shardserver.errors import (
     StorageError,
 )
 from shardserver.memory.buffers import WritableBuffer
-from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
+from shardserver.storage.deleted_segments import DeletedSegments
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.flush import FlushWrite, flush_group
 from shardserver.storage.gather import build_run
 from shardserver.storage.identity_file import read_identity, write_identity
-from shardserver.storage.index import index_path, write_index
+from shardserver.storage.index import write_index
+from shardserver.storage.partition_directory import make_partition_directory, remove_other_segments
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import PartitionIdentity
-from shardserver.storage.synced_write import cut_synced, sync_directory_noted, write_synced
+from shardserver.storage.synced_write import cut_synced, write_synced
 from shardserver.storage.tail import TailEntry
 from shardserver.storage.turn import Turn
 
@@ -59,13 +58,6 @@ class PartitionStatistics:
     waiting_bytes: int
 
 
-def is_same_batch(stored: memoryview, sent: memoryview) -> bool:
-    """Stored bytes are those of a batch as sent, but for partition, offset, time (0..24) and checksum (40..48)."""
-    if len(stored) != len(sent) or bytes(stored[24:40]) != bytes(sent[24:40]):
-        return False
-    return bytes(stored[48:]) == bytes(sent[48:])
-
-
 class PartitionLog(PartitionState):
     """Owned by one shard. `turn` is told that there is something to write."""
 
@@ -81,7 +73,7 @@ class PartitionLog(PartitionState):
         self._failed = False
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
         self._removal = asyncio.Lock()
-        self._unneeded: deque[seg.Segment] = deque()  # deleted, and their files not yet removed
+        self._deleted = DeletedSegments(resources, directory)
         self.index_saves: set[asyncio.Task[None]] = set()
 
     def statistics(self) -> PartitionStatistics:
@@ -266,7 +258,8 @@ class PartitionLog(PartitionState):
         if active is not None and not self.needs_segment:
             return active
         if not self.directory_exists:
-            await self._make_directory()
+            await make_partition_directory(self._disk, self.resources.faults, self.directory)
+            self.directory_exists = True
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
             # Nothing of it was ever acknowledged: its name is needed again.
@@ -284,15 +277,6 @@ class PartitionLog(PartitionState):
             self.resources.files.seal(active)
             log.info("segment_rolled", extra={"fields": {"partition": self.uid, "base_offset": base_offset}})
         return created
-
-    async def _make_directory(self) -> None:
-        """Anew: of a name that a failed sync has dropped, no later one says more than that it is there (rule 20)."""
-        faults = self.resources.faults
-        since = faults.number
-        await self._disk.remove_directory(self.directory)
-        await self._disk.make_directory(self.directory)
-        await sync_directory_noted(self._disk, faults, os.path.dirname(self.directory), since)
-        self.directory_exists = True
 
     def hint(self) -> fmt.Hint | None:
         """What the journal may say of the active segment; None while there is no segment."""
@@ -356,35 +340,21 @@ class PartitionLog(PartitionState):
             return await self._delete_segments(count, keep_from)
 
     async def _delete_segments(self, count: int, keep_from: int | None) -> int:
-        before = len(self._unneeded)
-        while len(self.segments) > 1 and len(self._unneeded) - before < count:
+        deleted = 0
+        while len(self.segments) > 1 and deleted < count:
             if keep_from is not None and self.segments[1].base_offset > keep_from:
                 break
-            self._unneeded.append(self.segments.pop(0))
-        removed = len(self._unneeded) - before
+            self._deleted.add(self.segments.pop(0))
+            deleted += 1
         while self.tail.evict_oldest(self.first_offset):  # what is deleted is in no poll any more
             pass
-        await self._remove_unneeded()
-        return removed
+        await self._deleted.remove_files()
+        return deleted
 
     @property
     def has_unneeded(self) -> bool:
         """Files of deleted segments are there that could not be removed."""
-        return bool(self._unneeded)
-
-    async def _remove_unneeded(self) -> None:
-        """Oldest first, and none before the one before it is gone for good: one that is left would precede a gap."""
-        while self._unneeded:
-            await self._remove_segment(self._unneeded[0])
-            self._unneeded.popleft()
-
-    async def _remove_segment(self, segment: seg.Segment) -> None:
-        self.resources.walks.forget(segment)
-        await self.resources.files.close(segment)
-        since = self.resources.faults.number
-        await self._disk.unlink(index_path(self.directory, segment.base_offset))
-        await self._disk.unlink(segment.path)
-        await sync_directory_noted(self._disk, self.resources.faults, self.directory, since)
+        return bool(self._deleted)
 
     async def oldest_unsealed(self) -> int | None:
         """When the oldest message that is in no sealed segment was appended, in microseconds; None: there is none.
@@ -449,7 +419,7 @@ class PartitionLog(PartitionState):
     async def end_removals(self) -> None:
         """Wait for a deletion of segments and for index files that are being written. Raises StorageError."""
         async with self._removal:
-            await self._remove_unneeded()
+            await self._deleted.remove_files()
         if self.index_saves:
             await asyncio.wait(self.index_saves)
 
@@ -460,12 +430,8 @@ class PartitionLog(PartitionState):
         """
         if not self._left_behind:
             return
-        known, since = {segment.path for segment in self.segments}, self.resources.faults.number
-        for name in await self._disk.list_directory(self.directory):
-            path = os.path.join(self.directory, name)
-            if seg.SEGMENT_NAME.fullmatch(name) and path not in known:
-                await self._disk.unlink(path)
-        await sync_directory_noted(self._disk, self.resources.faults, self.directory, since)
+        known = {segment.path for segment in self.segments}
+        await remove_other_segments(self._disk, self.resources.faults, self.directory, known)
         if self.segments:
             await self._cut(self.segments[-1])
         self._left_behind = False
@@ -510,37 +476,6 @@ class PartitionLog(PartitionState):
         for segment in segments:
             self.resources.walks.forget(segment)
             await self.resources.files.close(segment)
-
-    async def find_batch(
-        self, batch: bytes | bytearray | memoryview, count: int, first: int, last: int, taken: set[int]
-    ) -> int | None:
-        """The base offset, in [first, last) and not in taken, of a stored batch that is this very one; None: not there.
-
-        batch: count messages as their producer sent them. What the stamp changes is not compared.
-
-        Raises:
-            StorageError: as PartitionReader.read.
-        """
-        try:
-            return await self._find_batch(memoryview(batch), count, first, last, taken)
-        finally:  # nobody reads on from here: what was read ahead would lie in the arena for nothing
-            for segment in self.segments:
-                self.resources.walks.forget(segment)
-
-    async def _find_batch(self, wanted: memoryview, count: int, first: int, last: int, taken: set[int]) -> int | None:
-        offset = first
-        while offset < last:
-            result = await self.reader.read(offset, MAX_COUNT, self._settings.read_ahead_bytes)
-            for stored in result.buffers:
-                header = read_batch_header(stored)
-                base = header.base_offset  # below first: the batch that holds it, cut
-                asked_for = first <= base < last and base not in taken and header.message_count == count
-                if asked_for and is_same_batch(memoryview(stored), wanted):
-                    return base
-            if not result.count:
-                return None
-            offset = result.last_offset + 1
-        return None
 
     def replay(self, data: memoryview, base_offset: int, count: int, timestamp: int, sequence: int) -> None:
         """Take a journal record: below the end it is here already, at the end it is new.

@@ -6,6 +6,7 @@ import logging
 from bisect import bisect_right
 
 from shardserver.errors import CorruptionError, NotOwnerError, StorageError
+from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.index import SparseIndex, read_index
@@ -14,6 +15,16 @@ from shardserver.storage.read_builder import ReadBuilder, ReadResult
 from shardserver.storage.segment_reader import Damage, SegmentWalk, is_hole
 
 log = logging.getLogger(__name__)
+
+
+MAX_COUNT = 1 << 62
+
+
+def is_same_batch(stored: memoryview, sent: memoryview) -> bool:
+    """Stored bytes are those of a batch as sent, but for partition, offset, time (0..24) and checksum (40..48)."""
+    if len(stored) != len(sent) or bytes(stored[24:40]) != bytes(sent[24:40]):
+        return False
+    return bytes(stored[48:]) == bytes(sent[48:])
 
 
 class PartitionReader:
@@ -71,6 +82,37 @@ class PartitionReader:
                 raise
             self._check_open()
         return self._result(builder)
+
+    async def find_batch(
+        self, batch: bytes | bytearray | memoryview, count: int, first: int, last: int, taken: set[int]
+    ) -> int | None:
+        """The base offset, in [first, last) and not in taken, of a stored batch that is this very one; None: not there.
+
+        batch: count messages as their producer sent them. What the stamp changes is not compared.
+
+        Raises:
+            StorageError: as read.
+        """
+        try:
+            return await self._find_batch(memoryview(batch), count, first, last, taken)
+        finally:  # nobody reads on from here: what was read ahead would lie in the arena for nothing
+            for segment in self._state.segments:
+                self._state.resources.walks.forget(segment)
+
+    async def _find_batch(self, wanted: memoryview, count: int, first: int, last: int, taken: set[int]) -> int | None:
+        offset = first
+        while offset < last:
+            result = await self.read(offset, MAX_COUNT, self._settings.read_ahead_bytes)
+            for stored in result.buffers:
+                header = read_batch_header(stored)
+                base = header.base_offset  # below first: the batch that holds it, cut
+                asked_for = first <= base < last and base not in taken and header.message_count == count
+                if asked_for and is_same_batch(memoryview(stored), wanted):
+                    return base
+            if not result.count:
+                return None
+            offset = result.last_offset + 1
+        return None
 
     def _result(self, builder: ReadBuilder) -> ReadResult:
         """Empty is no answer of a partition that was set aside: its consumers would wait for ever."""

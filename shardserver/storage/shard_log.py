@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from shardserver.errors import ArenaFullError, BackpressureError, DiskFullError, NotOwnerError, StorageError
+from shardserver.errors import DiskFullError, NotOwnerError, StorageError
 from shardserver.memory.arena import Block
 from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
-from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
-from shardserver.storage.flush import flush_group, take_group
-from shardserver.storage.handover import Adoption, ReleasedPartition, adopt, refuse_changes, release, resume
+from shardserver.storage.bulk_runs import BulkRuns
+from shardserver.storage.flush import BackgroundFlush, PartitionFlusher
+from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
+from shardserver.storage.journal_growth import JournalGrowth
+from shardserver.storage.journal_pins import JournalPins
+from shardserver.storage.log_tasks import LogTasks
+from shardserver.storage.partition_directory import partition_directory, remove_partition_directory
 from shardserver.storage.partition_log import INDEX_WORTH_BYTES, PartitionLog
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.resources import LogResources
@@ -31,19 +33,11 @@ from shardserver.storage.retention import Retention
 from shardserver.storage.segment import Segment
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.shard_turn import ShardTurn, WriteContent
-from shardserver.storage.synced_write import sync_directory_noted
-
-Result = TypeVar("Result")
+from shardserver.storage.tail_room import TailRoom
+from shardserver.storage.write_records import WriteRecords
 
 log = logging.getLogger(__name__)
 
-RING_BYTES_PER_PARTITION = 64 * 1024
-# In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
-# beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
-BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
-SMALL_LASTS_S = 0.1
-# So much of the cache goes at a time when the arena is full, or the next append would have to look again.
-LEAST_DROP_BYTES = 1 << 20
 DRAIN_LOOK_S = 1.0
 
 
@@ -78,28 +72,20 @@ class ShardLog(ShardTurn):
         self.journal_id = 0
         self.recovery_bytes = 0
         self._snapshot_order = asyncio.Lock()
-        self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
-        self._bulk_bytes = 0  # of direct runs in flight
-        self._flush_task: asyncio.Task[None] | None = None
-        self._flush_error: StorageError | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._flushes = 0
         self._started = self._closing = False
-        self._growing = False
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
-        self._moves: dict[object, asyncio.Task[Any]] = {}
-        self._released: dict[PartitionLog, ReleasedPartition] = {}
+        self._tasks = LogTasks(self._fail)
+        self.moves = PartitionMoves(self, self._tasks)
+        self._background = BackgroundFlush(self._tasks, shard, self._settings.retry_s, self._schedule_turn)
+        self._flusher = PartitionFlusher(resources, self._note_run, self._progress.set)
+        self._pins = JournalPins(self._pinned)
+        self._records = WriteRecords(shard, self.serves)
+        self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
+        self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
+        files = self._settings.journal_files
+        self._growth = JournalGrowth(self._tasks, self._partitions, shard, self.directory, files)
         self.retention = Retention(self, self.offsets, resources.clock, resources.settings.retention)
-
-    @property
-    def before_submit(self) -> Callable[[], None]:
-        """Called right before a journal write or a run is given to the disk."""
-        return self.resources.hooks.before_submit
-
-    @before_submit.setter
-    def before_submit(self, hook: Callable[[], None]) -> None:
-        self.resources.hooks.before_submit = hook
 
     # Partitions
 
@@ -118,11 +104,11 @@ class ShardLog(ShardTurn):
         """A new, empty log. It takes no disk space before its first flush or direct run."""
         created = self._add_partition(identity)
         if self._started:
-            self._grow_if_due()
+            self._growth.start_if_due(self.journal)
         return created
 
     def _add_partition(self, identity: PartitionIdentity) -> PartitionLog:
-        directory = os.path.join(self.partitions_directory, f"{identity.uid:016x}")
+        directory = partition_directory(self.partitions_directory, identity.uid)
         created = PartitionLog(self.resources, directory, identity, self._turn)
         created.is_served = True
         self._partitions[identity.uid] = created
@@ -141,12 +127,12 @@ class ShardLog(ShardTurn):
         if gone is None:
             return
         gone.fence(NotOwnerError(f"partition {uid} is not here any more"))  # who asks again is told what there is now
-        self._released.pop(gone, None)
-        self._unpin(gone)
+        self.moves.forget(gone)
+        self._pins.unpin(gone)
         self._turn.forget(gone)
         self._hints.pop(uid, None)
         self.offsets.forget_partition(uid)
-        self._track(self._close_forgotten(gone))
+        self._tasks.start(self._close_forgotten(gone))
         self._progress.set()
 
     async def _close_forgotten(self, partition: PartitionLog) -> None:
@@ -156,56 +142,27 @@ class ShardLog(ShardTurn):
 
     async def remove_files(self, uid: int) -> None:
         """Remove the directory of a dead partition; one that is gone already is fine."""
-        directory = os.path.join(self.partitions_directory, f"{uid:016x}")
         await self.wait_idle()
-        try:
-            names = await self._disk.list_directory(directory)
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return
-        since = self.resources.faults.number
-        for name in names:
-            await self._disk.unlink(os.path.join(directory, name))
-        await self._disk.remove_directory(directory)
-        await sync_directory_noted(self._disk, self.resources.faults, self.partitions_directory, since)
+        directory = partition_directory(self.partitions_directory, uid)
+        await remove_partition_directory(self._disk, self.resources.faults, directory)
 
     async def wait_idle(self) -> None:
         """Wait for the background tasks that are running now."""
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._tasks.wait_idle()
 
     # What a turn does beside journal writes
 
     def _start_runs(self) -> None:
-        """Bulk goes out in runs of its own, few at a time, so that small appends do not wait behind them (rule 26)."""
-        bulk = self._turn.bulk()
-        # Who has just been answered will ask again: small appends are there while the last one is not long ago.
-        small = asyncio.get_running_loop().time() - self._small_at < SMALL_LASTS_S or self._turn.any_small()
-        limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
-        for partition in bulk:
-            most = min(limit, self._settings.flush_run_bytes)
-            size = min(partition.unwritten_bytes, most)
-            if self._bulk_bytes and self._bulk_bytes + size > limit:
-                return  # held back, dirty, until a run has ended
-            self._turn.take(partition)
-            self._bulk_bytes += size
-            self._track(self._direct(partition, size, most))
+        self._bulk.start(self._small_at)
 
-    async def _direct(self, partition: PartitionLog, size: int, most_bytes: int) -> None:
-        try:
-            await partition.direct(most_bytes)
-        except Exception as error:  # a bug: this partition may be half changed, the others are not
-            partition.fence_after_bug("a run", error)
-        self._bulk_bytes -= size
+    def _end_bulk(self, partition: PartitionLog) -> None:
         self._note_run(partition)
         self._evict_after_runs()
         if self._turn.dirty:
             self._schedule_turn()
 
     def _note_run(self, partition: PartitionLog) -> None:
-        self._unpin(partition)
+        self._pins.unpin(partition)
         sequence = partition.oldest_unflushed_sequence()
         if self.serves(partition):
             if sequence:
@@ -213,13 +170,12 @@ class ShardLog(ShardTurn):
             self._hints[partition.uid] = partition
             self._linger_turn()
             for segment in partition.indexes_due():
-                saving = self._track(self._save_index(partition, segment))
+                saving = self._tasks.start(self._save_index(partition, segment))
                 partition.index_saves.add(saving)
                 saving.add_done_callback(partition.index_saves.discard)
 
     def _evict_after_runs(self) -> None:
-        self._may_evict = True
-        self._turn.evict_to(self._settings.tail_bytes)
+        self._room.evict_after_runs()
         self._progress.set()
 
     async def _save_index(self, partition: PartitionLog, segment: Segment) -> None:
@@ -231,48 +187,27 @@ class ShardLog(ShardTurn):
     def _refuse_when_full(self) -> None:
         """The ring takes no more: wait for the flush that frees it, or refuse while the disk has no room for that."""
         self._start_flush(self._free_files)
-        if self._flush_error is not None:
+        if self._background.error is not None:
             for partition in self._turn.dirty_logs():
-                partition.fail_waiting(self._flush_error)
-            self.offsets.refuse_waiting(self._flush_error)
-            self._refuse_adoptions(self._flush_error)
+                partition.fail_waiting(self._background.error)
+            self.offsets.refuse_waiting(self._background.error)
+            self._refuse_adoptions(self._background.error)
             self._progress.set()
 
     def _add_checkpoint(self) -> None:
-        """The head of every file: where each partition's segment is synced up to (storage rule 11)."""
-        while self._checkpoint:
-            if not self._add_hint(self._checkpoint[0]):
-                return
-            self._checkpoint.popleft()
-
-    def _add_hint(self, partition: PartitionLog) -> bool:
-        hint = partition.hint() if self.serves(partition) else None
-        if hint is None:
-            return True
-        raw = hint.encode()
-        if not self.journal.staging.fits(len(raw)):
-            return False
-        self.journal.staging.add(fmt.KIND_HINT, 0, self._shard, partition.uid, partition.identity.term, raw)
-        return True
+        self._records.add_checkpoint(self.journal.staging, self._checkpoint)
 
     def _add_hints(self) -> None:
-        while self._hints:
-            uid, partition = next(iter(self._hints.items()))
-            if not self._add_hint(partition):
-                return
-            del self._hints[uid]
+        self._records.add_hints(self.journal.staging, self._hints)
+
+    def _add_adoptions(self, content: WriteContent) -> None:
+        if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
+            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
+        self._records.add_adoptions(self.journal.staging, self._adoptions, content.adoptions)
 
     def _add_offsets(self, content: WriteContent) -> None:
-        while (record := self.offsets.first()) is not None:
-            partition = record.partition
-            raw = fmt.encode_offset(record.kind, record.consumer, record.offset)
-            if self.serves(partition):
-                if not self.journal.staging.fits(len(raw)):
-                    return
-                term = partition.identity.term
-                self.journal.staging.add(fmt.KIND_OFFSET, record.flags, self._shard, partition.uid, term, raw)
-                self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
-            content.offsets.append(self.offsets.take_first())
+        if self._records.add_offsets(self.journal.staging, self.offsets, content.offsets):
+            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
 
     def _note_progress(self) -> None:
         self._published.set()
@@ -285,6 +220,7 @@ class ShardLog(ShardTurn):
         """A failed journal write or sync proves nothing about what came before it: end, and let recovery look."""
         if self.failed is None:
             self.failed = error
+            self._growth.stop()
             log.critical("journal_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
             for partition in self._partitions.values():
                 partition.fence(error)
@@ -297,32 +233,11 @@ class ShardLog(ShardTurn):
     # Freeing journal files
 
     def _pin(self, partition: PartitionLog, sequence: int) -> None:
-        partition.pinned_sequence = sequence
-        self._pinned.setdefault(sequence, {})[partition] = None
-
-    def _unpin(self, partition: PartitionLog) -> None:
-        holders = self._pinned.get(partition.pinned_sequence)
-        if holders is not None:
-            holders.pop(partition, None)
-            if not holders:
-                del self._pinned[partition.pinned_sequence]
-        partition.pinned_sequence = 0
+        self._pins.pin(partition, sequence)
 
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._flush_task is None and not self._closing and self.failed is None:
-            self._flush_task = self._track(self._flush_in_background(work))
-
-    async def _flush_in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except StorageError as error:
-            log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
-            self._flush_error = error
-            asyncio.get_running_loop().call_later(self._settings.retry_s, self._schedule_turn)
-        else:
-            self._flush_error = None
-        finally:
-            self._flush_task = None
+        if not self._closing and self.failed is None:
+            self._background.start(work)
 
     async def _free_files(self) -> None:
         while self.journal.is_half_used and self.failed is None:
@@ -334,43 +249,20 @@ class ShardLog(ShardTurn):
 
     async def _flush_pinned(self) -> None:
         """Into segments with all that only the journal holds: what is there can be dropped from memory."""
-        await self._flush_partitions([one for members in self._pinned.values() for one in members])
+        await self.flush_partitions(self._pins.all())
 
     async def _flush_through(self, sequence: int) -> None:
         """Move everything that the file of that sequence, or an older one, still holds."""
-        partitions = [one for held, members in self._pinned.items() if held <= sequence for one in members]
-        await self._flush_partitions(partitions)
+        await self.flush_partitions(self._pins.through(sequence))
         if self._uncovered_offsets and self._uncovered_offsets <= sequence:
             await self._snapshot_offsets()
 
-    async def _flush_partitions(self, partitions: list[PartitionLog]) -> None:
-        """Raises the StorageError of one that could not be flushed; the others are."""
-        failed: StorageError | None = None
-        for one in partitions:
-            one.aim_flush()
-        left = deque(partitions)
-        while left:
-            group, nothing = take_group(left)
-            for one in nothing:
-                self._note_run(one)
-            if group:
-                errors = await flush_group(self.resources, group)
-                self._end_group(group, errors, left)
-                failed = failed or next((error for error in errors if error is not None), None)
-            elif left:
-                await left[0].end_run()
+    async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
+        """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
+        error = await self._flusher.flush(partitions)
         self._evict_after_runs()
-        if failed is not None:
-            raise failed
-
-    def _end_group(
-        self, group: list[PartitionLog], errors: list[StorageError | None], left: deque[PartitionLog]
-    ) -> None:
-        for one, error in zip(group, errors, strict=True):
-            if error is None:
-                self._flushes += 1
-                left.append(one)  # a group takes a bounded part of it
-        self._progress.set()
+        if error is not None:
+            raise error
 
     async def _snapshot_offsets(self) -> None:
         async with self._snapshot_order:  # a start and a flush may both want one, and its file is built under one name
@@ -381,12 +273,10 @@ class ShardLog(ShardTurn):
         covered = self.journal.sequence
         terms = {uid: one.identity.term for uid, one in self._partitions.items()}
         raw = snapshot.encode_snapshot(self.offsets.of_partitions(set(terms)), terms, self.journal_id, covered)
-        await self._reserve.with_room(lambda: self._write_offsets(raw))
+        faults = self.resources.faults
+        await self._reserve.with_room(lambda: snapshot.write_snapshot(self._disk, faults, self.directory, raw))
         # Only now: a journal write made meanwhile may not say that the older records are needed no more.
         self._uncovered_offsets = covered
-
-    async def _write_offsets(self, raw: bytes) -> None:
-        await snapshot.write_snapshot(self._disk, self.resources.faults, self.directory, raw)
 
     def _watch(self, event: asyncio.Event) -> None:
         """Have it set by the next journal write that ends."""
@@ -401,87 +291,6 @@ class ShardLog(ShardTurn):
         await self._published.wait()
 
     # Partitions that leave and arrive (handover.py)
-
-    async def release_partition(self, uid: int) -> ReleasedPartition:
-        """As release_partitions, of one."""
-        return (await self.release_partitions([uid]))[0]
-
-    async def release_partitions(self, uids: Sequence[int]) -> list[ReleasedPartition]:
-        """Close partitions so that another shard can open their files; what they were, in the order of uids.
-
-        From the call on appends and changes of offsets are refused with NotOwnerError, and reads from the end on. What
-        waits is answered as usual before.
-
-        Raises:
-            StorageError: of a partition that is fenced or could not be flushed (DiskFullError). NotOwnerError: one is
-                moving already. BackpressureError: one may be asked again for sends that its former process did not
-                answer. KeyError: none of that uid is here. All of them serve on then.
-        """
-        partitions = [self._partitions[uid] for uid in uids]
-        for one in partitions:
-            if one.has_unknown_answers:  # they are asked for again here, and only here are they found
-                raise BackpressureError(f"partition {one.uid}: its shard has just restarted; try again in a minute")
-        refuse_changes(self, partitions)
-        return await self._shielded(release(self, partitions), partitions)
-
-    async def resume_partition(self, uid: int) -> None:
-        """Serve a released partition on: the move was given up, and nobody else has its files open any more.
-
-        Also after a release whose caller was cancelled. Raises StorageError: it is still released; try again.
-        """
-        await self.resume_partitions([uid])
-
-    async def resume_partitions(self, uids: Sequence[int]) -> None:
-        """As resume_partition, of many. Those that serve already are passed over."""
-        partitions = [self._partitions[uid] for uid in uids]
-        moves = {self._moves[one] for one in partitions if one in self._moves}
-        if moves:
-            await asyncio.wait(moves)
-        released = [(one, self._released[one]) for one in partitions if one in self._released]
-        await self._shielded(resume(self, released), [])
-
-    async def adopt_partition(self, identity: PartitionIdentity, state: ReleasedPartition) -> PartitionLog:
-        """As adopt_partitions, of one."""
-        return (await self.adopt_partitions([(identity, state)]))[0]
-
-    async def adopt_partitions(
-        self, arrivals: Sequence[tuple[PartitionIdentity, ReleasedPartition]]
-    ) -> list[PartitionLog]:
-        """Open what another shard has released, under each identity's new term, and journal it.
-
-        Returns when that is synced. Nothing is served, and nothing is written to the partitions' files, before
-        activate_partition. The move's event must be refused when this shard's process has ended since.
-
-        Raises:
-            StorageError: nothing of them is here, as after forget_partition.
-        """
-        return await self._shielded(adopt(self, arrivals), [])
-
-    async def _shielded(self, work: Coroutine[Any, Any, Result], partitions: Sequence[PartitionLog]) -> Result:
-        """To its end even when the caller is cancelled: a descriptor that is being opened must not be lost."""
-        task = asyncio.get_running_loop().create_task(work)
-        keys: list[object] = [*partitions] or [task]
-        self._moves.update(dict.fromkeys(keys, task))
-
-        def ended(task: asyncio.Task[Result]) -> None:
-            for key in keys:
-                del self._moves[key]
-            if not task.cancelled():
-                task.exception()  # nobody hears of it when the caller was cancelled
-
-        task.add_done_callback(ended)
-        return await asyncio.shield(task)
-
-    def activate_partition(self, uid: int) -> None:
-        """Metadata has recorded the move: serve the adopted partition.
-
-        Raises KeyError when none of that uid is here, NotOwnerError when it has not been adopted, but is leaving.
-        """
-        partition = self._partitions[uid]
-        if partition in self._moves or partition in self._released:
-            assert partition.refusal is not None
-            raise partition.refusal
-        self.open_partition(partition)
 
     def add_arriving(self, identity: PartitionIdentity) -> PartitionLog:
         """A log that neither serves nor says anything of itself yet. Raises StorageError: one of this uid is here."""
@@ -509,18 +318,12 @@ class ShardLog(ShardTurn):
                 async with asyncio.timeout(DRAIN_LOOK_S):  # wait_for may swallow a cancellation
                     await self._progress.wait()
 
-    async def flush_partitions(self, partitions: list[PartitionLog]) -> None:
-        """Move all that is acknowledged into segments, synced. Raises StorageError; those that could be are flushed."""
-        await self._flush_partitions(partitions)
-
-    def shut_partition(self, partition: PartitionLog, state: ReleasedPartition) -> None:
+    def shut_partition(self, partition: PartitionLog) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
-        self._released[partition] = state
         self._turn.drop_cached(partition)
         self.offsets.close_partition(partition.uid, partition.shut())
 
     def open_partition(self, partition: PartitionLog) -> None:
-        self._released.pop(partition, None)
         partition.open_again()
         self.offsets.open_partition(partition.uid)
 
@@ -537,22 +340,9 @@ class ShardLog(ShardTurn):
         """Have them journaled, with their offsets; returns when all is synced."""
         self._adoptions.extend(adoptions)
         self._schedule_turn()
-        self._grow_if_due()
+        self._growth.start_if_due(self.journal)
         for adoption in adoptions:
             await adoption.done
-
-    def _add_adoptions(self, content: WriteContent) -> None:
-        if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
-            self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence
-        while self._adoptions:
-            adoption = self._adoptions[0]
-            if not self.serves(adoption.partition):
-                adoption.refuse(StorageError(f"partition {adoption.partition.uid} was forgotten while it arrived"))
-            elif adoption.add_to(self.journal.staging, self._shard):
-                content.adoptions.append(adoption)
-            else:
-                return
-            self._adoptions.popleft()
 
     def _refuse_adoptions(self, error: StorageError, adoptions: Iterable[Adoption] | None = None) -> None:
         for adoption in self._adoptions if adoptions is None else adoptions:
@@ -567,21 +357,7 @@ class ShardLog(ShardTurn):
 
         Raises ArenaFullError: all that is there is needed. What only the journal holds is being flushed.
         """
-        while True:
-            try:
-                return self.resources.memory.copy(batch)
-            except ArenaFullError:
-                if not self._drop_cached(len(batch)):
-                    self._start_flush(self._flush_pinned)
-                    raise
-
-    def _drop_cached(self, size: int) -> bool:
-        """Let go of about size bytes that disk has too; False: there was nothing."""
-        before = self._turn.tails.bytes
-        if self._may_evict:
-            self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
-            self._may_evict = self._turn.tails.bytes < before
-        return self._turn.tails.bytes < before or self.resources.walks.drop_oldest()
+        return self._room.copy(batch)
 
     # What recovery hands over
 
@@ -609,58 +385,19 @@ class ShardLog(ShardTurn):
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
         await self._publish_cut_offsets()
-        self._grow_if_due()
+        self._growth.start_if_due(self.journal)
 
     async def _publish_cut_offsets(self) -> None:
         """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
         bring back the offsets as they were (rule 13). With the ring and the disk full they wait for room.
         """
-        while self.offsets.waiting and self.failed is None and self._flush_error is None:
+        while self.offsets.waiting and self.failed is None and self._background.error is None:
             await self._publish()
-
-    # Growth of the ring (storage rule 10)
-
-    @property
-    def _wants_growth(self) -> bool:
-        """A flush pads each partition, so the ring has 64 KiB for each; or config asks for more files."""
-        needed = len(self._partitions) * RING_BYTES_PER_PARTITION
-        return self.journal.ring_bytes < needed or self.journal.files < self._settings.journal_files
-
-    def _grow_if_due(self) -> None:
-        if not self._growing and self._wants_growth and not self._closing:
-            self._growing = True
-            self._track(self._grow())
-
-    async def _grow(self) -> None:
-        directory = os.path.join(self.directory, "journal")
-        try:
-            while self._wants_growth and not self._closing and self.failed is None:
-                await self.journal.grow(directory)
-                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": self.journal.files}})
-        except StorageError as error:  # the ring serves as it is; the next new partition asks again
-            log.warning("journal_not_grown", extra={"fields": {"shard": self._shard, "error": str(error)}})
-        finally:
-            self._growing = False
 
     def become_read_only(self) -> None:
         """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""
         error = StorageError("the shard is read-only: its device did not take the writes of its recovery")
         self.failed = self.resources.admission.refusal = self.offsets.refusal = error
-
-    # Life
-
-    def _track(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        log.error("log_task_failed", exc_info=task.exception())
-        self._fail(StorageError(f"a log task failed: {task.exception()!r}"))
 
     # Retention (retention.py)
 
@@ -669,12 +406,12 @@ class ShardLog(ShardTurn):
 
         Raises StorageError.
         """
-        return await self._shielded(self._roll(partition), [])
+        return await self._tasks.shield(self._roll(partition))
 
     async def _roll(self, partition: PartitionLog) -> bool:
         if self._closing or not self.serves(partition):
             return False
-        await self._flush_partitions([partition])
+        await self.flush_partitions([partition])
         rolled = await partition.roll()
         self._note_run(partition)
         return rolled
@@ -688,10 +425,10 @@ class ShardLog(ShardTurn):
         if self.failed is None:
             await self._drain()
         self._closing = True
+        self._growth.stop()
         self._refuse_adoptions(StorageError("the shard ends"))
         self._progress.set()
-        if self._moves:
-            await asyncio.wait(set(self._moves.values()))
+        await self._tasks.end_shielded()
         self._stop_linger()
         await self.wait_idle()
         if self.failed is None:
@@ -709,17 +446,17 @@ class ShardLog(ShardTurn):
             self._schedule_turn()
             self._watch(self._published)
             waits = {asyncio.ensure_future(self._published.wait())}
-            await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+            await asyncio.wait([*waits, *self._tasks.running], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
             for wait in waits:
                 wait.cancel()
-            if self._flush_error is not None:
+            if self._background.error is not None:
                 return
 
     async def _write_clean_end(self) -> None:
         if not self._ever_wrote() and not self.offsets.waiting:
             return
         try:
-            await self._flush_partitions(list(self._partitions.values()))
+            await self.flush_partitions(list(self._partitions.values()))
             if self._uncovered_offsets or self.offsets.waiting:
                 await self._snapshot_offsets()
         except StorageError as error:
@@ -754,7 +491,7 @@ class ShardLog(ShardTurn):
             self.journal.statistics(),
             len(self._partitions),
             self._turn.tails.bytes,
-            self._flushes,
+            self._flusher.runs,
             len(self.offsets),
             self.recovery_bytes,
             sum(one.reader.skipped_messages for one in self._partitions.values()),

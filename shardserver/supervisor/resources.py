@@ -136,7 +136,7 @@ def partition_limit(config: Config, descriptors_limit: int, memory_limit: int, s
     Counts on an even spread: a rule that gathers all partitions on one shard has only that shard's descriptors. Never
     below the partitions that check_descriptors asks for, so that a sum that just fits is a server that can be used.
     """
-    from shardserver.storage.shard_log import RING_BYTES_PER_PARTITION  # here: most commands need no storage
+    from shardserver.storage.journal_growth import RING_BYTES_PER_PARTITION  # here: most commands need no storage
 
     free = descriptors_limit - sum(_descriptor_parts(config, shards).values())
     # Each has its last segment open, and its share of a journal that grows with the partitions.

@@ -130,7 +130,7 @@ class ShardProcess:
         if self.side is not None and not self.read_only:
             await self.side.set_aside_unknown("data")
         self.local.logs = await self.open_logs(self.number)
-        self.local.logs.before_submit = self.peers.publish
+        self.local.logs.resources.hooks.before_submit = self.peers.publish
         self.owned.reconcile()
         self.peers.say_serving()
         if self.side is not None:

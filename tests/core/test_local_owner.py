@@ -380,7 +380,7 @@ def test_an_answer_is_shown_before_the_write_with_the_hint_that_covers_its_batch
     async def work(world: World) -> None:
         served = Served(world)
         await until(lambda: served.here.peers.peer(1).statistics().slots_taken == 1)
-        world.logs.before_submit = served.here.peers.publish
+        world.logs.resources.hooks.before_submit = served.here.peers.publish
         published = served.asker.peers.peer(0).rings
         assert published is not None
         seen: list[int] = []

@@ -214,17 +214,17 @@ MUTANTS = [
     Mutant(
         "partition-name",
         "5: so is that of the partition",
-        f"{STORAGE}/partition_log.py",
-        "        await sync_directory_noted(self._disk, faults, os.path.dirname(self.directory), since)\n",
+        f"{STORAGE}/partition_directory.py",
+        "    await sync_directory_noted(disk, faults, os.path.dirname(directory), since)\n",
         "",
         (f"{RULES}::test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made",),
     ),
     Mutant(
         "partition-anew",
         "20: and made anew after a failed sync of its name",
-        f"{STORAGE}/partition_log.py",
-        "        await self._disk.remove_directory(self.directory)\n",
-        "",
+        f"{STORAGE}/partition_directory.py",
+        "    await disk.remove_directory(directory)\n    await disk.make_directory(directory)\n",
+        "    await disk.make_directory(directory)\n",
         (f"{RULES}::test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew",),
     ),
     Mutant(

@@ -116,7 +116,7 @@ class Shards:
         """All steps of a move of partitions with one owner. give_up: after `release` or `adopt`."""
         world, destination = self.world, self.logs[target]
         source = self.owner(uids[0])
-        states = await source.release_partitions(uids)
+        states = await source.moves.release_partitions(uids)
         if give_up != "release":
             await self._adopt(source, destination, states, give_up)
         if give_up:
@@ -124,7 +124,7 @@ class Shards:
             return
         for uid in uids:
             world.owners[uid] = Owner(target, world.owners[uid].term + 1)
-            destination.activate_partition(uid)
+            destination.moves.activate_partition(uid)
             source.forget_partition(uid)
 
     async def _adopt(
@@ -132,7 +132,7 @@ class Shards:
     ) -> None:
         arrivals = [(self.world.identity(one.uid, self.world.owners[one.uid].term + 1), one) for one in states]
         try:
-            await destination.adopt_partitions(arrivals)
+            await destination.moves.adopt_partitions(arrivals)
         except StorageError:
             await resume(source, [one.uid for one in states])
             raise
@@ -161,9 +161,9 @@ class Shards:
 async def resume(logs: ShardLog, uids: Sequence[int]) -> None:
     """Again while the disk fails once."""
     try:
-        await logs.resume_partitions(uids)
+        await logs.moves.resume_partitions(uids)
     except StorageError:
-        await logs.resume_partitions(uids)
+        await logs.moves.resume_partitions(uids)
 
 
 class MoveLoad:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shardserver.storage import shard_log
+from shardserver.storage import bulk_runs
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -54,7 +54,7 @@ def append(logs: ShardLog, uid: int, number: int, size: int) -> asyncio.Future:
 
 @pytest.mark.parametrize("small", [True, False])
 def test_runs_in_flight_are_few_while_small_appends_wait(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_log, "BULK_BESIDE_SMALL_BYTES", 2 * BATCH_BYTES)
+    monkeypatch.setattr(bulk_runs, "BULK_BESIDE_SMALL_BYTES", 2 * BATCH_BYTES)
     disk = WatchingDisk(1)
 
     async def run() -> None:
@@ -84,8 +84,8 @@ def test_what_lingered_in_memory_topics_is_all_written_after_one_linger(
     size: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though it is more than one journal write, or the runs in flight, may hold."""
-    monkeypatch.setattr(shard_log, "BULK_BESIDE_SMALL_BYTES", 150_000)
-    monkeypatch.setattr(shard_log, "BULK_BYTES", 150_000)
+    monkeypatch.setattr(bulk_runs, "BULK_BESIDE_SMALL_BYTES", 150_000)
+    monkeypatch.setattr(bulk_runs, "BULK_BYTES", 150_000)
     lingers = 0
 
     async def run() -> None:

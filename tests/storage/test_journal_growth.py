@@ -108,8 +108,8 @@ def test_a_crash_at_any_operation_while_it_grows_loses_nothing(after: Callable[[
 
         async def grow_at_last(disk: FaultDisk = again) -> None:
             logs = await open_logs(disk)
-            logs._settings = LARGER
-            logs._grow_if_due()
+            logs._growth.least_files = LARGER.journal_files
+            logs._growth.start_if_due(logs.journal)
             await logs.wait_idle()
             assert logs.journal.files == 7
             await logs.close()

@@ -238,7 +238,7 @@ def test_the_tails_budget_holds_for_every_durability(durability: Durability) -> 
         logs = await open_log(FaultDisk(1), heap_arena(8 << 20), durability=durability, tail_bytes=50_000)
         for number in range(200):
             await send(logs, numbered(number, 3000))
-        await logs._flush_partitions(list(logs.partitions))
+        await logs.flush_partitions(list(logs.partitions))
         assert 0 < logs.statistics().tail_bytes == logs.partition(1).tail.bytes <= 50_000
         assert logs._turn.cached == 1
         await logs.close()

@@ -198,7 +198,7 @@ def test_what_waits_at_a_release_is_answered_and_what_comes_later_is_refused() -
         log = logs.partition(1)
         waiting = [asyncio.ensure_future(append(logs, 1, 1, number=number, size=5000)) for number in range(20)]
         await asyncio.sleep(0)
-        releasing = asyncio.ensure_future(logs.release_partition(1))
+        releasing = asyncio.ensure_future(logs.moves.release_partition(1))
         await asyncio.sleep(0)
         with pytest.raises(NotOwnerError):
             await append(logs, 1)
@@ -210,7 +210,7 @@ def test_what_waits_at_a_release_is_answered_and_what_comes_later_is_refused() -
             await log.delete_segments(1)
         state = await releasing
         assert [one.result() for one in waiting] == list(range(20)) and state.next_offset == 20
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
         assert await read_numbers(logs, 1) == list(range(20))
 
     in_world(life)
@@ -222,7 +222,7 @@ def test_after_a_release_nothing_is_read_and_no_file_is_held() -> None:
         await append(logs, 1, 5)
         await stored(logs, 7, 3)
         log = logs.partition(1)
-        await logs.release_partition(1)
+        await logs.moves.release_partition(1)
         with pytest.raises(NotOwnerError):
             log.reader.try_read(0, 5, 1000)
         with pytest.raises(NotOwnerError):
@@ -232,11 +232,11 @@ def test_after_a_release_nothing_is_read_and_no_file_is_held() -> None:
         with pytest.raises(NotOwnerError):
             offsets_of(logs, 7)
         with pytest.raises(NotOwnerError):
-            await logs.release_partition(1)
+            await logs.moves.release_partition(1)
         with pytest.raises(NotOwnerError):
-            logs.activate_partition(1)
+            logs.moves.activate_partition(1)
         assert not any(disk.is_held(node) for path, node in disk.files.items() if "partitions" in path)
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
         assert offsets_of(logs, 7) == [3] and await read_numbers(logs, 1) == list(range(5))
 
     in_world(life)
@@ -272,16 +272,16 @@ def test_a_poll_in_flight_ends_whole_or_is_refused() -> None:
 def test_an_adopted_partition_serves_only_from_its_activation_on() -> None:
     async def life(shards: Shards) -> None:
         await append(shards.logs[A], 1, 5)
-        state = await shards.logs[A].release_partition(1)
-        log = await shards.logs[B].adopt_partition(shards.world.identity(1, 2), state)
+        state = await shards.logs[A].moves.release_partition(1)
+        log = await shards.logs[B].moves.adopt_partition(shards.world.identity(1, 2), state)
         with pytest.raises(NotOwnerError):
             await append(shards.logs[B], 1)
         with pytest.raises(NotOwnerError):
             log.reader.try_read(0, 5, 1000)
         with pytest.raises(StorageError, match="here already"):
-            await shards.logs[B].adopt_partition(shards.world.identity(1, 2), state)
+            await shards.logs[B].moves.adopt_partition(shards.world.identity(1, 2), state)
         shards.world.owners[1] = Owner(B, 2)
-        shards.logs[B].activate_partition(1)
+        shards.logs[B].moves.activate_partition(1)
         shards.logs[A].forget_partition(1)
         assert await append(shards.logs[B], 1) == 5
 
@@ -294,7 +294,7 @@ def test_a_fenced_partition_is_not_released_and_the_others_of_its_batch_serve_on
         await append(logs, 2)
         logs.partition(1).fence(StorageError("damaged"))
         with pytest.raises(StorageError, match="damaged"):
-            await logs.release_partitions([2, 1])
+            await logs.moves.release_partitions([2, 1])
         assert await append(logs, 2) == 1
 
     in_world(life)
@@ -309,14 +309,14 @@ def test_a_release_ends_when_a_flush_that_it_waits_for_fails() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert logs.partition(1).running
-        releasing = asyncio.ensure_future(logs.release_partition(1))
+        releasing = asyncio.ensure_future(logs.moves.release_partition(1))
         with pytest.raises(StorageError):
             await flushing
         disk.is_broken = False
         begun = asyncio.get_running_loop().time()
         await releasing
         assert asyncio.get_running_loop().time() - begun < 0.5
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
         assert await append(logs, 1) == 3
 
     in_world(life)
@@ -327,7 +327,7 @@ def test_a_release_ends_when_its_partition_is_fenced_meanwhile() -> None:
         logs = shards.logs[A]
         waiting = asyncio.ensure_future(append(logs, 1))
         await asyncio.sleep(0)
-        releasing = asyncio.ensure_future(logs.release_partition(1))
+        releasing = asyncio.ensure_future(logs.moves.release_partition(1))
         await asyncio.sleep(0)
         logs.partition(1).fence(StorageError("half changed"))
         with pytest.raises(StorageError, match="half changed"):
@@ -345,7 +345,7 @@ def test_a_release_on_a_full_disk_fails_and_the_partition_goes_on() -> None:
         await stored(logs, 7, 1)
         disk.capacity_bytes = disk._used()
         with pytest.raises(DiskFullError):
-            await logs.release_partition(1)
+            await logs.moves.release_partition(1)
         disk.capacity_bytes = None
         assert await append(logs, 1, 1, number=3) == 3
         assert offsets_of(logs, 7) == [1]
@@ -362,10 +362,10 @@ def test_a_cancelled_release_is_undone_by_resume() -> None:
     async def life(shards: Shards) -> None:
         logs = shards.logs[A]
         await append(logs, 1, 5)
-        releasing = asyncio.ensure_future(logs.release_partition(1))
+        releasing = asyncio.ensure_future(logs.moves.release_partition(1))
         await asyncio.sleep(0)
         releasing.cancel()
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
         assert await append(logs, 1, 1, number=5) == 5
         assert await read_numbers(logs, 1) == list(range(6))
 
@@ -382,14 +382,14 @@ def test_what_an_attempt_that_was_given_up_has_left_does_not_come_back_with_the_
         await append(shards.logs[A], 1, 10)
         for consumer in (7, 8):
             await stored(shards.logs[A], consumer, 9)
-        state = await shards.logs[A].release_partition(1)
-        await shards.logs[B].adopt_partition(world.identity(1, 2), state)
+        state = await shards.logs[A].moves.release_partition(1)
+        await shards.logs[B].moves.adopt_partition(world.identity(1, 2), state)
         if between in ("snapshot", "other file"):
             await shards.logs[B]._snapshot_offsets()
         if between == "other file":
             shards.logs[B].journal.rotate()
         shards.logs[B].forget_partition(1)
-        await shards.logs[A].resume_partition(1)
+        await shards.logs[A].moves.resume_partition(1)
         if between == "restart":
             await shards.close()
             shards = await world.start()
@@ -438,8 +438,8 @@ def test_without_its_event_an_adoption_counts_for_nothing() -> None:
         shards = await world.start()
         await append(shards.logs[A], 1, 10)
         await stored(shards.logs[A], 7, 9)
-        state = await shards.logs[A].release_partition(1)
-        await shards.logs[B].adopt_partition(world.identity(1, 2), state)
+        state = await shards.logs[A].moves.release_partition(1)
+        await shards.logs[B].moves.adopt_partition(world.identity(1, 2), state)
         shards.abandon()
 
     async def check(shards: Shards) -> None:
@@ -458,7 +458,7 @@ def test_files_that_are_not_as_they_were_released_are_not_adopted_and_not_touche
     async def life(shards: Shards) -> None:
         disk = shards.world.disk
         await append(shards.logs[A], 1, 10)
-        state = await shards.logs[A].release_partition(1)
+        state = await shards.logs[A].moves.release_partition(1)
         path = next(path for path in disk.files if "partitions" in path and path.endswith(".log"))
         good = bytes(disk.files[path].current)
         if change == "longer":
@@ -471,17 +471,17 @@ def test_files_that_are_not_as_they_were_released_are_not_adopted_and_not_touche
             node = disk.files.pop(path)
         before = {path: bytes(node.current) for path, node in disk.files.items() if "partitions" in path}
         with pytest.raises(CorruptionError):
-            await shards.logs[B].adopt_partition(shards.world.identity(1, 2), state)
+            await shards.logs[B].moves.adopt_partition(shards.world.identity(1, 2), state)
         assert {path: bytes(node.current) for path, node in disk.files.items() if "partitions" in path} == before
         with pytest.raises(CorruptionError):
-            await shards.logs[A].resume_partition(1)
+            await shards.logs[A].moves.resume_partition(1)
         with pytest.raises(NotOwnerError):
             await append(shards.logs[A], 1)
         if change == "gone":
             disk.files[path] = node
         disk.files.pop(path[:-5] + "9.log", None)
         disk.files[path].current[:] = good
-        await shards.logs[A].resume_partition(1)
+        await shards.logs[A].moves.resume_partition(1)
         assert await read_numbers(shards.logs[A], 1) == list(range(10))
 
     in_world(life)
@@ -520,14 +520,14 @@ def test_the_hook_is_called_before_each_journal_write_and_each_run() -> None:
             return before(file, position, buffers, **more)
 
         disk.write = write  # type: ignore[method-assign]
-        logs.before_submit = lambda: submitted.append("hook")
+        logs.resources.hooks.before_submit = lambda: submitted.append("hook")
         await append(logs, 1, 3)
         await append(logs, 1, 1, size=20_000)
         await logs.flush_partitions(list(logs.partitions))
         assert len(submitted) >= 4
         pairs = [tuple(submitted[place : place + 2]) for place in range(0, len(submitted), 2)]
         assert set(pairs) == {("hook", "write")}
-        logs.before_submit = lambda: None
+        logs.resources.hooks.before_submit = lambda: None
         del disk.write
 
     in_world(life)
@@ -569,7 +569,7 @@ def test_a_stored_batch_is_found_by_its_bytes_once_for_each_that_was_stored(flus
                 pass
 
         async def found(batch: bytearray, first: int, last: int, *taken: int, count: int = 2) -> int | None:
-            return await log.find_batch(batch, count, first, last, set(taken))
+            return await log.reader.find_batch(batch, count, first, last, set(taken))
 
         assert await found(twice, 0, 6) == 0
         assert await found(twice, 0, 6, 0) == 4
@@ -613,13 +613,13 @@ def test_a_release_waits_for_index_files_that_are_being_written() -> None:
         written = asyncio.Event()
         saving = asyncio.ensure_future(written.wait())
         logs.partition(1).index_saves.add(saving)  # type: ignore[arg-type]
-        releasing = asyncio.ensure_future(logs.release_partition(1))
+        releasing = asyncio.ensure_future(logs.moves.release_partition(1))
         for _ in range(500):
             await asyncio.sleep(0)
         assert not releasing.done()
         written.set()
         await releasing
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
 
     in_world(life)
 
@@ -651,9 +651,9 @@ def test_a_hint_of_an_attempt_that_was_given_up_is_not_journaled_behind_the_next
         shards = await world.start()
         source, destination = shards.logs[A], shards.logs[B]
         await append(source, 1, 5)
-        former = await destination.adopt_partition(world.identity(1, 2), await source.release_partition(1))
+        former = await destination.moves.adopt_partition(world.identity(1, 2), await source.moves.release_partition(1))
         destination.forget_partition(1)
-        await source.resume_partition(1)
+        await source.moves.resume_partition(1)
         await append(source, 1, 5, number=5)
         await shards.move([1], B)
         destination._checkpoint.append(former)  # as a checkpoint that was begun before

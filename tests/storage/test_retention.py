@@ -394,10 +394,10 @@ def test_a_partition_that_leaves_during_a_roll_leaves_with_all_that_was_sealed()
         for _ in range(turns):
             await asyncio.sleep(0)
         was_done = look.done()
-        state = await logs.release_partition(1)
+        state = await logs.moves.release_partition(1)
         await look
         assert state.next_offset == 3 and state.segment_base in (0, 3)
-        await logs.resume_partition(1)
+        await logs.moves.resume_partition(1)
         assert await read_offsets(logs, 1, 0) == [0, 1, 2]
         await logs.close()
         return was_done

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardserver.errors import ShardServerError
-from shardserver.storage import shard_log
+from shardserver.storage import journal_growth
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -77,7 +77,7 @@ async def append_to_all(logs: ShardLog, batch: bytes, answered: Callable[[int | 
 
 
 def test_a_disk_at_one_percent_of_its_speed_answers_ten_thousand_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_log, "RING_BYTES_PER_PARTITION", 512)
+    monkeypatch.setattr(journal_growth, "RING_BYTES_PER_PARTITION", 512)
     disk = SlowDisk(1)
     outcomes: list[int | ShardServerError] = []
     used_bytes: list[int] = []

@@ -1,0 +1,49 @@
+"""Growth of the journal's ring while it serves (storage rule 10)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sized
+
+from shardserver.errors import StorageError
+from shardserver.storage.journal import Journal
+from shardserver.storage.log_tasks import LogTasks
+
+log = logging.getLogger(__name__)
+
+# A flush pads each partition.
+RING_BYTES_PER_PARTITION = 64 * 1024
+
+
+class JournalGrowth:
+    """One file after the other, until there are least_files and there is room for each of the shard's partitions."""
+
+    def __init__(self, tasks: LogTasks, partitions: Sized, shard: int, directory: str, least_files: int) -> None:
+        self._tasks, self._partitions, self._shard = tasks, partitions, shard
+        self._directory = os.path.join(directory, "journal")
+        self.least_files = least_files
+        self._growing = self._stopped = False
+
+    def start_if_due(self, journal: Journal) -> None:
+        if not self._growing and self._is_due(journal):
+            self._growing = True
+            self._tasks.start(self._grow(journal))
+
+    def stop(self) -> None:
+        """For good, after the file that is being made."""
+        self._stopped = True
+
+    def _is_due(self, journal: Journal) -> bool:
+        needed = len(self._partitions) * RING_BYTES_PER_PARTITION
+        return not self._stopped and (journal.ring_bytes < needed or journal.files < self.least_files)
+
+    async def _grow(self, journal: Journal) -> None:
+        try:
+            while self._is_due(journal):
+                await journal.grow(self._directory)
+                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": journal.files}})
+        except StorageError as error:  # the ring serves as it is; the next new partition asks again
+            log.warning("journal_not_grown", extra={"fields": {"shard": self._shard, "error": str(error)}})
+        finally:
+            self._growing = False

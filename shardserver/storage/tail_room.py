@@ -1,0 +1,45 @@
+"""Room for new batches in a shard's arena: what is only cached there makes way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardserver.errors import ArenaFullError
+from shardserver.memory.arena import Block
+from shardserver.memory.buffers import Buffer
+from shardserver.storage.resources import LogResources
+from shardserver.storage.turn import Turn
+
+# So much of the cache goes at a time when the arena is full, or the next append would have to look again.
+LEAST_DROP_BYTES = 1 << 20
+
+
+class TailRoom:
+    """Owned by one shard. on_full: told when all that is in the arena is needed."""
+
+    def __init__(self, resources: LogResources, turn: Turn, on_full: Callable[[], None]) -> None:
+        self._resources, self._turn, self._on_full = resources, turn, on_full
+        self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
+
+    def copy(self, batch: Buffer) -> Block:
+        """The batch in the arena. Raises ArenaFullError: all that is there is needed."""
+        while True:
+            try:
+                return self._resources.memory.copy(batch)
+            except ArenaFullError:
+                if not self._drop_cached(len(batch)):
+                    self._on_full()
+                    raise
+
+    def _drop_cached(self, size: int) -> bool:
+        """Let go of about size bytes that disk has too; False: there was nothing."""
+        before = self._turn.tails.bytes
+        if self._may_evict:
+            self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
+            self._may_evict = self._turn.tails.bytes < before
+        return self._turn.tails.bytes < before or self._resources.walks.drop_oldest()
+
+    def evict_after_runs(self) -> None:
+        """Down to the setting. What has come into segments meanwhile may be evicted."""
+        self._may_evict = True
+        self._turn.evict_to(self._resources.settings.tail_bytes)
