@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from shardserver.config import Config, describe
+from shardserver.config import Config
+from shardserver.config_text import describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shardserver.config import Config, PlacementRule, check_rules, describe, known_keys, load
+from shardserver.config import Config, PlacementRule, check_rules, known_keys, load
+from shardserver.config_text import describe
 from shardserver.errors import ConfigError
 
 RULE = '[[placement.rules]]\nstream = "a*"\ntopic = "*"\n'

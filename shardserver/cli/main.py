@@ -17,7 +17,8 @@ from shardserver.cli.groups import add_host, ask_host, groups_text
 from shardserver.cli.placement import placement_text
 from shardserver.cli.reload import reload_text
 from shardserver.cli.root_password import first_password_hash, given_password
-from shardserver.config import Config, Sources, check_rules, describe, load
+from shardserver.config import Config, Sources, check_rules, load
+from shardserver.config_text import describe
 from shardserver.errors import ShardServerError
 from shardserver.supervisor import logs, resources
 from shardserver.supervisor.cores import CoreChoice, choose_accepting, choose_cores, this_machine

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shardserver.config import Config, describe
+from shardserver.config import Config
+from shardserver.config_text import describe
 from shardserver.core import snapshot
 from shardserver.core.snapshot import Material, build_archive
 from shardserver.protocol.system import COMPRESSIONS, SnapshotRequest
