@@ -107,8 +107,9 @@ def _judge(server: ShardedServer, members: Members, stack: ExitStack) -> bool:
     good: list[bool] = []
     timed("sync of all members", lambda: good.append(members.sync_all()))
     used = memory_bytes(server)
-    each = (used - before_bytes) / len(members.all)
-    print(f"memory of all shards {used >> 20} MiB, of that {each:.0f} B a membership")
+    print(
+        f"memory of all shards {used >> 20} MiB, of that {(used - before_bytes) / len(members.all):.0f} B a membership"
+    )
     return _disturb(server.address, members.of_first_group(), root) and all(good)
 
 
@@ -125,9 +126,9 @@ def _disturb(server: str, members: list[WireConnection], extra: WireConnection) 
         joins = number % 2 == 0
         due = time.monotonic()
         extra.ask(Command.JOIN_GROUP if joins else Command.LEAVE_GROUP, address(0))
-        owned = [partition for one in [*members, *[extra] * joins] for partition in partitions_of(one, 0)]
+        owned = [partitions_of(one, 0) for one in [*members, *[extra] * joins]]
         lasted.append(time.monotonic() - due)
-        good = good and are_shared_out(owned)
+        good = good and are_shared_out([number for one in owned for number in one])
     ended = time.monotonic()
     ours.send(None)
     sends = ours.recv()
