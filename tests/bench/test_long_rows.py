@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def test_memory_that_settles_is_no_growth_and_a_leak_is() -> None:
 
 def test_private_memory_is_that_of_the_process_without_shared_memory() -> None:
     before = private_memory_bytes(os.getpid())
-    held = bytearray(os.urandom(32 << 20))
+    held = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # malloc may have had its pages before
+    held.write(os.urandom(len(held)))
     assert private_memory_bytes(os.getpid()) >= before + len(held) * 0.9
     shared = os.memfd_create("shared")
     try:
