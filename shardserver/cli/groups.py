@@ -12,6 +12,7 @@ from shardserver.client.group_lag import read_group_lag
 from shardserver.errors import ShardServerError
 
 PASSWORD_VARIABLE, ROOT_VARIABLE = "SHARDSERVER_PASSWORD", "SHARDSERVER_ROOT_PASSWORD"
+ROOT_NAME = "iggy"
 
 COLUMNS = ("stream", "topic", "group", "partition", "owner", "committed", "end", "lag")
 NUMBERS = frozenset(COLUMNS[3:])
@@ -28,13 +29,14 @@ def groups_text(answer: dict[str, Any]) -> str:
 
 def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", metavar="HOST:PORT", help="ask there as a client does, instead of on this machine")
-    password = f"--host: whose password is in {PASSWORD_VARIABLE} or, for root, in {ROOT_VARIABLE} (default: iggy)"
-    command.add_argument("--user", metavar="NAME", default="iggy", help=password)
+    password = f"--host: who asks ({ROOT_NAME}); password: in {PASSWORD_VARIABLE}, of root also in {ROOT_VARIABLE}"
+    command.add_argument("--user", metavar="NAME", default=ROOT_NAME, help=password)
 
 
 def ask_host(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises ShardServerError: no such server, or no such user there."""
-    password = os.environ.get(PASSWORD_VARIABLE, os.environ.get(ROOT_VARIABLE))
+    of_root = os.environ.get(ROOT_VARIABLE) if arguments.user == ROOT_NAME else None
+    password = os.environ.get(PASSWORD_VARIABLE, of_root)
     if password is None:
         raise ShardServerError(f"--host needs the password of {arguments.user} in {PASSWORD_VARIABLE}")
     host, _, port = arguments.host.rpartition(":")
