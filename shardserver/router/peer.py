@@ -19,7 +19,7 @@ import mmap
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 __all__ = ["LENT", "Answered", "Kind", "Peer", "PeerStatistics", "Question", "Request", "Rings", "ServeRequest"]
 
 DRAIN_SLOTS = 256
+LEAST_PIECE_BYTES = 4096
 _PART = struct.Struct("<QQ")  # position, length
 _BASE = struct.Struct("<Q")
 
@@ -252,8 +253,8 @@ class Peer:
         if elsewhere + len(buffers) * _PART.size > self._arena.bytes - self._arena.used_bytes:
             return False  # known before a byte is copied: this is tried again and again
         try:
-            kept: list[Buffer] = [self._in_arena(part) for part in buffers]
-            parts = [_PART.pack(self._arena.position_of(part), len(part)) for part in kept]
+            kept = [piece for part in buffers for piece in self._in_arena(part)]
+            parts = [_PART.pack(self._arena.position_of(piece), len(piece)) for piece in kept]
             table = self._arena.copy(b"".join(parts))
         except ArenaFullError:
             return False
@@ -263,8 +264,22 @@ class Peer:
         self._lent[number] = [table, *kept]
         return True
 
-    def _in_arena(self, part: Buffer) -> Buffer:
-        return part if self._arena.position_of(part) >= 0 else self._arena.copy(part)
+    def _in_arena(self, part: Buffer) -> Iterator[Buffer]:
+        """In pieces where no block of the arena is as large: what is free may lie between what others keep for long."""
+        if self._arena.position_of(part) >= 0:
+            yield part
+            return
+        rest, size = memoryview(part), len(part)
+        while rest:
+            try:
+                piece = self._arena.copy(rest[:size])
+            except ArenaFullError:
+                if size <= LEAST_PIECE_BYTES:
+                    raise
+                size //= 2
+                continue
+            yield piece
+            rest = rest[size:]
 
     # The rings
 

@@ -244,7 +244,7 @@ def main() -> int:
         test = ChaosTest(Path(name), mounted, connections)
         try:
             return 0 if asyncio.run(test.run(arguments.seconds)) else 1
-        except AssertionError:
+        except (AssertionError, RuntimeError):
             print(test.server.log()[-4000:], file=sys.stderr)
             raise
         finally:

@@ -103,6 +103,22 @@ def test_what_lies_in_the_arena_is_lent_where_it_lies_and_other_bytes_are_copied
         parts[1][0] = 1
 
 
+def test_an_answer_is_lent_in_pieces_where_free_memory_is_scattered() -> None:
+    one, other = make_pair()
+    got: list[Outcome] = []
+    blocks = [other.arena.allocate(16384) for _ in range(MIB // 16384)]
+    del blocks[::2]  # half of it is free, and no two neighbours
+    said = os.urandom(300_000)
+    one.ask(got)
+    settle(one, other)
+    other.answer(Answer(b"head", [said]))
+    settle(one, other)
+    assert read_all(got[0]) == b"head" + said
+    got.clear()
+    settle(one, other)
+    assert other.arena.used_bytes == len(blocks) * 16384
+
+
 def test_the_last_view_that_goes_gives_the_buffers_back() -> None:
     one, other = make_pair()
     got: list[Outcome] = []
