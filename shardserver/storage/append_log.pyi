@@ -36,6 +36,7 @@ class AppendLog(Target):
     closed: NotOwnerError | None
     set_aside: StorageError | None
     running: int
+    on_append: Callable[[], object] | None
     is_served: bool
     is_late: bool
     def __init__(

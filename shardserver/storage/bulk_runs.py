@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from shardserver.storage.direct_run import DirectRun
 from shardserver.storage.log_tasks import LogTasks
 from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.run_budget import RunBudget, Share
 from shardserver.storage.turn import Turn
 
 # In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
@@ -16,31 +18,31 @@ SMALL_LASTS_S = 0.1
 
 
 class BulkRuns:
-    """The direct runs of one shard. most_bytes: of one run. on_end: told of the partition whose run has ended."""
+    """The direct runs of one shard. most_bytes: of one write. on_end: told of the partition whose run has ended."""
 
     def __init__(self, turn: Turn, tasks: LogTasks, most_bytes: int, on_end: Callable[[PartitionLog], None]) -> None:
         self._turn, self._tasks, self._most_bytes, self._on_end = turn, tasks, most_bytes, on_end
-        self._in_flight_bytes = 0
+        self._budget = RunBudget(self._limit_bytes, turn.look_again)
 
-    def start(self, small_at: float) -> None:
-        """Those that are due and may go. small_at: when a small append was written last, in the loop's seconds."""
-        bulk = self._turn.bulk()
+    def _limit_bytes(self) -> int:
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
-        small = asyncio.get_running_loop().time() - small_at < SMALL_LASTS_S or self._turn.any_small()
-        limit = BULK_BESIDE_SMALL_BYTES if small else BULK_BYTES
-        for partition in bulk:
-            most = min(limit, self._most_bytes)
-            size = min(partition.unwritten_bytes, most)
-            if self._in_flight_bytes and self._in_flight_bytes + size > limit:
-                return  # held back, dirty, until a run has ended
-            self._turn.take(partition)
-            self._in_flight_bytes += size
-            self._tasks.start(self._run(partition, size, most))
+        is_recent = asyncio.get_running_loop().time() - self._turn.small_at < SMALL_LASTS_S
+        return BULK_BESIDE_SMALL_BYTES if is_recent or self._turn.any_small() else BULK_BYTES
 
-    async def _run(self, partition: PartitionLog, size: int, most_bytes: int) -> None:
+    def start(self) -> None:
+        """Those that are due and may go. The others stay dirty."""
+        for partition in self._turn.bulk():
+            most, share = min(self._budget.limit_bytes(), self._most_bytes), Share(self._budget)
+            if not share.take(min(partition.unwritten_bytes, most)):
+                return
+            self._turn.take(partition)
+            self._tasks.start(self._run(partition, most, share))
+
+    async def _run(self, partition: PartitionLog, most_bytes: int, share: Share) -> None:
         try:
-            await partition.direct(most_bytes)
+            await DirectRun(partition, most_bytes, share).run()
         except Exception as error:  # a bug: this partition may be half changed, the others are not
             partition.fence_after_bug("a run", error)
-        self._in_flight_bytes -= size
+        share.give_back()
         self._on_end(partition)
+        self._turn.look_again()

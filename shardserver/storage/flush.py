@@ -31,10 +31,15 @@ BUILD_CONCURRENCY = 4  # new segments are made for some of them
 
 @dataclass(frozen=True, slots=True)
 class FlushWrite:
-    """A run, and the segment at whose end it is to stand."""
+    """A run, and where in its segment it is to stand."""
 
     segment: Segment
+    position: int
     run: Run
+
+    @property
+    def end(self) -> int:
+        return self.position + self.run.size_bytes
 
 
 def take_group(left: deque[PartitionLog]) -> tuple[list[PartitionLog], list[PartitionLog]]:
@@ -72,7 +77,7 @@ async def flush_group(resources: LogResources, partitions: Sequence[PartitionLog
     errors = [one if isinstance(one, StorageError) else None for one in built]
     writes = [(number, one) for number, one in enumerate(built) if isinstance(one, FlushWrite)]
     resources.hooks.before_submit()
-    group = [(one.segment.file, one.segment.end, one.run.buffers) for _, one in writes]
+    group = [(one.segment.file, one.position, one.run.buffers) for _, one in writes]
     for (number, _), error in zip(
         writes, await write_group_synced(resources.disk, resources.faults, group), strict=True
     ):

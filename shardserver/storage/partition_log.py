@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardserver.errors import (
@@ -34,7 +34,7 @@ from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import PartitionIdentity
-from shardserver.storage.synced_write import cut_synced, write_synced
+from shardserver.storage.synced_write import cut_synced
 from shardserver.storage.tail import TailEntry
 from shardserver.storage.turn import Turn
 
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 # How much an active segment grows between two writings of its index, and from what size on an index is worth a file.
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
 
-MAX_COUNT = 1 << 62
 FENCED = EventRate()  # of this process, which is one shard
 
 
@@ -70,7 +69,7 @@ class PartitionLog(PartitionState):
         self._idle.set()
         self._flush_aim = 0
         self._roll_due = False
-        self._failed = False
+        self._failed = self.is_hurried = False
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
         self._removal = asyncio.Lock()
         self._deleted = DeletedSegments(resources, directory)
@@ -98,34 +97,6 @@ class PartitionLog(PartitionState):
             log.error("partition_fenced", exc_info=error, extra={"fields": fields})
 
     # Runs
-
-    async def direct(self, most_bytes: int) -> None:
-        """One run of what only the journal holds and about most_bytes of what waits, with its own sync (rule 2)."""
-        if self.running:  # a flush began between the decision and this task; its end wakes us again
-            return
-        if self.is_memory:
-            await self._flush_memory()
-            return
-        self._begin_run(Running.DIRECT)
-        fallback = self.next_offset
-        try:
-            self.stamp_waiting(most_bytes)
-            end = self.next_offset
-            if self.flushed_end < end:  # else what waited was refused meanwhile
-                await self._write_run(end, on_written=lambda: self.note_written(end))
-            self.journaled_end = max(self.journaled_end, end)
-            self.note_durable(end)
-        except StorageError as error:
-            self.roll_back(max(fallback, self.high_watermark), error)
-            log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
-        finally:
-            self._end_run()
-
-    async def _flush_memory(self) -> None:
-        try:
-            await self.flush()
-        except StorageError as error:  # what was acknowledged stays in memory; the end of the run tries again
-            log.warning("run_failed", extra={"fields": {"partition": self.uid, "error": str(error)}})
 
     async def flush(self) -> None:
         """Move acknowledged bytes that only the journal holds into the segment.
@@ -157,20 +128,20 @@ class PartitionLog(PartitionState):
     def begin_flush(self) -> None:
         """No other run is in flight, and none begins before the end of this one. Every begin has its end_flush."""
         assert not self.running
-        self._begin_run(Running.FLUSH)
+        self.begin_run(Running.FLUSH)
 
     async def build_flush(self) -> FlushWrite | None:
         """What is to be written; None: nothing. Raises StorageError: there is no segment to write it into."""
         if self.flushed_end >= self._flush_limit:
             return None
-        await self._segment_for_run(self.flushed_end)
+        await self.segment_for_run(self.flushed_end)
         return self.build_flush_here()
 
     def build_flush_here(self) -> FlushWrite | None:
         """As build_flush, of one that needs no new segment."""
         if self.flushed_end >= self._flush_limit:
             return None
-        return self._build_write(self.segments[-1], self._flush_limit, self._settings.flush_run_bytes)
+        return self.build_write(self.segments[-1], self._flush_limit, self._settings.flush_run_bytes)
 
     @property
     def needs_segment(self) -> bool:
@@ -181,21 +152,21 @@ class PartitionLog(PartitionState):
         """error: why it was not built, or not written or synced."""
         try:
             if write is not None:
-                await self._end_write(write, error)
+                await self.end_writes([write], error)
             if write is not None and error is None:
                 self.journaled_end = max(self.journaled_end, self.flushed_end)
                 self.note_durable(self.flushed_end)
         finally:
-            self._end_run()
+            self.finish_run()
 
     def roll_at_next_run(self) -> None:
         self._roll_due = True
 
-    def _begin_run(self, kind: Running) -> None:
-        self.running = kind
+    def begin_run(self, kind: Running) -> None:
+        self.running, self.is_hurried = kind, False
         self._idle.clear()
 
-    def _end_run(self) -> None:
+    def finish_run(self) -> None:
         self.running = Running.IDLE
         self.recount_backlog()
         self.release_acks()
@@ -208,37 +179,28 @@ class PartitionLog(PartitionState):
         else:
             self._turn.mark_dirty(self)
 
-    def _build_write(self, segment: seg.Segment, limit: int, most_bytes: int) -> FlushWrite:
-        """Of what is in no segment yet: most_bytes of it, below the offset limit."""
-        pool, mark_from = self.resources.staging, segment.index.next_mark(segment.end)
-        whole_bytes = self._settings.whole_bytes
-        return FlushWrite(
-            segment, build_run(self.tail, self.flushed_end, limit, most_bytes, pool, whole_bytes, mark_from)
-        )
+    def build_write(
+        self, segment: seg.Segment, limit: int, most_bytes: int, behind: FlushWrite | None = None
+    ) -> FlushWrite:
+        """Of what is in no segment yet: most_bytes of it, below the offset limit. behind: a write not ended yet."""
+        start = behind.run.end_offset if behind is not None else self.flushed_end
+        position = behind.end if behind is not None else segment.end
+        pool, mark_from = self.resources.staging, segment.index.next_mark(position)
+        run = build_run(self.tail, start, limit, most_bytes, pool, self._settings.whole_bytes, mark_from)
+        return FlushWrite(segment, position, run)
 
-    async def _write_run(self, limit: int, on_written: Callable[[], None]) -> None:
-        segment = await self._segment_for_run(self.flushed_end)
-        write, error = self._build_write(segment, limit, MAX_COUNT), None
-        self.resources.hooks.before_submit()
-        try:
-            buffers = write.run.buffers
-            await write_synced(self._disk, self.resources.faults, segment.file, segment.end, buffers, on_written)
-        except StorageError as failure:
-            error = failure
-        await self._end_write(write, error)
+    async def end_writes(self, writes: Sequence[FlushWrite], error: StorageError | None) -> None:
+        """All of them are durable, or error: nobody knows of any."""
+        for write in writes:
+            write.run.give_back(self.resources.staging)
         if error is not None:
-            raise error
-
-    async def _end_write(self, write: FlushWrite, error: StorageError | None) -> None:
-        segment, run = write.segment, write.run
-        run.give_back(self.resources.staging)
-        if error is not None:
-            await self._cut_failed_run(segment, error)
+            await self._cut_failed_run(writes[0].segment, error)
             return
-        for base_offset, place, timestamp in run.marks:
-            segment.index.add(base_offset, segment.end + place, timestamp)
-        segment.end += run.size_bytes
-        self.flushed_end = run.end_offset
+        for write in writes:
+            for base_offset, place, timestamp in write.run.marks:
+                write.segment.index.add(base_offset, write.position + place, timestamp)
+            write.segment.end = write.end
+            self.flushed_end = write.run.end_offset
 
     async def _cut_failed_run(self, segment: seg.Segment, error: StorageError) -> None:
         """Cut physically, or a whole leftover of this run could revive (storage rule 4).
@@ -253,7 +215,7 @@ class PartitionLog(PartitionState):
         except StorageError:
             self._roll_due = True
 
-    async def _segment_for_run(self, base_offset: int) -> seg.Segment:
+    async def segment_for_run(self, base_offset: int) -> seg.Segment:
         active = self.segments[-1] if self.segments else None
         if active is not None and not self.needs_segment:
             return active
@@ -376,12 +338,12 @@ class PartitionLog(PartitionState):
             await self.end_run()
             if not self._may_roll:
                 return False
-            self._begin_run(Running.FLUSH)
+            self.begin_run(Running.FLUSH)
             try:
                 self._roll_due = True
-                await self._segment_for_run(self.flushed_end)
+                await self.segment_for_run(self.flushed_end)
             finally:
-                self._end_run()
+                self.finish_run()
             return True
 
     @property
@@ -390,9 +352,16 @@ class PartitionLog(PartitionState):
             return False
         return self.segments[-1].base_offset < self.flushed_end
 
+    def hurry(self) -> None:
+        """A run that could take more comes to its end."""
+        self.is_hurried = True
+        if self.on_append is not None:
+            self.on_append()
+
     async def end_run(self) -> None:
         """Wait until no run is in flight."""
         while self.running:
+            self.hurry()
             await self._idle.wait()
 
     async def close(self) -> None:

@@ -153,13 +153,11 @@ class ShardLog(ShardTurn):
     # What a turn does beside journal writes
 
     def _start_runs(self) -> None:
-        self._bulk.start(self._small_at)
+        self._bulk.start()
 
     def _end_bulk(self, partition: PartitionLog) -> None:
         self._note_run(partition)
         self._evict_after_runs()
-        if self._turn.dirty:
-            self._schedule_turn()
 
     def _note_run(self, partition: PartitionLog) -> None:
         self._pins.unpin(partition)
@@ -306,6 +304,7 @@ class ShardLog(ShardTurn):
             for one in partitions:
                 if one.fenced is not None:
                     raise one.fenced
+                one.hurry()
             if self._closing:
                 raise StorageError("the shard ends")
             busy = self._in_flight

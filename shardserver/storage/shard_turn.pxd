@@ -35,7 +35,6 @@ cdef class ShardTurn:
     cdef bint _lingered
     cdef object _linger
     cdef readonly WriteContent _in_flight
-    cdef readonly double _small_at
     cdef public bint _is_watched
     # What keeps journal files: logs by the sequence of the oldest one that they need, and the oldest uncovered offset.
     cdef readonly dict _pinned

@@ -29,7 +29,6 @@ class ShardTurn:
     _checkpoint_sequence: int
     _force_write: bool
     _in_flight: WriteContent | None
-    _small_at: float
     _is_watched: bool
     _pinned: dict[int, dict[PartitionLog, None]]
     _uncovered_offsets: int

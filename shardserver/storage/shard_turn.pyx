@@ -151,7 +151,7 @@ cdef class ShardTurn:
         cdef uint64_t oldest_live
         self._force_write = False
         if len(content.batches) or content.offsets:
-            self._small_at = self.loop().time()
+            self._turn.small_at = self.loop().time()
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()
         self._in_flight, self._turn.is_writing = content, True

@@ -13,6 +13,7 @@ cdef class SyncFaults:
     cdef public SyncTimes times
     cdef public double slow_s
 
+    cdef int note_time(self, path, double seconds, files) except -1
     cdef uint64_t count(self) except? 0xFFFFFFFFFFFFFFFF
 
 

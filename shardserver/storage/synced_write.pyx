@@ -44,6 +44,11 @@ cdef class SyncFaults:
         cdef uint64_t others = self.others() if self.others is not None else 0
         return self.own + others
 
+    cdef int note_time(self, path, double seconds, files) except -1:
+        if seconds >= self.slow_s and self.on_slow is not None:
+            self.on_slow(path, seconds, files)
+        return 0
+
     def note(self):
         self.own += 1
         if self.on_fault is not None:
@@ -60,8 +65,7 @@ cdef class SyncedWrite:
 
     def ended(self, error):
         cdef double seconds = _now_s() - self._began_s
-        if seconds >= self._faults.slow_s and self._faults.on_slow is not None:
-            self._faults.on_slow(self._file.path, seconds, 1)
+        self._faults.note_time(self._file.path, seconds, 1)
         if self._faults.times is not None:
             self._faults.times.add(seconds)
         if error is not None:
@@ -105,11 +109,13 @@ async def sync_noted(disk, SyncFaults faults, file, uint64_t since):
     since: the number of faults before the first change that it covers. Raises StorageError: it failed, or a sync
     failed since then, in any file; what this one holds is unknown.
     """
+    cdef double began_s = _now_s()
     try:
         await disk.sync(file)
     except StorageError:
         faults.note()
         raise
+    faults.note_time(file.path, _now_s() - began_s, 1)
     if faults.count() != since:
         raise StorageError(f"{file.path}: another sync failed meanwhile, and may have dropped what this one covers")
 
@@ -141,8 +147,7 @@ async def write_group_synced(disk, SyncFaults faults, writes):
         before, began_s = faults.count(), _now_s()
         results = await disk.write_group([writes[number] for number in left])
         seconds = _now_s() - began_s
-        if seconds >= faults.slow_s and faults.on_slow is not None:
-            faults.on_slow(writes[left[0]][0].path, seconds, len(left))
+        faults.note_time(writes[left[0]][0].path, seconds, len(left))
         for number, error in zip(left, results, strict=True):
             outcomes[number] = error
             if error is not None:

@@ -28,6 +28,7 @@ cdef class Turn(Wakers):
     cdef public bint is_scheduled
     cdef public bint is_lingering
     cdef public bint is_writing
+    cdef public double small_at
     cdef readonly uint64_t wakes
 
     cdef int list_dirty(self, AppendLog log) except -1

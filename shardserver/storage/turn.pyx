@@ -59,8 +59,8 @@ cdef class Turn(Wakers):
 
     dirty: how many logs have something to write. tails: bytes in memory.
     is_scheduled, is_lingering: kept by the caller; while one is set, what it stands for is not asked for again.
-    is_writing: kept by the caller; a journal write is in flight, whose end looks for more. wakes: how often a log had
-    something new.
+    is_writing, small_at: kept by the caller; a journal write is in flight, whose end looks for more; when a small append
+    was written last, in the loop's seconds. wakes: how often a log had something new.
     """
 
     def __init__(self, schedule, linger):
@@ -74,6 +74,9 @@ cdef class Turn(Wakers):
         if not log.is_served:
             return 0
         self.wakes += 1
+        if log.on_append is not None:  # its run may take it; the end of that looks again
+            log.on_append()
+            return 0
         if not log._is_dirty:
             self.list_dirty(log)
         if log.has_due_work():
@@ -90,6 +93,11 @@ cdef class Turn(Wakers):
             log._is_listed = True
             self._listed.append(log)
         return 0
+
+    def look_again(self):
+        """Have a turn if a log is dirty: one that was held back may go now."""
+        if self.dirty and not self.is_scheduled:
+            self._schedule()
 
     def dirty_logs(self):
         cdef AppendLog log

@@ -30,7 +30,7 @@ ACKNOWLEDGED = f"{TESTS}/test_acknowledged.py"
 LOG_FAULTS = f"{TESTS}/test_log_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
 APPENDS = f"{TESTS}/test_append_log.py"
-RULES = f"{TESTS}/test_rules.py"
+RULES, UNSYNCED = f"{TESTS}/test_rules.py", f"{TESTS}/test_unsynced_runs.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
 
@@ -73,6 +73,22 @@ MUTANTS = [
         "results = await disk.write_group([writes[number] for number in left])",
         "results = [await disk.write(*writes[number]) for number in left]",
         (POWER_LOSS,),
+    ),
+    Mutant(
+        "unsynced-runs",
+        "8: what a `write` topic's runs left unsynced is synced before the partition uses the journal",
+        f"{STORAGE}/direct_run.py",
+        "                await sync_noted(self._disk, self._faults, segment.file, since)\n",
+        "                pass\n",
+        (f"{UNSYNCED}::test_a_small_append_goes_to_the_journal_behind_the_sync",),
+    ),
+    Mutant(
+        "unsynced-fault",
+        "20: a failed sync of another file fails all of them",
+        f"{STORAGE}/direct_run.py",
+        "sync_noted(self._disk, self._faults, segment.file, since)",
+        "sync_noted(self._disk, self._faults, segment.file, self._faults.number)",
+        (f"{UNSYNCED}::test_a_failed_sync_fails_all_writes_before_it_and_nothing_is_lost",),
     ),
     Mutant(
         "sync-again",

@@ -1,0 +1,131 @@
+"""Direct runs: bulk goes into its segment at once, without the journal (storage rule 2).
+
+One of `fsync` is a write with its sync. One of `write` may be several writes, each answered when the device has taken
+it, and one sync behind them (rule 8): nothing of the partition uses the journal before it, and a write or sync that
+fails, in whatever file, fails all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from shardserver.errors import StorageError
+from shardserver.storage.append_log import Running
+from shardserver.storage.run_budget import Share
+from shardserver.storage.settings import Durability
+from shardserver.storage.synced_write import sync_noted, write_synced
+
+if TYPE_CHECKING:
+    from shardserver.storage.flush import FlushWrite
+    from shardserver.storage.partition_log import PartitionLog
+    from shardserver.storage.segment import Segment
+
+log = logging.getLogger(__name__)
+
+# What may be answered and not synced, of one partition (rule 8).
+UNSYNCED_BYTES, UNSYNCED_S = 16 << 20, 0.1
+MAX_BYTES = 1 << 62
+
+
+class DirectRun:
+    """Of one partition; used once. share: of the bytes that all runs may have in flight, taken for the first write."""
+
+    def __init__(self, partition: PartitionLog, most_bytes: int, share: Share) -> None:
+        self._partition, self._most_bytes, self._share = partition, most_bytes, share
+        self._disk, self._faults = partition.resources.disk, partition.resources.faults
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """What only the journal holds and about most_bytes of what waits, until it is synced or refused."""
+        partition = self._partition
+        if partition.running:  # a flush began between the decision and this task; its end wakes us again
+            return
+        if partition.is_memory:
+            await self._flush()
+            return
+        partition.begin_run(Running.DIRECT)
+        fallback = partition.next_offset
+        try:
+            partition.stamp_waiting(self._most_bytes)
+            if partition.flushed_end < partition.next_offset:  # else what waited was refused meanwhile
+                await self._write()
+            partition.journaled_end = max(partition.journaled_end, partition.flushed_end)
+            partition.note_durable(partition.flushed_end)
+        except StorageError as error:
+            partition.roll_back(max(fallback, partition.high_watermark), error)
+            self._tell(error)
+        finally:
+            partition.finish_run()
+
+    async def _flush(self) -> None:
+        try:
+            await self._partition.flush()
+        except StorageError as error:  # what was acknowledged stays in memory; the end of the run tries again
+            self._tell(error)
+
+    def _tell(self, error: StorageError) -> None:
+        log.warning("run_failed", extra={"fields": {"partition": self._partition.uid, "error": str(error)}})
+
+    async def _write(self) -> None:
+        writes: list[FlushWrite] = []
+        error: StorageError | None = None
+        segment = await self._partition.segment_for_run(self._partition.flushed_end)
+        since = self._faults.number
+        try:
+            if self._partition.identity.durability is Durability.WRITE:
+                await self._write_several(segment, writes)
+                await sync_noted(self._disk, self._faults, segment.file, since)
+            else:
+                write = self._build(segment, writes)
+                await write_synced(self._disk, self._faults, segment.file, write.position, write.run.buffers)
+        except StorageError as failure:
+            error = failure
+        await self._partition.end_writes(writes, error)
+        if error is not None:
+            raise error
+
+    def _build(self, segment: Segment, writes: list[FlushWrite]) -> FlushWrite:
+        """Of all that is stamped, behind the last of `writes`, to which it is added."""
+        behind = writes[-1] if writes else None
+        writes.append(self._partition.build_write(segment, self._partition.next_offset, MAX_BYTES, behind))
+        self._partition.resources.hooks.before_submit()
+        return writes[-1]
+
+    # Several writes before a sync
+
+    async def _write_several(self, segment: Segment, writes: list[FlushWrite]) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + UNSYNCED_S
+        alarm = loop.call_at(until, self._woken.set)
+        self._partition.on_append = self._woken.set
+        try:
+            while True:
+                write = self._build(segment, writes)
+                await self._disk.write(segment.file, write.position, write.run.buffers)
+                self._share.give_back()
+                self._partition.note_written(write.run.end_offset)
+                if not await self._has_more(write, until):
+                    return
+                self._partition.stamp_waiting(self._most_bytes)
+        finally:
+            alarm.cancel()
+            self._partition.on_append = None
+
+    async def _has_more(self, last: FlushWrite, until: float) -> bool:
+        """Bulk has come in time, and another write may take it. What is small waits for the sync and the journal."""
+        partition, loop = self._partition, asyncio.get_running_loop()
+        while not partition.has_waiting and not partition.is_hurried and loop.time() < until:
+            self._woken.clear()
+            await self._woken.wait()
+        size = min(partition.waiting_bytes, self._most_bytes)
+        return (
+            not partition.is_hurried
+            and partition.fenced is None
+            and loop.time() < until
+            and partition.waiting_bytes >= partition.resources.settings.direct_bytes
+            and last.end - last.segment.end + size <= UNSYNCED_BYTES
+            and last.end < partition.identity.segment_bytes
+            and self._share.take(size)
+        )
