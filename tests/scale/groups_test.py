@@ -12,14 +12,17 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
+import psutil
+
 from shardserver.protocol.addresses import GroupAddress
 from shardserver.protocol.groups import CreateGroupRequest
 from shardserver.protocol.table import Command
-from tests.scale.sessions_test import SHARDS, memory_bytes, timed
+from tests.scale.sessions_test import SHARDS, memory_bytes
 from tests.sharded_server import ShardedServer
 from tests.wire_connection import WireConnection
 
@@ -57,6 +60,22 @@ class Members:
 
     def of_first_group(self) -> list[WireConnection]:
         return self.all[:: self._groups]
+
+
+class Stopwatch:
+    """Prints what a step took by the clock, and of the processors: where others use the machine, only that tells."""
+
+    def __init__(self, server: ShardedServer) -> None:
+        self._shards = [psutil.Process(server.shard_pid(number)) for number in range(SHARDS)]
+
+    def __call__(self, what: str, step: Callable[[], object]) -> None:
+        began, shards_s, own_s = time.monotonic(), self._cpu_s(), time.process_time()
+        step()
+        took, shards_s, own_s = time.monotonic() - began, self._cpu_s() - shards_s, time.process_time() - own_s
+        print(f"{what:<50}{took:>10.2f} s; CPU of the shards {shards_s:.2f} s, of the client {own_s:.2f} s", flush=True)
+
+    def _cpu_s(self) -> float:
+        return sum(one.cpu_times().user + one.cpu_times().system for one in self._shards)
 
 
 def address(group: int) -> GroupAddress:
@@ -100,7 +119,8 @@ def _judge(server: ShardedServer, members: Members, stack: ExitStack) -> bool:
     root.create_stream("s")
     root.create_topic("s", "t", PARTITIONS)
     root.create_topic("s", "other", 1)
-    timed("connect all members, logged in", members.connect)
+    timed = Stopwatch(server)
+    timed("connect and log in all members", members.connect)
     before_bytes = memory_bytes(server)
     timed("create the groups", members.create_groups)
     timed("join of all members", members.join_all)
