@@ -17,7 +17,7 @@ from shardserver.protocol.offsets import Progress
         (3, 99, 0, Progress(3, None, 0)),
         (9, 3, 4, Progress(9, 3, 0)),
     ],
-    ids="empty new behind end expired new-expired all-expired cut".split(),
+    ids=["empty", "new", "behind", "end", "expired", "new-expired", "all-expired", "cut"],
 )
 def test_lag_counts_what_is_kept_behind_the_committed_offset(
     committed: int | None, current_offset: int, messages_count: int, expected: Progress
