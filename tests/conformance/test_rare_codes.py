@@ -50,9 +50,9 @@ def code_of_last(site: Site, command: Command) -> int | str:
     return site.exchanges(command)[-1].code
 
 
-def make_topic(connection: WireConnection, stream: str) -> None:
+def make_topic(connection: WireConnection, stream: str, partitions: int = 1) -> None:
     connection.ask(Command.CREATE_STREAM, CreateStreamRequest(stream, {}))
-    connection.ask(Command.CREATE_TOPIC, CreateTopicRequest(stream, 1, "t", {}))
+    connection.ask(Command.CREATE_TOPIC, CreateTopicRequest(stream, partitions, "t", {}))
 
 
 def test_a_repeat_whose_reply_is_no_longer_kept_is_told_so(site: Site) -> None:
@@ -133,7 +133,7 @@ def test_a_poll_of_a_damaged_batch_is_refused(configured_site: MakeSite) -> None
         for number in range(4):
             connection.send_payloads("t", 0, f"number {number} ".encode().ljust(1 << 20, b"x"), stream=site.stream)
     site.tapped.end(killed=False)
-    damage(site.tapped.server.data, b"number 1 ")
+    flip(*place_of(site.tapped.server.data, b"number 1 "))
     site.tapped.start_again()
     with WireConnection(site.address) as connection:
         assert connection.payloads("t", 0, count=1, stream=site.stream)[0].startswith(b"number 0 ")
@@ -143,9 +143,38 @@ def test_a_poll_of_a_damaged_batch_is_refused(configured_site: MakeSite) -> None
         assert connection.payloads("t", 0, value=3, count=1, stream=site.stream)[0].startswith(b"number 3 ")
 
 
-def damage(data: Path, payload: bytes) -> None:
-    """A bit in the message that begins so, in its segment."""
-    (file,) = (data / "partitions").glob("*/*.log")
+def test_a_send_to_a_partition_that_recovery_has_set_aside_is_refused(configured_site: MakeSite) -> None:
+    site = configured_site("")
+    with WireConnection(site.address) as connection:
+        make_topic(connection, site.stream, partitions=2)
+        for partition in range(2):
+            payload = f"partition {partition} ".encode().ljust(1 << 20, b"x")
+            connection.send_payloads("t", partition, payload, stream=site.stream)
+    site.tapped.end(killed=False)
+    flip(*place_of(site.tapped.server.data, b"partition 0 "), in_header=True)
+    site.tapped.start_again()
+    with WireConnection(site.address) as connection:
+        with pytest.raises(RequestRefusedError):
+            connection.send_payloads("t", 0, b"x", stream=site.stream)
+        assert code_of_last(site, Command.SEND_MESSAGES) == Code.IO_ERROR
+        with pytest.raises(RequestRefusedError):
+            connection.payloads("t", 0, stream=site.stream)
+        assert code_of_last(site, Command.POLL_MESSAGES) == Code.DAMAGED_BATCH
+        assert connection.send_payloads("t", 1, b"x", stream=site.stream) == 1
+
+
+def place_of(data: Path, payload: bytes) -> tuple[Path, int]:
+    """The segment that holds a message which begins so, and where."""
+    (found,) = [
+        (file, raw.index(payload))
+        for file in (data / "partitions").glob("*/*.log")
+        if payload in (raw := file.read_bytes())
+    ]
+    return found
+
+
+def flip(file: Path, position: int, *, in_header: bool = False) -> None:
+    """A bit of the message there, or of its segment's header."""
     raw = bytearray(file.read_bytes())
-    raw[raw.index(payload) + 100] ^= 1
+    raw[0 if in_header else position + 100] ^= 1
     file.write_bytes(raw)
