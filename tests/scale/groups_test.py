@@ -27,7 +27,7 @@ from tests.sharded_server import ShardedServer
 from tests.wire_connection import WireConnection
 
 PARTITIONS = 20
-REBALANCES = 100
+REBALANCES, CHANGES = 100, 50
 SEND_EVERY_S, QUIET_S = 0.02, 10.0
 # One client for all members cannot ping for each of them in time.
 CONFIG = "[groups]\nheartbeat_interval_s = 3600.0\n[net]\nmax_connections = {each}\n"
@@ -86,6 +86,12 @@ def partitions_of(member: WireConnection, group: int) -> list[int]:
     return list(member.ask(Command.SYNC_GROUP, address(group)).partitions)
 
 
+def change_metadata(root: WireConnection) -> None:
+    for _ in range(CHANGES):
+        root.create_stream("other")
+        root.delete_stream("other")
+
+
 def are_shared_out(partitions: list[int]) -> bool:
     return sorted(partitions) == list(range(PARTITIONS))
 
@@ -121,12 +127,14 @@ def _judge(server: ShardedServer, members: Members, stack: ExitStack) -> bool:
     root.create_topic("s", "other", 1)
     timed = Stopwatch(server)
     timed("connect and log in all members", members.connect)
+    timed(f"{CHANGES} streams made and deleted, nobody in a group", lambda: change_metadata(root))
     before_bytes = memory_bytes(server)
     timed("create the groups", members.create_groups)
     timed("join of all members", members.join_all)
     good: list[bool] = []
     timed("sync of all members", lambda: good.append(members.sync_all()))
     used = memory_bytes(server)
+    timed(f"{CHANGES} streams made and deleted, all in a group", lambda: change_metadata(root))
     print(
         f"memory of all shards {used >> 20} MiB, of that {(used - before_bytes) / len(members.all):.0f} B a membership"
     )
