@@ -236,7 +236,7 @@ class Shard:
             if isinstance(event, ev.GroupDeleted):
                 topic = self._role.metadata.streams[event.stream_id].topics[event.topic_id]
                 self._local.forget_group([one.uid for one in topic.partitions], event.id)
-        self._groups.metadata_changed()
+        self._groups.metadata_changed(events)
         if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
             self._sessions.end_stale(self._role.metadata)
 
