@@ -21,7 +21,7 @@ from tests.conformance.conftest import note
 from tests.conformance.site import FULL, LAYOUTS, Site, TappedServer
 from tests.conformance.tap import EVICTED
 from tests.supervisor.servers import wait_until
-from tests.wire_connection import WireConnection
+from tests.wire_connection import WireConnection, send_request
 
 RESULTS_OF = "frames"
 EXPIRED_TOKEN, STALE = 11, 13
@@ -102,18 +102,22 @@ def test_an_expired_token_is_evicted(site: Site) -> None:
     assert code_of_last(site, Command.LOGIN_WITH_TOKEN) == f"{EVICTED} {EXPIRED_TOKEN}"
 
 
-def test_a_silent_member_of_a_group_is_evicted_at_its_next_request(configured_site: MakeSite) -> None:
+@pytest.mark.parametrize("command", [Command.GET_ME, Command.SEND_MESSAGES])
+def test_a_silent_member_of_a_group_is_evicted_at_its_next_request(command: Command, configured_site: MakeSite) -> None:
     site = configured_site("[groups]\nheartbeat_interval_s = 1.0\n")
     group = GroupAddress(site.stream, "t", "g")
     with WireConnection(site.address) as silent, WireConnection(site.address) as watcher:
         make_topic(watcher, site.stream)
         watcher.ask(Command.CREATE_GROUP, CreateGroupRequest(site.stream, "t", "g"))
         silent.ask(Command.JOIN_GROUP, group)
+        send = send_request("t", 0, b"x", stream=site.stream)
+        for _ in range(2):  # from then on the server knows where its sends go
+            silent.ask(Command.SEND_MESSAGES, send)
         wait_until(lambda: watcher.ask(Command.GET_GROUP, group).header.members_count == 0, "the member stays")
-        silent.write(Command.GET_ME)
+        silent.write(command, send if command is Command.SEND_MESSAGES else None)
         with pytest.raises(RequestRefusedError):
             silent.read_answer()
-        assert code_of_last(site, Command.GET_ME) == f"{EVICTED} {STALE}"
+        assert code_of_last(site, command) == f"{EVICTED} {STALE}"
 
 
 def test_a_send_below_the_low_watermark_is_refused(configured_site: MakeSite) -> None:
