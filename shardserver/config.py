@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,8 +40,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Annotated[str, _key("Data directory.")] = "data"
     durability: Annotated[str, _key("fsync, write or memory: when a send is acknowledged (durability.md).")] = "fsync"
     advertised_address: Annotated[
-        str, _key("Host that cluster metadata names; empty: the socket's own address.", live=True)
-    ] = ""
+        str,
+        _key("HOST, HOST:PORT or :PORT that cluster metadata names, where SDKs connect again; what is missing: the "
+             "socket's own.", live=True),
+    ] = ""  # fmt: skip
     disk_engine: Annotated[str, _key("auto, io_uring or threads; auto takes io_uring where the kernel has it.")] = (
         "auto"
     )
@@ -440,6 +443,20 @@ def _take_environment(environment: Mapping[str, str], values: Values, sources: S
     return warnings
 
 
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]\s]*))(?::(?P<port>[0-9]{1,5}))?")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST, HOST:PORT, :PORT, IPV6 or [IPV6]:PORT; "" and 0: not named. Raises ValueError."""
+    is_bare_ipv6 = text.count(":") > 1 and "[" not in text
+    found = _ADDRESS.fullmatch(f"[{text}]" if is_bare_ipv6 else text)
+    if found is None or not 0 < int(found["port"] or 1) < 1 << 16:
+        raise ValueError("HOST, HOST:PORT, :PORT or [IPV6]:PORT")
+    if found["ipv6"]:
+        ipaddress.IPv6Address(found["ipv6"])
+    return found["ipv6"] or found["host"], int(found["port"] or 0)
+
+
 def check_values(config: Config) -> None:
     """Raises ConfigError: a value is none of its choices, or two do not go together."""
     for key, allowed in CHOICES.items():
@@ -447,6 +464,10 @@ def check_values(config: Config) -> None:
         if value not in allowed:
             raise ConfigError(f"{key} = {value!r}: one of {', '.join(allowed)}")
     _check_amounts(config)
+    try:
+        split_address(config.server.advertised_address)
+    except ValueError as error:
+        raise ConfigError(f"server.advertised_address = {config.server.advertised_address!r}: {error}") from error
     for holds, sentence in RULES:
         if not holds(config):
             raise ConfigError(sentence)

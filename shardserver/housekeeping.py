@@ -66,6 +66,9 @@ class Housekeeping:
         while True:
             await asyncio.sleep(self._config().groups.heartbeat_interval_s / 5)
             heartbeats.look({client.connection.client_id: client.wire.frames for client in self._listener.clients})
+            for client in self._listener.clients:
+                if client.connection.ended_by:  # by a route that it knows it would be answered without a session
+                    client.wire.forget_routes()
 
     async def _retain(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from shardserver.config import Config
+from shardserver.config import Config, split_address
 from shardserver.config_text import describe
 from shardserver.core import metadata as md
 from shardserver.core import metadata_events as ev
@@ -212,7 +212,7 @@ class Shard:
         self._config, config = new.config, new.config
         logs.configure(config.log.level, config.log.format)
         self._listener.limits = net_limits(config)
-        self._listener.dispatcher.context.advertised_host = config.server.advertised_address or None
+        self._listener.dispatcher.context.advertised = self._advertised()
         if self._writer_side is not None:
             placement = config.placement
             self._writer_side.reconfigure(placement.strategy, placement.rules, new.partition_limit)
@@ -236,7 +236,7 @@ class Shard:
             if isinstance(event, ev.GroupDeleted):
                 topic = self._role.metadata.streams[event.stream_id].topics[event.topic_id]
                 self._local.forget_group([one.uid for one in topic.partitions], event.id)
-        self._groups.metadata_changed()
+        self._groups.metadata_changed(events)
         if events is None or any(isinstance(event, ENDS_SESSIONS) for event in events):
             self._sessions.end_stale(self._role.metadata)
 
@@ -366,12 +366,16 @@ class Shard:
             logins=Logins(self._verifier, self._config.users.failed_logins_a_minute, time.monotonic),
             clock=clock_us,
             max_reply_bytes=self._config.net.max_frame_bytes - 512,
-            advertised_host=self._config.server.advertised_address or None,
-            port=self._arguments.port,
+            advertised=self._advertised(),
             memory_limit_bytes=resources.memory_limit()[0],
             config_text=lambda: describe(self._config),
             topic_defaults=self._topic_defaults,
         )
+
+    def _advertised(self) -> tuple[str, int]:
+        """As the context has it."""
+        host, port = split_address(self._config.server.advertised_address)
+        return host, port or self._arguments.port
 
     # Service
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shardserver.config import Config, PlacementRule, check_rules, known_keys, load
+from shardserver.config import Config, PlacementRule, check_rules, known_keys, load, split_address
 from shardserver.config_text import describe
 from shardserver.errors import ConfigError
 
@@ -51,6 +51,10 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("server.shutdown_deadline_s = nan", "server.shutdown_deadline_s = nan (FILE): Expected float > 0.0"),
         ("server.shutdown_deadline_s = inf", "server.shutdown_deadline_s = inf (FILE): Expected float <= 3600.0"),
         ('log.level = "loud"', "log.level = 'loud': one of debug, info, warning, error"),
+        (
+            'server.advertised_address = "host:0"',
+            "server.advertised_address = 'host:0': HOST, HOST:PORT, :PORT or [IPV6]:PORT",
+        ),
         ("port =", "FILE: Invalid value"),
         ('placement.strategy = "random"', "placement.strategy = 'random': one of balanced, round_robin, hash"),
         ("placement.rules = 3", "placement.rules = 3 (FILE): Expected array, got int"),
@@ -161,3 +165,27 @@ def test_a_rule_that_names_a_missing_shard_is_refused_with_its_number() -> None:
         with pytest.raises(ConfigError) as raised:
             check_rules(rules, shards)
         assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ("", 0)),
+        ("broker.example", ("broker.example", 0)),
+        ("10.0.0.1:9000", ("10.0.0.1", 9000)),
+        (":65535", ("", 65535)),
+        ("fd00::1", ("fd00::1", 0)),
+        ("[fd00::1]", ("fd00::1", 0)),
+        ("[fd00::1]:1", ("fd00::1", 1)),
+    ],
+)
+def test_an_address_is_a_host_a_port_or_both(text: str, expected: tuple[str, int]) -> None:
+    assert split_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a:", "a:b", "a:65536", "a:1:2", "[a]:1", "[::1", "::1]", "a b", "http://a:1", "[]:1"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        split_address(text)

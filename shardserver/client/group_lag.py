@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from shardserver.client.connection import Connection
 from shardserver.protocol.addresses import CONSUMER_GROUP, GroupAddress, PartitionAddress, StreamAddress, TopicAddress
 from shardserver.protocol.groups import GroupDetails, GroupList
-from shardserver.protocol.offsets import OffsetReply
+from shardserver.protocol.offsets import OffsetReply, Progress
 from shardserver.protocol.streams import StreamList
 from shardserver.protocol.table import Command
 from shardserver.protocol.topics import PartitionInfo, TopicDetails, TopicList
@@ -19,8 +20,7 @@ Row = dict[str, Any]
 def read_group_lag(connection: Connection) -> list[Row]:
     """A row a group and partition, with the keys that `shardserver groups --json` prints.
 
-    committed, end: offsets of the last message committed, and of the newest one; None: there is none. lag: messages
-    behind the committed one, or all that are kept. Raises as Connection does; what is deleted meanwhile is left out.
+    committed, end, lag: as Progress has them. Raises as Connection does; what is deleted meanwhile is left out.
     """
     streams = StreamList.decode(connection.read(Command.GET_STREAMS, b"")).streams
     return [row for stream in streams for row in _of_stream(connection, stream.id, stream.name)]
@@ -47,11 +47,5 @@ def _of_group(connection: Connection, address: GroupAddress, partitions: tuple[P
         asked = PartitionAddress(CONSUMER_GROUP, address.group, address.stream, address.topic, partition.id)
         stored = connection.read(Command.GET_OFFSET, asked.encode())
         committed = OffsetReply.decode(stored).stored_offset if stored else None
-        yield {"partition": partition.id, "owner": owners.get(partition.id)} | _lag(partition, committed)
-
-
-def _lag(partition: PartitionInfo, committed: int | None) -> Row:
-    end = partition.current_offset if partition.messages_count else None
-    if committed is None:
-        return {"committed": None, "end": end, "lag": partition.messages_count}
-    return {"committed": committed, "end": end, "lag": 0 if end is None else max(0, end - committed)}
+        progress = Progress.of(committed, partition.current_offset, partition.messages_count)
+        yield {"partition": partition.id, "owner": owners.get(partition.id)} | asdict(progress)

@@ -24,7 +24,8 @@ class Replica(Protocol):
 
 @dataclass(slots=True)
 class ShardContext:
-    """One shard: its replica, its sessions, its view of all shards. advertised_host: None: the socket's address.
+    """One shard: its replica, its sessions, its view of all shards. advertised: host and port that cluster metadata
+    names; an empty host: the socket's address.
 
     memory_limit_bytes: of all processes together. config_text: the configuration in force, as TOML.
     """
@@ -39,8 +40,7 @@ class ShardContext:
     groups: GroupAccess
     clock: Callable[[], int]
     max_reply_bytes: int
-    advertised_host: str | None
-    port: int
+    advertised: tuple[str, int]
     memory_limit_bytes: int
     config_text: Callable[[], str]
     topic_defaults: TopicDefaults = PLAIN_DEFAULTS

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from shardserver.core import group_handlers, handlers, user_handlers
 from shardserver.core.changes import ChangeRequest
 from shardserver.core.context import ShardContext
@@ -19,7 +21,7 @@ from shardserver.core.logins import LoginRefusedError
 from shardserver.core.metadata import User
 from shardserver.core.permissions import check_right
 from shardserver.core.planners import PLANNERS
-from shardserver.core.sessions import EVICT_NO_SESSION, Connection
+from shardserver.core.sessions import EVICT_NO_SESSION, Connection, LastLeave
 from shardserver.errors import (
     BackpressureError,
     Code,
@@ -227,11 +229,23 @@ class Dispatcher:
         await CHANGES[row.command](self._context, connection, request)
 
     async def _leave_once(self, connection: Connection, frame: Frame, row: Row) -> None:
-        """A repeat of the last one is answered as that was (protocol README 6.2); number 0 is none."""
-        asked = frame.header.client, frame.header.request, bytes(frame.body)
-        if asked == connection.last_leave and frame.header.request:
+        """A repeat of the last one is answered as that was (protocol README 6.2); number 0 is none.
+
+        After 57 it is carried out again: who is no member by then has left. Raises RejectedError(4): another body.
+        """
+        last = connection.last_leave
+        asked = LastLeave(frame.header.client, frame.header.request, wire.request_checksum(frame.body))
+        is_repeat = last is not None and asked.repeats(last)
+        if last is not None and is_repeat and last.is_done:
             return
-        await self._carry_out(connection, frame.body, row)
+        try:
+            await self._carry_out(connection, frame.body, row)
+        except NotCommittedError:
+            connection.last_leave = msgspec.structs.replace(asked, is_done=False)
+            raise
+        except RejectedError as error:
+            if not is_repeat or error.code is not Code.GROUP_MEMBER_NOT_FOUND:
+                raise
         connection.last_leave = asked
 
     async def _login(self, connection: Connection, frame: Frame) -> Buffers:

@@ -52,8 +52,9 @@ CONSUMER = 1
 
 
 def get_cluster_metadata(context: ShardContext, connection: Connection, request: Empty) -> Buffers:
-    host = context.advertised_host or connection.local_host
-    return [ClusterMetadata("single-node", (ClusterNode("iggy-node", host, context.port),)).encode()]
+    host, port = context.advertised
+    node = ClusterNode("iggy-node", host or connection.local_host, port)
+    return [ClusterMetadata("single-node", (node,)).encode()]
 
 
 def describe_options(context: ShardContext, connection: Connection, request: DescribeOptionsRequest) -> Buffers:

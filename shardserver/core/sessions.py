@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shardserver.core.groups.coordinator import GroupKey
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_events import AccessEnded, UserCreated, UserDeleted
 from shardserver.core.remote_owner import Unanswered
+from shardserver.errors import Code, RejectedError
 from shardserver.protocol.clients import NOBODY, TRANSPORT_TCP, ClientDetails, ClientInfo, Membership
 
 CLIENTS_A_BOOT_BITS = 12
@@ -20,13 +23,29 @@ NOTHING_TOLD: Told = (0, [])
 ENDS_SESSIONS = (AccessEnded, UserCreated, UserDeleted)
 
 
+class LastLeave(msgspec.Struct, frozen=True):
+    """The last leave of a group that was carried out. is_done False: it was answered 57, and may be done or not."""
+
+    client: bytes
+    request: int
+    checksum: bytes
+    is_done: bool = True
+
+    def repeats(self, other: LastLeave) -> bool:
+        """Raises RejectedError(4): the number has another body (protocol README 6.2)."""
+        if not self.request or (self.client, self.request) != (other.client, other.request):
+            return False
+        if self.checksum != other.checksum:
+            raise RejectedError(Code.INVALID_FORMAT, f"request {self.request} with another body")
+        return True
+
+
 @dataclass(slots=True)
 class Connection:
     """session is 0 and user_id NOBODY before login. client: the 16 bytes that the client picked at login.
 
     user_epoch: the user's at login. ended_by: the eviction that took the session; 0: none. routed_to, in_a_row: the
-    shard of the last data requests, and how many of them went there one after another. last_leave: client, request
-    number and body of the last one that was answered without an error.
+    shard of the last data requests, and how many of them went there one after another.
     """
 
     client_id: int
@@ -41,7 +60,7 @@ class Connection:
     in_a_row: int = 0
     unanswered: Unanswered = field(default_factory=list)
     groups: dict[GroupKey, Told] = field(default_factory=dict)
-    last_leave: tuple[bytes, int, bytes] | None = None
+    last_leave: LastLeave | None = None
 
     @property
     def is_bound(self) -> bool:

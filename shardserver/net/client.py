@@ -61,6 +61,7 @@ class Client:
             state.user_id,
             state.client,
             state.user_epoch,
+            last_leave=state.last_leave,
         )
         self._listener.sessions.adopt(connection, self._listener.dispatcher.context.metadata)
         return connection
@@ -149,7 +150,7 @@ class Client:
             return
         one, unread = self.connection, self.wire.take_unread()
         bound = (one.session, one.user_id, one.client, one.user_epoch)
-        state = SessionState(one.client_id, one.address, one.local_host, *bound, unread)
+        state = SessionState(one.client_id, one.address, one.local_host, *bound, unread, one.last_leave)
         self._handing_over = self.wire.wants_owner = False
         if self._listener.handover.try_hand(one.routed_to, self._socket.fileno(), state):
             self._close("handed over")

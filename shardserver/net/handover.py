@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from shardserver.core.sessions import LastLeave
 from shardserver.net.balance import Balance
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class SessionState(msgspec.Struct, frozen=True):
     client: bytes
     user_epoch: int
     unread: bytes
+    last_leave: LastLeave | None = None
 
 
 class Handed(msgspec.Struct, frozen=True):

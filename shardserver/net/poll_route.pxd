@@ -13,6 +13,8 @@ cdef class PollRoute:
     cdef AppendLog _log
     cdef object _committed
     cdef object _commit
+    cdef object _may_poll
+    cdef object _note_delivered
     cdef uint64_t _max_bytes
     cdef readonly uint64_t uid
     cdef uint64_t _requests

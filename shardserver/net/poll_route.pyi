@@ -10,5 +10,7 @@ class PollRoute:
         committed: Callable[[], int | None],
         commit: Callable[[int], None],
         max_bytes: int,
+        may_poll: Callable[[], bool] | None = None,
+        note_delivered: Callable[[int], None] | None = None,
     ) -> None: ...
     def take_load(self) -> tuple[int, int]: ...

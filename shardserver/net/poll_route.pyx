@@ -28,10 +28,14 @@ cdef class PollRoute:
 
     committed(): the consumer's committed offset, or None. commit(offset): its auto-commit. Both may raise a
     ShardServerError. max_bytes: of the batches in a reply. requests, bytes: answered since they were last asked for.
+    Of a member of a group: may_poll() asks its fence each time, note_delivered(offset) tells it what was given.
     """
 
-    def __init__(self, AppendLog log not None, committed, commit, uint64_t max_bytes):
+    def __init__(
+        self, AppendLog log not None, committed, commit, uint64_t max_bytes, may_poll=None, note_delivered=None
+    ):
         self._log, self._committed, self._commit, self._max_bytes = log, committed, commit, max_bytes
+        self._may_poll, self._note_delivered = may_poll, note_delivered
         self.uid = log.uid
 
     def take_load(self):
@@ -51,11 +55,15 @@ cdef class PollRoute:
         cdef uint32_t count = read_u32(asked + 9)
         if self._log.closed is not None or self._log.set_aside is not None or count == 0 or asked[13] > 1:
             return False
+        if self._may_poll is not None and not self._may_poll():
+            return False
         try:
             if not self.find_start(asked[0], read_u64(asked + 1), count, &start):
                 return False
             next_offset = start
             parts = self.collect(&next_offset, count)
+            if self._note_delivered is not None and next_offset > start:
+                self._note_delivered(next_offset - 1)
             if asked[13] and next_offset > start:
                 self._commit(next_offset - 1)
         except ShardServerError:  # the long way says why

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from shardserver.core.context import ShardContext
-from shardserver.core.handlers import CONSUMER, choose_fixed_partition, consumer_number, resolve_partition
+from shardserver.core.handlers import choose_fixed_partition, consumer_key, resolve_partition
 from shardserver.core.metadata import Partition
 from shardserver.core.permissions import check_right
 from shardserver.core.sessions import Connection
@@ -19,9 +19,11 @@ from shardserver.errors import ShardServerError
 from shardserver.net.known_routes import Route
 from shardserver.net.poll_route import PollRoute
 from shardserver.net.route_table import RouteTable
+from shardserver.protocol.addresses import CONSUMER_GROUP
 from shardserver.protocol.messages import BY_OFFSET, PollRequest, SendRequest
 from shardserver.protocol.primitives import flag, u8, u32, u64
 from shardserver.protocol.table import TABLE, Command
+from shardserver.storage.partition_log import PartitionLog
 
 Place = tuple[int, int, int]  # ids of stream, topic and partition
 
@@ -100,22 +102,33 @@ class Routes:
             if request.address.encode() != key:  # bytes that mean nothing
                 return None
             check_right(metadata, connection.user_id, POLL_ROW, request)
-            if request.address.kind != CONSUMER:  # of a group: its fence is looked at each time
-                return None
             partition = resolve_partition(metadata, request.address)
             if partition.shard != self._context.shards.number:
                 return None
-            log = local.log_of(partition.uid)
+            log, kind = local.log_of(partition.uid), request.address.kind
+            consumer = consumer_key(metadata, request.address)
         except ShardServerError:  # the long way says why
             return None
         self._begin_revision(metadata.revision)
-        found = self._polls.get(key)
-        if found is None:
-            consumer = consumer_number(request.address.consumer)
-            committed = partial(local.committed, partition.uid, CONSUMER, consumer)
-            commit = partial(local.auto_commit, log, CONSUMER, consumer)
-            found = self._polls[key] = PollRoute(log, committed, commit, self._context.max_reply_bytes)
-        return share(self._shared_polls, connection, key, found)
+        member = connection.session if kind == CONSUMER_GROUP else 0
+        name = key + u64(member)
+        if name not in self._polls:
+            self._polls[name] = self._make_poll_route(log, kind, consumer, member)
+        found = self._polls[name]
+        return found if member else share(self._shared_polls, connection, key, found)
+
+    def _make_poll_route(self, log: PartitionLog, kind: int, consumer: int, member: int) -> PollRoute:
+        """member: the session of a group's member, which its fence is asked for each time; 0: of none."""
+        if len(self._polls) >= SHARED_KEYS:
+            self._taken, self._polls = self.take_loads(), {}
+        local = self._context.shards.local
+        committed = partial(local.committed, log.uid, kind, consumer)
+        commit = partial(local.auto_commit, log, kind, consumer)
+        route = partial(PollRoute, log, committed, commit, self._context.max_reply_bytes)
+        if not member:
+            return route()
+        fence = (log.uid, consumer, member)
+        return route(partial(local.fences.may_poll, *fence), partial(local.fences.note_delivered, *fence))
 
     def shared(self, connection: Connection) -> tuple[RouteTable[Route], RouteTable[PollRoute]]:
         """What was found for sends and polls of this connection's user, by key. To be read only."""

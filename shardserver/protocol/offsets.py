@@ -13,6 +13,24 @@ ACK_NONE, ACK_COMMITTED = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a consumer in a partition: offsets of the last message committed and of the newest one; None: there is none.
+
+    lag: messages behind the committed one that are kept, or all that are kept.
+    """
+
+    committed: int | None
+    end: int | None
+    lag: int
+
+    @classmethod
+    def of(cls, committed: int | None, current_offset: int, messages_count: int) -> Self:
+        """current_offset, messages_count: of the partition, as get_topic tells them."""
+        behind = messages_count if committed is None else min(messages_count, current_offset - committed)
+        return cls(committed, current_offset if messages_count else None, max(0, behind))
+
+
+@dataclass(frozen=True, slots=True)
 class StoreOffsetRequest:
     """ack: 0 answer once applied in memory, 1 once committed."""
 

@@ -251,7 +251,7 @@ def _set_aside(partition: PartitionLog, error: StorageError) -> None:
     fields = {"partition": partition.uid, "next_offset": partition.next_offset, "error": str(error)}
     log.error("partition_set_aside", extra={"fields": fields})
     partition.set_aside = error
-    partition.fence(error)
+    partition.fence(StorageError(str(error)))  # an append is not what is damaged
 
 
 async def _recover_offsets(

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = "1"
 
 
-def _make_directories(path: str) -> list[str]:
-    """Those that were missing, path last; it alone is closed to others."""
+def _make_directories(path: str, closed: str) -> list[str]:
+    """Those that were missing, path last. closed: a parent of it; from there on others may not look in."""
     missing: list[str] = []
     while not os.path.isdir(path):
         missing.insert(0, path)
         path = os.path.dirname(path)
     for one in missing:
         with contextlib.suppress(FileExistsError):  # another server, which fails at the lock, or we do
-            os.mkdir(one, 0o700 if one == missing[-1] else 0o777)
+            os.mkdir(one, 0o700 if one.startswith(closed) else 0o777)
     return missing
 
 
@@ -56,7 +56,7 @@ class DataDirectory:
         if require_data and not os.path.exists(os.path.join(self.path, "format")):
             raise ConfigError(f"{self.path} holds no data, and data is required: is the volume mounted?")
         try:
-            made = _make_directories(self.run)
+            made = _make_directories(self.run, self.path)
             self._take_lock()
             self._remove("ready.json", "ready.json.new", "state.json", "state.json.new", "control.sock")
             self._check_format(made)

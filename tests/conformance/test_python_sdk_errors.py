@@ -100,17 +100,18 @@ def test_a_repeated_change_gets_the_first_reply_again(site: Site) -> None:
 def test_a_repeated_leave_gets_the_first_reply_again(site: Site) -> None:
     group, client = GroupAddress(site.stream, "t", "g").encode(), b"leaves".ljust(16)
     leave, later = (frame(149, group, request=number, client=client) for number in (5, 6))
-    *_, first, second, _, _ = exchange(
+    other = frame(149, GroupAddress(site.stream, "t", "h").encode(), request=5, client=client)
+    *_, first, second, _, _, _ = exchange(
         site.address,
         frame(1, login(), client=client),
         frame(128, CreateStreamRequest(site.stream, {}).encode(), request=1, client=client),
         frame(132, CreateTopicRequest(site.stream, 1, "t", {}).encode(), request=2, client=client),
         frame(139, CreateGroupRequest(site.stream, "t", "g").encode(), request=3, client=client),
         frame(148, group, request=4, client=client),
-        *(leave, leave, later, leave),
+        *(leave, leave, later, leave, other),
     )
     assert first == second
-    assert codes(site) == [0] * 7 + [Code.GROUP_MEMBER_NOT_FOUND, 0]
+    assert codes(site) == [0] * 7 + [Code.GROUP_MEMBER_NOT_FOUND, 0, Code.INVALID_FORMAT]
 
 
 def test_a_body_that_does_not_match_its_checksum_is_refused(site: Site) -> None:

@@ -11,6 +11,7 @@ from shardserver.core import metadata_events as ev
 from shardserver.core.authentication import PasswordVerifier
 from shardserver.core.changes import WriterChanges
 from shardserver.core.dispatch import CHANGES, READS, Dispatcher
+from shardserver.core.groups.coordinator import GroupKey
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata_writer import MetadataWriter
@@ -18,7 +19,15 @@ from shardserver.core.planners import PLANNERS
 from shardserver.core.replication import Replication
 from shardserver.core.sessions import Connection, Sessions
 from shardserver.core.shards import Shards
-from shardserver.errors import ArenaFullError, Code
+from shardserver.errors import (
+    ArenaFullError,
+    BackpressureError,
+    Code,
+    NotCommittedError,
+    RejectedError,
+    ShardServerError,
+)
+from shardserver.protocol.addresses import GroupAddress
 from shardserver.protocol.frame import Eviction, Frame, RequestHeader, decode_answer, encode_request, split_result
 from shardserver.protocol.messages import SendRequest
 from shardserver.protocol.table import OP_READ, OP_SEND, TABLE, Command, Right, find_row
@@ -218,3 +227,42 @@ def test_a_user_without_permissions_reaches_no_data_by_any_name(name: str) -> No
     refusals = split_result(memoryview(world.ask(130, body=stream))[256:])[0]
     assert refusals == [(0, Code.UNAUTHORIZED if name == "orders" else Code.STREAM_NOT_FOUND)]
     assert world.store.records == []
+
+
+class ScriptedGroups:
+    """Leaves end as told, one after another."""
+
+    def __init__(self, *outcomes: ShardServerError | None) -> None:
+        self.outcomes = list(outcomes)
+
+    async def leave(self, connection: Connection, key: GroupKey) -> None:
+        outcome = self.outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+
+NOT_A_MEMBER = RejectedError(Code.GROUP_MEMBER_NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([None], [0, 0, 0]),
+        ([NotCommittedError(), None], [57, 0, 0]),
+        ([NotCommittedError(), NOT_A_MEMBER], [57, 0, 0]),
+        ([NotCommittedError(), NotCommittedError(), NOT_A_MEMBER], [57, 57, 0]),
+        ([BackpressureError(), NOT_A_MEMBER, NOT_A_MEMBER], [58, 5006, 5006]),
+    ],
+)
+def test_a_repeated_leave_is_answered_as_what_became_of_the_first(
+    outcomes: list[ShardServerError | None], expected: list[int]
+) -> None:
+    world = World(user=md.ROOT_ID)
+    ev.apply(world.context.metadata, ev.GroupCreated(0, 0, 0, "g", 1))
+    ev.apply(world.context.metadata, ev.GroupCreated(0, 0, 1, "h", 1))
+    world.context.groups = groups = ScriptedGroups(*outcomes)
+    leave = GroupAddress(0, 0, "g").encode()
+    assert [world.status(149, body=leave) for _ in expected] == expected
+    assert groups.outcomes == []
+    if expected[-1] == 0:  # the number is taken, by another body too
+        assert world.status(149, body=GroupAddress(0, 0, "h").encode()) == Code.INVALID_FORMAT

@@ -21,7 +21,7 @@ import pytest
 import uvloop
 
 from shardserver.core.metadata import Metadata, User
-from shardserver.core.sessions import Connection, Sessions
+from shardserver.core.sessions import Connection, LastLeave, Sessions
 from shardserver.memory.board import BOARD_BYTES, Board
 from shardserver.memory.heap import heap_arena
 from shardserver.net import handover as handover_module
@@ -32,7 +32,8 @@ from shardserver.protocol.frame import HEADER_BYTES, Frame, encode_reply_header,
 
 CLIENT = b"\x01" + bytes(15)
 LIMITS = NetLimits(1 << 20, 1 << 20, 1 << 24, 100, 30.0, handover_requests=3)
-STATE = SessionState(7, "127.0.0.1:5", "127.0.0.1", 99, 3, CLIENT, 1, b"")
+LEAVE = LastLeave(CLIENT, 2**64 - 1, b"k" * 16)
+STATE = SessionState(7, "127.0.0.1:5", "127.0.0.1", 99, 3, CLIENT, 1, b"", LEAVE)
 LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
 
 Work = Callable[[], Awaitable[None]]
@@ -130,7 +131,7 @@ def replace_unread(state: SessionState, unread: bytes) -> SessionState:
 
 def test_the_largest_message_fits_and_is_read_whole() -> None:
     state = SessionState(
-        2**32 - 1, "x" * 60, "y" * 60, 2**64 - 1, 2**32 - 1, b"c" * 16, 2**64 - 1, b"u" * MAX_UNREAD_BYTES
+        2**32 - 1, "x" * 60, "y" * 60, 2**64 - 1, 2**32 - 1, b"c" * 16, 2**64 - 1, b"u" * MAX_UNREAD_BYTES, LEAVE
     )
     assert len(msgspec.msgpack.encode(Handed(63, MAX_HOPS, state))) <= MAX_DATAGRAM_BYTES
 
@@ -417,6 +418,7 @@ def test_a_connection_goes_where_its_requests_go(run: Callable[[Work], None]) ->
             server.dispatchers[0].owner = 1
             (before,) = server.sessions[0].connections.values()
             server.sessions[0].bind(before, 3, CLIENT)
+            before.last_leave = LEAVE
             for _ in range(6):
                 client.send()
                 await client.take()
@@ -425,6 +427,7 @@ def test_a_connection_goes_where_its_requests_go(run: Callable[[Work], None]) ->
             (after,) = server.sessions[1].connections.values()
             assert after.details() == before.details()
             assert (after.session, after.user_id, after.client) == (before.session, 3, CLIENT)
+            assert after.last_leave == LEAVE
             assert server.sessions[0].connections == {}
             assert [server.listeners[number].balance.count(number) for number in (0, 1)] == [0, 1]
             assert [listener.in_flight_bytes for listener in server.listeners.values()] == [0, 0]

@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardserver.core import metadata as md
+from shardserver.core import metadata_events as ev
 from shardserver.core.calls import PollCall
 from shardserver.core.handlers import CONSUMER
 from shardserver.core.load import LoadMeter
 from shardserver.core.local_owner import Buffers, LocalOwner
+from shardserver.core.sessions import Connection, Sessions
 from shardserver.errors import NotOwnerError, StorageError
 from shardserver.memory.heap import heap_arena
+from shardserver.net import routes as routes_module
 from shardserver.net.frame_reader import WireContext
 from shardserver.net.known_routes import Route
 from shardserver.net.poll_route import PollRoute
+from shardserver.net.routes import Routes
 from shardserver.net.wire import Wire
-from shardserver.protocol.addresses import CONSUMER_SINGLE, PartitionAddress
+from shardserver.protocol.addresses import CONSUMER_GROUP, CONSUMER_SINGLE, PartitionAddress
 from shardserver.protocol.frame import Frame, RequestHeader, encode_reply_header, encode_request
 from shardserver.protocol.messages import BY_OFFSET, FIRST, LAST, NEXT, PollRequest
 from shardserver.storage.partition_log import PartitionLog
@@ -204,5 +211,106 @@ def test_what_was_evicted_is_read_the_long_way() -> None:
         for number, start in enumerate((3, 4, 5)):
             world.asked(world.frame(PollRequest(ADDRESS, BY_OFFSET, start, 10, False), number))
         assert world.unrouted == [0]
+
+    play(work)
+
+
+# Of a group
+
+
+GROUP, MEMBER, STRANGER = 3, 99, 98
+GROUP_ADDRESS = PartitionAddress(CONSUMER_GROUP, "g", "s", "t", 0)
+
+
+def routes_of(world: World) -> tuple[Routes, Sessions]:
+    """Where topic t of stream s has the world's partition and the group g."""
+    metadata = md.Metadata()
+    ev.apply(metadata, ev.StreamCreated(0, "s", 1))
+    ev.apply(metadata, ev.TopicCreated(0, 0, "t", 1, {}, [1], [0]))
+    ev.apply(metadata, ev.GroupCreated(0, 0, GROUP, "g", 1))
+    context: Any = SimpleNamespace(
+        metadata=metadata, shards=SimpleNamespace(number=0, local=world.local), max_reply_bytes=MAX_BYTES
+    )
+    return Routes(context), Sessions(0)
+
+
+def bound(sessions: Sessions, session: int) -> Connection:
+    made = sessions.connect("127.0.0.1:1", "127.0.0.1")
+    made.session, made.user_id = session, md.ROOT_ID
+    return made
+
+
+def with_member_route(world: World) -> None:
+    """Polls of the member, which has the partition."""
+    routes, sessions = routes_of(world)
+    member = bound(sessions, MEMBER)
+    world.find_poll_route = lambda key: routes.find_poll(member, key)  # type: ignore[method-assign]
+    world.local.fences.grant(1, GROUP, MEMBER)
+
+
+def test_a_members_poll_is_answered_as_the_handler_answers_and_its_fence_told() -> None:
+    def work(world: World) -> None:
+        with_member_route(world)
+        world.send(5, 5, 5)
+        for auto_commit in (False, True):
+            poll = PollRequest(GROUP_ADDRESS, BY_OFFSET, 0, 2, auto_commit)
+            frame = world.frame(poll)
+            call = PollCall(1, 0, 2, GROUP, MAX_BYTES, CONSUMER_GROUP, BY_OFFSET, False, MEMBER)
+            answer = world.asked(frame)
+            assert not world.local.fences.revoke(1, GROUP, 0, force=False)  # offset 1 is in the member's hand
+            world.local.fences.grant(1, GROUP, MEMBER)
+            body = b"".join(world.local.poll(call))  # type: ignore[arg-type]
+            assert answer == encode_reply_header(RequestHeader.decode(frame), len(body)) + body
+            assert world.local.committed(1, CONSUMER_GROUP, GROUP) == (1 if auto_commit else None)
+        assert world.unrouted == []
+
+    play(work)
+
+
+def test_a_member_that_has_lost_the_partition_is_answered_the_long_way() -> None:
+    def work(world: World) -> None:
+        with_member_route(world)
+        world.send(5)
+        frame = world.frame(PollRequest(GROUP_ADDRESS, BY_OFFSET, 0, 1, False))
+        world.asked(frame)
+        world.local.fences.revoke(1, GROUP, None, force=False)
+        world.asked(frame)
+        assert world.unrouted == [1]
+        world.local.fences.grant(1, GROUP, STRANGER)
+        world.asked(frame)
+        assert world.unrouted == [1, 1]
+
+    play(work)
+
+
+def test_no_other_connection_of_the_user_has_the_members_route() -> None:
+    def work(world: World) -> None:
+        routes, sessions = routes_of(world)
+        key, single = GROUP_ADDRESS.encode(), ADDRESS.encode()
+        member, stranger = bound(sessions, MEMBER), bound(sessions, STRANGER)
+        assert routes.find_poll(member, single) is routes.find_poll(stranger, single)
+        found = routes.find_poll(member, key)
+        assert found is not None and found is routes.find_poll(member, key) is not routes.find_poll(stranger, key)
+        assert len(routes.shared(stranger)[1]) == 1  # the single consumer's
+
+    play(work)
+
+
+def test_routes_of_members_that_come_and_go_are_bounded_and_their_load_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes_module, "SHARED_KEYS", 2)
+
+    def work(world: World) -> None:
+        routes, sessions = routes_of(world)
+        world.send(5)
+        for session in range(1, 8):
+            member = bound(sessions, session)
+            world.local.fences.grant(1, GROUP, session)
+            world.wire.forget_routes()
+            world.find_poll_route = lambda key, member=member: routes.find_poll(member, key)  # type: ignore[misc]
+            world.asked(world.frame(PollRequest(GROUP_ADDRESS, BY_OFFSET, 0, 1, False)))
+            assert len(routes._polls) <= 2
+        assert sum(requests for _, requests, _ in routes.take_loads()) == 7
 
     play(work)

@@ -12,19 +12,22 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
+import psutil
+
 from shardserver.protocol.addresses import GroupAddress
 from shardserver.protocol.groups import CreateGroupRequest
 from shardserver.protocol.table import Command
-from tests.scale.sessions_test import SHARDS, memory_bytes, timed
+from tests.scale.sessions_test import SHARDS, memory_bytes
 from tests.sharded_server import ShardedServer
 from tests.wire_connection import WireConnection
 
 PARTITIONS = 20
-REBALANCES = 100
+REBALANCES, CHANGES = 100, 50
 SEND_EVERY_S, QUIET_S = 0.02, 10.0
 # One client for all members cannot ping for each of them in time.
 CONFIG = "[groups]\nheartbeat_interval_s = 3600.0\n[net]\nmax_connections = {each}\n"
@@ -59,12 +62,34 @@ class Members:
         return self.all[:: self._groups]
 
 
+class Stopwatch:
+    """Prints what a step took by the clock, and of the processors: where others use the machine, only that tells."""
+
+    def __init__(self, server: ShardedServer) -> None:
+        self._shards = [psutil.Process(server.shard_pid(number)) for number in range(SHARDS)]
+
+    def __call__(self, what: str, step: Callable[[], object]) -> None:
+        began, shards_s, own_s = time.monotonic(), self._cpu_s(), time.process_time()
+        step()
+        took, shards_s, own_s = time.monotonic() - began, self._cpu_s() - shards_s, time.process_time() - own_s
+        print(f"{what:<50}{took:>10.2f} s; CPU of the shards {shards_s:.2f} s, of the client {own_s:.2f} s", flush=True)
+
+    def _cpu_s(self) -> float:
+        return sum(one.cpu_times().user + one.cpu_times().system for one in self._shards)
+
+
 def address(group: int) -> GroupAddress:
     return GroupAddress("s", "t", f"g{group}")
 
 
 def partitions_of(member: WireConnection, group: int) -> list[int]:
     return list(member.ask(Command.SYNC_GROUP, address(group)).partitions)
+
+
+def change_metadata(root: WireConnection) -> None:
+    for _ in range(CHANGES):
+        root.create_stream("other")
+        root.delete_stream("other")
 
 
 def are_shared_out(partitions: list[int]) -> bool:
@@ -100,13 +125,16 @@ def _judge(server: ShardedServer, members: Members, stack: ExitStack) -> bool:
     root.create_stream("s")
     root.create_topic("s", "t", PARTITIONS)
     root.create_topic("s", "other", 1)
-    timed("connect all members, logged in", members.connect)
+    timed = Stopwatch(server)
+    timed("connect and log in all members", members.connect)
+    timed(f"{CHANGES} streams made and deleted, nobody in a group", lambda: change_metadata(root))
     before_bytes = memory_bytes(server)
     timed("create the groups", members.create_groups)
     timed("join of all members", members.join_all)
     good: list[bool] = []
     timed("sync of all members", lambda: good.append(members.sync_all()))
     used = memory_bytes(server)
+    timed(f"{CHANGES} streams made and deleted, all in a group", lambda: change_metadata(root))
     print(
         f"memory of all shards {used >> 20} MiB, of that {(used - before_bytes) / len(members.all):.0f} B a membership"
     )

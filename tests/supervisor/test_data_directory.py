@@ -39,3 +39,15 @@ def test_a_data_directory_that_was_made_and_not_synced_is_synced_by_the_next_sta
     data.open(require_data=False)
     data.close()
     assert {str(tmp_path), str(tmp_path / "data")} <= synced
+
+
+def test_others_may_not_look_into_a_new_data_directory_and_one_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    for name in "srv/new", "there":
+        data = DataDirectory(str(tmp_path / name))
+        data.open(require_data=False)
+        data.close()
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("srv/new", "srv/new/run", "there/run")}
+    assert modes == {"srv/new": 0o700, "srv/new/run": 0o700, "there/run": 0o700}
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "srv").stat().st_mode & 0o777 != 0o700

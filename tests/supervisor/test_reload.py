@@ -170,6 +170,25 @@ def test_sighup_reloads_and_a_shard_that_is_started_later_has_it_too(server: Sha
     assert server.status()["state"] == "ready" and server.stop() == 0
 
 
+def test_cluster_metadata_names_the_advertised_host_and_port_and_for_what_is_missing_the_sockets(
+    server: ShardedServer, tmp_path: Path
+) -> None:
+    host, _, port = server.address.rpartition(":")
+
+    def named() -> list[tuple[str, int]]:
+        nodes = []
+        for one in server.connect_each():
+            with one:
+                nodes += [(node.ip, node.tcp_port) for node in one.ask(Command.GET_CLUSTER_METADATA).nodes]
+        return nodes
+
+    assert named() == [(host, int(port))] * 2
+    for text, expected in ("broker", ("broker", int(port))), (":9", (host, 9)), ("broker:9", ("broker", 9)):
+        (tmp_path / "server.toml").write_text(f'[server]\nadvertised_address = "{text}"\n{rule("s", "*", 0)}')
+        assert server.command("reload").stdout == f'applied: server.advertised_address = "{text}"\n'
+        assert named() == [expected] * 2
+
+
 def test_a_server_without_a_file_says_so_and_runs_on(tmp_path: Path) -> None:
     made = ServerProcess(tmp_path / "data", "--cores", "1", module="tests.supervisor.stand_in_server")
     try:

@@ -15,8 +15,10 @@ import msgspec
 
 from shardserver.core.calls import Operation
 from shardserver.core.groups.coordinator import Claim, Coordinator, FenceChange, GroupKey
+from shardserver.core.groups.touched import Touched
 from shardserver.core.local_owner import LocalOwner
 from shardserver.core.metadata import ROOT_ID, Metadata
+from shardserver.core.metadata_events import Event
 from shardserver.core.peer_service import ControlHandler
 from shardserver.core.permissions import may
 from shardserver.core.remote_owner import RemoteOwner
@@ -250,13 +252,21 @@ class GroupAccess:
     def peer_ended(self, shard: int) -> None:
         self.coordinator.shard_ended(shard)
 
-    def metadata_changed(self) -> None:
-        self.coordinator.metadata_changed()
+    def metadata_changed(self, events: list[Event] | None) -> None:
+        """events: the change that was applied; None: anything may be new."""
+        if events is None:
+            self._look_at_groups(lambda key: True, lambda user_id: True)
+            return
+        touched = Touched.by(events)
+        if touched != Touched():
+            self._look_at_groups(touched.concerns, touched.users.__contains__)
+
+    def _look_at_groups(self, concerns: Callable[[GroupKey], bool], has_new_rights: Callable[[int], bool]) -> None:
+        self.coordinator.metadata_changed(concerns)
         for connection in self._sessions.connections.values():
-            if connection.groups:
-                connection.groups = {
-                    key: told for key, told in connection.groups.items() if self.coordinator.exists(key)
-                }
+            for key in [key for key in connection.groups if concerns(key) and not self.coordinator.exists(key)]:
+                del connection.groups[key]
+            if connection.groups and has_new_rights(connection.user_id):
                 self._leave_without_right(connection)
         logs = self._local.logs
         if logs is not None:

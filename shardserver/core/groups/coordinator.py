@@ -284,9 +284,9 @@ class Coordinator:
             if lost:
                 self._work(state)
 
-    def metadata_changed(self) -> None:
-        """Topics, partitions or groups may be others now."""
-        for state in list(self.groups.values()):
+    def metadata_changed(self, concerns: Callable[[GroupKey], bool] = lambda key: True) -> None:
+        """Topics, partitions or groups that these keys name may be others now."""
+        for state in [one for key, one in self.groups.items() if concerns(key)]:
             topic = self._topic(state.key)
             if topic is None or state.key.group_id not in topic.groups:
                 self._drop(state)

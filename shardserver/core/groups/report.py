@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 from shardserver.core.calls import OffsetCall
@@ -11,12 +12,16 @@ from shardserver.core.groups.coordinator import GroupKey
 from shardserver.core.metadata import Metadata, Partition
 from shardserver.core.shards import Shards
 from shardserver.protocol.addresses import CONSUMER_GROUP
+from shardserver.protocol.offsets import Progress
 
 Row = dict[str, Any]
 
 
 async def report_groups(metadata: Metadata, shards: Shards, access: GroupAccess) -> list[Row]:
-    """A row for each group and partition. Raises ShardServerError: a shard is down, or a partition has just gone."""
+    """A row for each group and partition, with the keys of Progress.
+
+    Raises ShardServerError: a shard is down, or a partition has just gone.
+    """
     found = {
         GroupKey(stream.id, topic.id, topic.uid, group.id): (stream, topic, group)
         for stream in metadata.streams.values()
@@ -42,12 +47,6 @@ def _owner(owners: list[int | None], partition: int) -> int | None:
 
 
 async def _row(shards: Shards, group: int, partition: Partition, owner: int | None) -> Row:
-    """committed, end: offsets of the last message committed, and of the newest one; None: there is none.
-
-    lag: messages behind the committed one, or all that are kept.
-    """
     _, committed = await shards.get_offset(partition, OffsetCall(partition.uid, CONSUMER_GROUP, group))
     _, _, current, _, messages = (await shards.figures([partition]))[partition.uid]
-    end = current if messages else None
-    lag = messages if committed is None else max(0, (current if messages else committed) - committed)
-    return {"partition": partition.id, "owner": owner, "committed": committed, "end": end, "lag": lag}
+    return {"partition": partition.id, "owner": owner} | asdict(Progress.of(committed, current, messages))
