@@ -9,6 +9,7 @@ import xxhash
 
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.synced_write import SyncFaults, cut_synced, sync_directory_noted, write_synced
@@ -80,9 +81,7 @@ class MetadataLog:
         if read_only:
             self._failed = StorageError("the metadata log is read-only: its device did not take writes")
         else:
-            since = self._faults.number
-            await self._disk.make_directory(self._directory)
-            await sync_directory_noted(self._disk, self._faults, os.path.dirname(self._directory), since)
+            await make_synced_directory(self._disk, self._faults, self._directory)
         names = await self._disk.list_directory(self._directory)
         generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
         if not generations and read_only:

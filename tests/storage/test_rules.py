@@ -15,6 +15,7 @@ import pytest
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal import create_journal
+from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -196,13 +197,14 @@ def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_ma
 
 
 class DirectoryDisk(FaultDisk):
-    """Its first sync of `partitions` fails and drops names: they stay to be seen, and later syncs do not save them.
+    """Its first sync of one directory fails and drops names: they stay to be seen, and later syncs do not save them.
 
     made: names of directories, and whether they are durable. dropped: as long as they are not made anew.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, failing: str = "data/partitions") -> None:
         super().__init__(seed)
+        self._failing_directory = failing
         self.made: dict[str, bool] = {}
         self.dropped: set[str] = set()
         self.has_dropped = False
@@ -218,7 +220,7 @@ class DirectoryDisk(FaultDisk):
 
     def sync_directory(self, path: str) -> asyncio.Future:
         covered = [one for one in self.made if os.path.dirname(one) == path]
-        if covered and path.endswith("/partitions") and not self.has_dropped:
+        if covered and path == self._failing_directory and not self.has_dropped:
             self.has_dropped = True
             self.dropped |= {one for one in covered if not self.made[one]}
             failed = asyncio.get_running_loop().create_future()
@@ -226,6 +228,13 @@ class DirectoryDisk(FaultDisk):
             return failed
         self.made |= {one: one not in self.dropped for one in covered}
         return super().sync_directory(path)
+
+    def rename(self, source: str, target: str) -> asyncio.Future:
+        if source in self.made:
+            self.remove_directory(source)
+            self.made[target] = False
+            self.dropped.discard(target)
+        return super().rename(source, target)
 
 
 def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() -> None:
@@ -240,6 +249,39 @@ def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() ->
         assert disk.has_dropped and not logs.partition(1).segments
         await logs.partition(1).flush()
         assert logs.partition(1).segments and disk.made[logs.partition(1).directory]
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_directories_of_a_start_that_failed_to_sync_them_are_made_anew_by_the_next() -> None:
+    """Rule 20: of a shard and of the metadata log."""
+    shard_disk, metadata_disk = DirectoryDisk(1, "data/shards"), DirectoryDisk(1, "data")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await open_logs(shard_disk)
+        assert not shard_disk.made["data/shards/0"]
+        logs = await open_logs(shard_disk)
+        assert shard_disk.has_dropped and shard_disk.made["data/shards/0"]
+        abandon(logs)
+        with pytest.raises(StorageError):
+            await MetadataLog(metadata_disk, "data/metadata").replay()
+        await MetadataLog(metadata_disk, "data/metadata").replay()
+        assert metadata_disk.has_dropped and metadata_disk.made["data/metadata"]
+
+    asyncio.run(life())
+
+
+def test_a_journal_whose_name_a_failed_sync_may_have_dropped_is_built_anew() -> None:
+    """Rule 20."""
+    disk = DirectoryDisk(1, "data/shards/0")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await open_logs(disk)
+        logs = await open_logs(disk)
+        assert disk.has_dropped and disk.made["data/shards/0/journal"]
         abandon(logs)
 
     asyncio.run(life())
