@@ -92,8 +92,8 @@ class MetadataLog:
         self._generation = generations[-1]
         path = self._path(self._generation)
         self._file = await self._disk.open(path)
-        for generation in () if read_only else generations[:-1]:
-            await self._disk.unlink(self._path(generation))
+        if not read_only:
+            await self._drop_former(generations[:-1])
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
         try:
@@ -104,6 +104,12 @@ class MetadataLog:
                 raise
             self.has_damage = True
             return self._found
+
+    async def _drop_former(self, generations: list[int]) -> None:
+        """Its maker may have died before it synced the newest one's name; without that the former ones would come back."""
+        await sync_directory_noted(self._disk, self._faults, self._directory, self._faults.number)
+        for generation in generations:
+            await self._disk.unlink(self._path(generation))
 
     async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
         snapshot: bytes | None = None
@@ -207,8 +213,10 @@ class MetadataLog:
             await self._disk.rename(building, self._path(generation))
             await sync_directory_noted(self._disk, self._faults, self._directory, since)
         except StorageError as error:
-            # Which file a restart would find is unknown now: a record in either could be the lost one.
+            # Which file a restart would find is unknown now: a record in either could be the lost one. Not this one,
+            # for a later start could not tell that the failed sync has dropped its name (rule 20).
             self._failed = error
+            await self._disk.unlink(self._path(generation))
             raise
         self._file, self._generation = file, generation
         self._position, self._record_bytes = len(entry), 0

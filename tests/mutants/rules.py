@@ -244,6 +244,22 @@ MUTANTS = [
         ("tests/supervisor/test_data_directory.py",),
     ),
     Mutant(
+        "metadata-name",
+        "17: a start syncs the newest metadata generation's name before it goes on there",
+        f"{STORAGE}/metadata_log.py",
+        "        await sync_directory_noted(self._disk, self._faults, self._directory, self._faults.number)\n",
+        "",
+        (f"{TESTS}/test_metadata_log.py",),
+    ),
+    Mutant(
+        "metadata-anew",
+        "20: a metadata generation whose name's sync failed is taken back",
+        f"{STORAGE}/metadata_log.py",
+        "            await self._disk.unlink(self._path(generation))\n            raise\n",
+        "            raise\n",
+        (f"{RULES}::test_a_metadata_generation_whose_name_a_failed_sync_may_have_dropped_is_not_gone_on_with",),
+    ),
+    Mutant(
         "snapshot-name",
         "13: a snapshot's name is synced before it counts",
         f"{STORAGE}/offsets.py",

@@ -199,7 +199,8 @@ def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_ma
 class DirectoryDisk(FaultDisk):
     """Its first sync of one directory fails and drops names: they stay to be seen, and later syncs do not save them.
 
-    made: names of directories, and whether they are durable. dropped: as long as they are not made anew.
+    made: names of directories and of what was renamed, and whether they are durable. dropped: as long as they are not
+    made anew.
     """
 
     def __init__(self, seed: int, failing: str = "data/partitions") -> None:
@@ -213,9 +214,12 @@ class DirectoryDisk(FaultDisk):
         self.made.setdefault(path, False)
         return super().make_directory(path)
 
-    def remove_directory(self, path: str) -> asyncio.Future:
+    def _forget(self, path: str) -> None:
         self.made.pop(path, None)
         self.dropped.discard(path)
+
+    def remove_directory(self, path: str) -> asyncio.Future:
+        self._forget(path)
         return super().remove_directory(path)
 
     def sync_directory(self, path: str) -> asyncio.Future:
@@ -230,11 +234,14 @@ class DirectoryDisk(FaultDisk):
         return super().sync_directory(path)
 
     def rename(self, source: str, target: str) -> asyncio.Future:
-        if source in self.made:
-            self.remove_directory(source)
-            self.made[target] = False
-            self.dropped.discard(target)
+        self._forget(source)
+        self.made[target] = False
+        self.dropped.discard(target)
         return super().rename(source, target)
+
+    def unlink(self, path: str) -> asyncio.Future:
+        self._forget(path)
+        return super().unlink(path)
 
 
 def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() -> None:
@@ -283,6 +290,26 @@ def test_a_journal_whose_name_a_failed_sync_may_have_dropped_is_built_anew() -> 
         logs = await open_logs(disk)
         assert disk.has_dropped and disk.made["data/shards/0/journal"]
         abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_a_metadata_generation_whose_name_a_failed_sync_may_have_dropped_is_not_gone_on_with() -> None:
+    """Rule 20: the next start takes the former one, or makes the first one anew."""
+    disk = DirectoryDisk(1, "data/metadata")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await MetadataLog(disk, "data/metadata").replay()
+        log = MetadataLog(disk, "data/metadata")
+        await log.replay()
+        assert disk.has_dropped and disk.made["data/metadata/metadata.1"]
+        await log.append(b"first")
+        disk.has_dropped = False
+        with pytest.raises(StorageError):
+            await log.snapshot(b"first")
+        assert await MetadataLog(disk, "data/metadata").replay() == (None, [b"first"])
+        assert disk.has_dropped
 
     asyncio.run(life())
 
