@@ -31,6 +31,7 @@ LOG_FAULTS = f"{TESTS}/test_log_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
 APPENDS = f"{TESTS}/test_append_log.py"
 RULES = f"{TESTS}/test_rules.py"
+BESIDE = "tests/io_uring/test_beside_the_loop.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
 
@@ -290,6 +291,22 @@ MUTANTS = [
         "            oldest = min(oldest, self._uncovered_offsets)\n",
         "            pass\n",
         (POWER_LOSS,),
+    ),
+    Mutant(
+        "group-nogil",
+        "29: a group is written without the interpreter's lock",
+        "shardserver/io_uring/group.pyx",
+        "        with nogil:\n",
+        "        if True:\n",
+        (f"{BESIDE}::test_the_loop_goes_on_while_a_group_is_written",),
+    ),
+    Mutant(
+        "group-at-once",
+        "29: and asks nothing of the interpreter for each file",
+        "shardserver/io_uring/threads.py",
+        "            if not any(numbers):",
+        "            if False:",
+        (f"{BESIDE}::test_a_thread_runs_as_much_python_for_a_group_as_for_one_file",),
     ),
     Mutant(
         "hint",
