@@ -263,10 +263,10 @@ class PartitionLog(PartitionState):
             self.directory_exists = True
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
-            # Nothing of it was ever acknowledged: its name is needed again.
-            self.segments.pop()
-            await self.resources.files.close(active)
-            active = None
+            # Nothing of it was ever acknowledged: its name is needed again. It is never away, as the journal may name it.
+            await seg.empty_segment(self._disk, self.resources.faults, active)
+            self._roll_due = False
+            return active
         former, self._left_behind = self._left_behind, True
         created = await seg.create_segment(
             self._disk, self.resources.faults, self.directory, self.uid, base_offset, self.last_timestamp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,6 +30,7 @@ from shardserver.storage.synced_write import (
 from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
+from tests.storage.scenarios import until_dead
 
 
 async def append_and_flush(logs: ShardLog, number: int) -> None:
@@ -514,6 +516,47 @@ def test_what_a_run_without_room_has_left_is_cut() -> None:
         abandon(logs)
 
     asyncio.run(life())
+
+
+class OneFailedSync(FaultDisk):
+    """Of the first run of a segment. From then on it dies after `lives_on` operations."""
+
+    def __init__(self, seed: int, lives_on: int) -> None:
+        super().__init__(seed)
+        self._lives_on = lives_on
+
+    def sync(self, file: FaultFile) -> asyncio.Future:
+        if not self._fail_at and file.path.endswith(".log") and len(file.node.current) > fmt.BLOCK_BYTES:
+            self._fail_at, self._die_at = self.operations + 1, self.operations + 1 + self._lives_on
+        return super().sync(file)
+
+
+def test_a_segment_whose_first_run_failed_is_never_missing() -> None:
+    """Rule 20: its name is needed again, and the journal may have named it already; a kill at any operation after it."""
+
+    async def life(disk: FaultDisk) -> None:
+        logs = await open_logs(disk)
+        await until_dead(disk, append(logs, 1, 1, 0, size=13_000))
+        await asyncio.sleep(2 * SETTINGS.linger_s)  # its hint goes to the journal
+        await until_dead(disk, append(logs, 1, 1, 1, size=13_000))
+        abandon(logs)
+
+    async def later(disk: FaultDisk) -> list[int]:
+        logs = await open_logs(disk)
+        assert logs.partition(1).fenced is None
+        found = await read_numbers(logs, 1)
+        abandon(logs)
+        return found
+
+    for lives_on in itertools.count(1):
+        disk = OneFailedSync(lives_on, lives_on)
+        asyncio.run(life(disk))
+        for left in (disk.after_kill(lives_on), disk.after_power_loss(lives_on)):
+            assert asyncio.run(later(left)) in (([], [0], [1]) if disk.is_dead else ([1],)), f"{lives_on} operations"
+        if not disk.is_dead:
+            assert disk.has_failed
+            break
+    assert lives_on > 8
 
 
 def test_records_under_a_former_term_count_for_nothing() -> None:
