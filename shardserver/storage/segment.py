@@ -112,9 +112,11 @@ async def create_segment(
 
 
 async def empty_segment(disk: Disk, faults: SyncFaults, segment: Segment) -> None:
-    """Nothing but its header, durably. Raises StorageError."""
+    """Nothing but its header, durably, its name included: a read-only start has not synced that. Raises StorageError."""
+    since = faults.number
     await rewrite_header(disk, faults, segment)
     await cut_synced(disk, faults, segment.file, BLOCK_BYTES)
+    await sync_directory_noted(disk, faults, os.path.dirname(segment.path), since)
 
 
 async def rewrite_header(disk: Disk, faults: SyncFaults, segment: Segment) -> None:
