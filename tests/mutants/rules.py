@@ -447,6 +447,14 @@ MUTANTS = [
         ("tests/memory/test_arena.py",),
     ),
     Mutant(
+        "lost-floor",
+        "repeats: a floor above the recovered end says nothing",
+        "shardserver/core/local_owner.py",
+        "call.floor if call.floor <= partition.recovered_end else 0",
+        "call.floor",
+        ("tests/core/test_local_owner.py::test_a_floor_above_the_recovered_end_is_of_answers_that_were_lost",),
+    ),
+    Mutant(
         "replicas",
         "metadata: a change is answered when all replicas have it",
         "shardserver/core/replication.py",
