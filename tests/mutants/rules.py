@@ -327,6 +327,22 @@ MUTANTS = [
         (f"{RULES}::test_a_start_reads_as_much_of_a_large_segment_as_of_a_small_one",),
     ),
     Mutant(
+        "index-against-data",
+        "6: an index that leads to no batch is made anew from the data",
+        f"{STORAGE}/partition_reader.py",
+        "                if segment.index_is_stored:\n",
+        "                if False:\n",
+        (f"{TESTS}/test_damage.py::test_an_index_file_is_only_a_hint",),
+    ),
+    Mutant(
+        "index-checksum",
+        "6: an index counts by its checksum",
+        f"{STORAGE}/index.py",
+        "    if checksum != xxhash.xxh3_64_intdigest(bytes(raw[: _HEADER.size - 8]) + bytes(8) + body):\n",
+        "    if False:\n",
+        (f"{TESTS}/test_damage.py::test_a_flipped_bit_in_an_index_leads_no_search_by_time_astray",),
+    ),
+    Mutant(
         "offsets-cut",
         "13: committed offsets are cut to the recovered end",
         f"{STORAGE}/committed_offsets.py",
