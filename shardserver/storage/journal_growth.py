@@ -50,7 +50,7 @@ class JournalGrowth:
             self._growing = False
 
     async def have_file(self, journal: Journal) -> None:
-        """One for this opening, when there is none: two lives have ended while the disk was full. Raises StorageError."""
+        """One for this opening, when two lives that ended with the disk full have left none. Raises StorageError."""
         await self._grow_once(journal, lambda journal: journal.current is None and not journal.free_files)
 
     async def _grow_once(self, journal: Journal, is_due: Callable[[Journal], bool]) -> None:

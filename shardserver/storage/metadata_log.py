@@ -106,7 +106,7 @@ class MetadataLog:
             return self._found
 
     async def _drop_former(self, generations: list[int]) -> None:
-        """Its maker may have died before it synced the newest one's name; without that the former ones would come back."""
+        """The newest one's maker may have died before it synced its name; the former ones would come back then."""
         await sync_directory_noted(self._disk, self._faults, self._directory, self._faults.number)
         for generation in generations:
             await self._disk.unlink(self._path(generation))

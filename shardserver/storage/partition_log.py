@@ -263,7 +263,7 @@ class PartitionLog(PartitionState):
             self.directory_exists = True
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
-            # Nothing of it was ever acknowledged: its name is needed again. It is never away, as the journal may name it.
+            # Nothing of it was ever acknowledged, and its name is needed again; the journal may have it already.
             await seg.empty_segment(self._disk, self.resources.faults, active)
             self._roll_due = False
             return active

@@ -112,7 +112,7 @@ async def create_segment(
 
 
 async def empty_segment(disk: Disk, faults: SyncFaults, segment: Segment) -> None:
-    """Nothing but its header, durably, its name included: a read-only start has not synced that. Raises StorageError."""
+    """Nothing but its header, durably, with its name, which a read-only start has not synced. Raises StorageError."""
     since = faults.number
     await rewrite_header(disk, faults, segment)
     await cut_synced(disk, faults, segment.file, BLOCK_BYTES)

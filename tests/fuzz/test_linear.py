@@ -178,7 +178,8 @@ def metadata_events(count: int) -> Work:
     events: list[ev.Event] = [ev.StreamCreated(1, "s", 1)]
     events += [ev.TopicCreated(1, 1 + number, f"t{number}", 1, {}, [1 + number], [0]) for number in range(count)]
     events.append(ev.PartitionsAdded(1, 1, 1, [count + 1 + number for number in range(count)], [0] * count))
-    events.append(ev.PartitionsMoved([ev.PartitionMove(1, 1, 1 + number, count + 1 + number, 1, 2) for number in range(count)]))
+    moves = [ev.PartitionMove(1, 1, 1 + number, count + 1 + number, 1, 2) for number in range(count)]
+    events.append(ev.PartitionsMoved(moves))
     raw = ev.encode_change(ev.Change(events))
 
     def work() -> None:

@@ -264,9 +264,11 @@ MUTANTS = [
         "segment-again",
         "20: a segment whose first run failed is there at any moment",
         f"{STORAGE}/segment.py",
-        "    await rewrite_header(disk, faults, segment)\n    await cut_synced(disk, faults, segment.file, BLOCK_BYTES)\n",
+        "    await rewrite_header(disk, faults, segment)\n"
+        "    await cut_synced(disk, faults, segment.file, BLOCK_BYTES)\n",
         "    await disk.unlink(segment.path)\n    segment.file = await disk.open(segment.path, create=True)\n"
-        "    block = aligned_buffer(BLOCK_BYTES)\n    block[:] = encode_header(SegmentHeader(1, segment.base_offset, 0))\n"
+        "    block = aligned_buffer(BLOCK_BYTES)\n"
+        "    block[:] = encode_header(SegmentHeader(1, segment.base_offset, 0))\n"
         "    await write_synced(disk, faults, segment.file, 0, [block])\n",
         (f"{RULES}::test_a_segment_whose_first_run_failed_is_never_missing",),
     ),

@@ -398,9 +398,9 @@ class World:
         return contents, offsets
 
     async def check_read_only(self) -> None:
-        """All are dead. On a copy whose device takes no writes all start read-only: everything is served, nothing taken
-        or changed. When it takes writes again each shard gets out, and the next start finds the same, durable. The world
-        is afterwards as it was.
+        """All are dead. On a copy whose device takes no writes all start read-only: everything is served, nothing is
+        taken or changed. When it takes writes again each shard gets out, and the next start finds the same, durable.
+        The world is afterwards as it was.
         """
         disk, oracle = self.disk, self.oracle
         self.disk, self.oracle = disk.fork(self._seed()), copy.deepcopy(oracle)
@@ -431,7 +431,8 @@ class World:
                 refused = isinstance(outcome, StorageError) and not isinstance(outcome, DiskFullError)
                 require(refused, f"a send to a read-only shard: {outcome!r}")
                 self.counts["sends refused by read-only shards"] += 1
-        require(before == {path: bytes(node.current) for path, node in self.disk.files.items()}, "a read-only start wrote")
+        after = {path: bytes(node.current) for path, node in self.disk.files.items()}
+        require(before == after, "a read-only start wrote")
         return found
 
     def _check_directories(self, live: set[int]) -> None:

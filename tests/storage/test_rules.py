@@ -532,7 +532,7 @@ class OneFailedSync(FaultDisk):
 
 
 def test_a_segment_whose_first_run_failed_is_never_missing() -> None:
-    """Rule 20: its name is needed again, and the journal may have named it already; a kill at any operation after it."""
+    """Rule 20: its name is needed again, and the journal may have it already; a kill at any operation after it."""
 
     async def life(disk: FaultDisk) -> None:
         logs = await open_logs(disk)
