@@ -294,7 +294,7 @@ MUTANTS = [
         f"{STORAGE}/shard_turn.pyx",
         "            oldest = min(self._pinned)\n",
         "            pass\n",
-        (POWER_LOSS,),
+        (CRASHES,),
     ),
     Mutant(
         "uncovered-offsets",
