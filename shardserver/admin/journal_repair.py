@@ -16,6 +16,7 @@ from shardserver.admin.segment_writer import SegmentWriter
 from shardserver.errors import StorageError
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk
 from shardserver.storage.healing import replace_journal
 from shardserver.storage.recovery import RecoveryInput, recover_shard
@@ -82,8 +83,7 @@ class JournalRepair:
                     await writer.begin(header.base_offset, follows_hole=True)
                 await writer.add(batch, header.base_timestamp)
                 due = header.base_offset + header.message_count
-            await self._disk.make_directory(directory)
-            await self._disk.sync_directory(os.path.dirname(directory))
+            await make_synced_directory(self._disk, SyncFaults(), directory)
             await writer.publish(directory)
 
     async def _batches(self, uid: int) -> AsyncIterator[memoryview]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk
+from shardserver.storage.synced_write import SyncFaults
 
 
 class Kept:
@@ -14,6 +16,7 @@ class Kept:
     def __init__(self, disk: Disk, data: str) -> None:
         self._disk, self._data = disk, data
         self.directory = ""
+        self._made = {data}
 
     async def place(self, path: str) -> str:
         """The path under which what stands at `path` is to be kept. Its directories are there and synced."""
@@ -26,11 +29,11 @@ class Kept:
         return target
 
     async def _make_parents(self, directory: str) -> None:
-        if os.path.isdir(directory):
+        if directory in self._made:
             return
         await self._make_parents(os.path.dirname(directory))
-        await self._disk.make_directory(directory)
-        await self._disk.sync_directory(os.path.dirname(directory))
+        await make_synced_directory(self._disk, SyncFaults(), directory)
+        self._made.add(directory)
 
     async def move(self, path: str) -> str:
         """Away from its place, to be kept; gives where."""

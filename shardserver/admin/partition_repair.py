@@ -14,6 +14,7 @@ from shardserver.admin.segment_writer import SegmentWriter
 from shardserver.memory.aligned import aligned_buffer
 from shardserver.memory.arena import Arena
 from shardserver.storage import segment as seg
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk
 from shardserver.storage.index import index_path
 from shardserver.storage.segment_reader import Damage, SegmentFiles
@@ -111,8 +112,7 @@ class PartitionRepair:
     async def _add_empty(self, base_offset: int, last_timestamp: int) -> None:
         """A segment that says where offsets go on."""
         directory = self._report.directory
-        await self._disk.make_directory(directory)
-        await self._disk.sync_directory(os.path.dirname(directory))
+        await make_synced_directory(self._disk, self._faults, directory)
         made = await seg.create_segment(
             self._disk,
             self._faults,

@@ -12,8 +12,10 @@ from shardserver.admin.read_only_disk import ReadOnlyDisk
 from shardserver.admin.stopped_server import THREADS, change_stopped, read_stopped
 from shardserver.core.metadata import Metadata
 from shardserver.core.metadata_snapshot import Snapshot, encode_snapshot
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk
 from shardserver.storage.metadata_log import MetadataLog
+from shardserver.storage.synced_write import SyncFaults
 
 
 async def rebuild_metadata(path: str, *, dry_run: bool, as_json: bool) -> int:
@@ -46,8 +48,7 @@ async def rebuild_now(disk: Disk, data: str, kept: Kept) -> list[str]:
     """Gives sentences for the operator. A crash leaves the former log or the new one. Raises StorageError."""
     made = await plan_rebuild(data)
     directory = os.path.join(data, "metadata")
-    await disk.make_directory(directory)
-    await disk.sync_directory(data)
+    await make_synced_directory(disk, SyncFaults(), directory)
     for name in await disk.list_directory(directory):
         await kept.link(os.path.join(directory, name))
     log = MetadataLog(disk, directory)

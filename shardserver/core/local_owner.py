@@ -111,10 +111,12 @@ class LocalOwner:
         """The base offset of the batch if the former process of this shard stored it; each one answers one repeat.
 
         Below what the newest hint says all had been answered, and the asking shard saw answers below its
-        floor: what it asks again for lies above both, and below the end that was recovered.
+        floor: what it asks again for lies above both, and below the end that was recovered. A floor above that end is
+        of answers that were lost since (`memory`), and says nothing.
         """
         partition = self.log_of(call.uid)
-        first = max(call.floor, partition.answered_offset)
+        floor = call.floor if call.floor <= partition.recovered_end else 0
+        first = max(floor, partition.answered_offset)
         taken = self._taken.setdefault(call.uid, set())
         found = await partition.reader.find_batch(batch, call.count, first, partition.recovered_end, taken)
         if found is not None:

@@ -125,11 +125,17 @@ class Journal(JournalWriter):
 
 async def create_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> None:
     """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
+    building, target = os.path.join(parent, "journal.new"), os.path.join(parent, "journal")
     since = faults.number
     await disk.make_directory(parent)
     await build_journal(disk, faults, parent, settings)
-    await disk.rename(os.path.join(parent, "journal.new"), os.path.join(parent, "journal"))
-    await sync_directory_noted(disk, faults, parent, since)
+    await disk.rename(building, target)
+    try:
+        await sync_directory_noted(disk, faults, parent, since)
+    except StorageError:
+        # A later start would find the name, and could not tell that the failed sync has dropped it.
+        await disk.rename(target, building)
+        raise
 
 
 async def build_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> int:

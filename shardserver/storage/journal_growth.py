@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 
 from shardserver.errors import StorageError
 from shardserver.storage.journal import Journal
@@ -24,6 +25,7 @@ class JournalGrowth:
         self._directory = os.path.join(directory, "journal")
         self.least_files = least_files
         self._growing = self._stopped = False
+        self._order = asyncio.Lock()
 
     def start_if_due(self, journal: Journal) -> None:
         if not self._growing and self._is_due(journal):
@@ -41,9 +43,18 @@ class JournalGrowth:
     async def _grow(self, journal: Journal) -> None:
         try:
             while self._is_due(journal):
-                await journal.grow(self._directory)
-                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": journal.files}})
+                await self._grow_once(journal, self._is_due)
         except StorageError as error:  # the ring serves as it is; the next new partition asks again
             log.warning("journal_not_grown", extra={"fields": {"shard": self._shard, "error": str(error)}})
         finally:
             self._growing = False
+
+    async def have_file(self, journal: Journal) -> None:
+        """One for this opening, when two lives that ended with the disk full have left none. Raises StorageError."""
+        await self._grow_once(journal, lambda journal: journal.current is None and not journal.free_files)
+
+    async def _grow_once(self, journal: Journal, is_due: Callable[[Journal], bool]) -> None:
+        async with self._order:
+            if is_due(journal):
+                await journal.grow(self._directory)
+                log.info("journal_grown", extra={"fields": {"shard": self._shard, "files": journal.files}})

@@ -9,6 +9,7 @@ import xxhash
 
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.reserve import Reserve
 from shardserver.storage.synced_write import SyncFaults, cut_synced, sync_directory_noted, write_synced
@@ -80,9 +81,7 @@ class MetadataLog:
         if read_only:
             self._failed = StorageError("the metadata log is read-only: its device did not take writes")
         else:
-            since = self._faults.number
-            await self._disk.make_directory(self._directory)
-            await sync_directory_noted(self._disk, self._faults, os.path.dirname(self._directory), since)
+            await make_synced_directory(self._disk, self._faults, self._directory)
         names = await self._disk.list_directory(self._directory)
         generations = sorted(int(name[9:]) for name in names if name.startswith("metadata.") and name[9:].isdigit())
         if not generations and read_only:
@@ -93,8 +92,8 @@ class MetadataLog:
         self._generation = generations[-1]
         path = self._path(self._generation)
         self._file = await self._disk.open(path)
-        for generation in () if read_only else generations[:-1]:
-            await self._disk.unlink(self._path(generation))
+        if not read_only:
+            await self._drop_former(generations[:-1])
         buffer = aligned_buffer(max(BLOCK_BYTES, align_up(await self._disk.file_bytes(self._file), BLOCK_BYTES)))
         got = await self._disk.read(self._file, 0, buffer)
         try:
@@ -105,6 +104,12 @@ class MetadataLog:
                 raise
             self.has_damage = True
             return self._found
+
+    async def _drop_former(self, generations: list[int]) -> None:
+        """The newest one's maker may have died before it synced its name; the former ones would come back then."""
+        await sync_directory_noted(self._disk, self._faults, self._directory, self._faults.number)
+        for generation in generations:
+            await self._disk.unlink(self._path(generation))
 
     async def _take_entries(self, path: str, raw: memoryview) -> tuple[bytes | None, list[bytes]]:
         snapshot: bytes | None = None
@@ -208,8 +213,10 @@ class MetadataLog:
             await self._disk.rename(building, self._path(generation))
             await sync_directory_noted(self._disk, self._faults, self._directory, since)
         except StorageError as error:
-            # Which file a restart would find is unknown now: a record in either could be the lost one.
+            # Which file a restart would find is unknown now: a record in either could be the lost one. Not this one,
+            # for a later start could not tell that the failed sync has dropped its name (rule 20).
             self._failed = error
+            await self._disk.unlink(self._path(generation))
             raise
         self._file, self._generation = file, generation
         self._position, self._record_bytes = len(entry), 0

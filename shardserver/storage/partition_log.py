@@ -24,12 +24,13 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
 from shardserver.storage.deleted_segments import DeletedSegments
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.event_rate import EventRate
 from shardserver.storage.flush import FlushWrite, flush_group
 from shardserver.storage.gather import build_run
 from shardserver.storage.identity_file import read_identity, write_identity
 from shardserver.storage.index import write_index
-from shardserver.storage.partition_directory import make_partition_directory, remove_other_segments
+from shardserver.storage.partition_directory import remove_other_segments
 from shardserver.storage.partition_reader import PartitionReader
 from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
@@ -220,14 +221,14 @@ class PartitionLog(PartitionState):
         if active is not None and not self.needs_segment:
             return active
         if not self.directory_exists:
-            await make_partition_directory(self._disk, self.resources.faults, self.directory)
+            await make_synced_directory(self._disk, self.resources.faults, self.directory)
             self.directory_exists = True
             await self.keep_identity()
         if active is not None and active.file is not None and active.base_offset == base_offset:
-            # Nothing of it was ever acknowledged: its name is needed again.
-            self.segments.pop()
-            await self.resources.files.close(active)
-            active = None
+            # Nothing of it was ever acknowledged, and its name is needed again; the journal may have it already.
+            await seg.empty_segment(self._disk, self.resources.faults, active)
+            self._roll_due = False
+            return active
         former, self._left_behind = self._left_behind, True
         created = await seg.create_segment(
             self._disk, self.resources.faults, self.directory, self.uid, base_offset, self.last_timestamp

@@ -13,6 +13,7 @@ from shardserver.memory.heap import heap_arena
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
+from shardserver.storage.directory import make_synced_directory
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import create_journal
 from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, RingOpener, open_journal
@@ -129,11 +130,13 @@ async def recover_shard(
 async def _make_directories(disk: Disk, data_directory: str, logs: ShardLog) -> None:
     faults = logs.resources.faults
     since = faults.number
-    for directory in (os.path.join(data_directory, "shards"), logs.directory, logs.partitions_directory):
+    # Not anew: other shards start beside this one. The server has made and synced both before its shards.
+    for directory in (os.path.join(data_directory, "shards"), logs.partitions_directory):
         await disk.make_directory(directory)
     # Of partitions too: a process may have died between making a partition's directory and syncing its name.
-    for directory in (os.path.join(data_directory, "shards"), logs.partitions_directory, data_directory):
+    for directory in (logs.partitions_directory, data_directory):
         await sync_directory_noted(disk, faults, directory, since)
+    await make_synced_directory(disk, faults, logs.directory)
 
 
 # Of a record: its file's sequence, its write's position in the file, its number in the write.

@@ -16,7 +16,7 @@ from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.index import SparseIndex, index_path
 from shardserver.storage.journal_format import Hint
-from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, sync_noted, write_synced
+from shardserver.storage.synced_write import SyncFaults, cut_synced, sync_directory_noted, sync_noted, write_synced
 
 BLOCK_BYTES = 4096
 MAGIC = b"SSSEGMT1"
@@ -109,6 +109,14 @@ async def create_segment(
     await write_synced(disk, faults, file, 0, [block])
     await sync_directory_noted(disk, faults, directory, since)
     return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
+
+
+async def empty_segment(disk: Disk, faults: SyncFaults, segment: Segment) -> None:
+    """Nothing but its header, durably, with its name, which a read-only start has not synced. Raises StorageError."""
+    since = faults.number
+    await rewrite_header(disk, faults, segment)
+    await cut_synced(disk, faults, segment.file, BLOCK_BYTES)
+    await sync_directory_noted(disk, faults, os.path.dirname(segment.path), since)
 
 
 async def rewrite_header(disk: Disk, faults: SyncFaults, segment: Segment) -> None:

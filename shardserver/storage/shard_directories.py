@@ -5,10 +5,9 @@ Their partitions are recovered, released and adopted by other shards first (hand
 
 from __future__ import annotations
 
-import errno
 import os
 
-from shardserver.errors import StorageError
+from shardserver.storage.directory import names_in
 from shardserver.storage.disk import Disk
 from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
@@ -20,7 +19,7 @@ DIRECTORIES = ("journal", "journal.new", "journal.broken")
 
 async def orphan_shards(disk: Disk, data_directory: str, shards: int) -> list[int]:
     """Numbers of the shard directories from `shards` on, rising. Those whose removal has begun are none."""
-    names = await _names(disk, os.path.join(data_directory, "shards"))
+    names = await names_in(disk, os.path.join(data_directory, "shards"))
     return sorted(int(name) for name in names if name.isdecimal() and int(name) >= shards)
 
 
@@ -32,7 +31,7 @@ async def remove_shard_directory(disk: Disk, faults: SyncFaults, data_directory:
     """
     parent = os.path.join(data_directory, "shards")
     await remove_the_rest(disk, faults, data_directory)
-    if str(shard) not in await _names(disk, parent):
+    if str(shard) not in await names_in(disk, parent):
         return
     doomed, since = os.path.join(parent, f"{shard}{REMOVED}"), faults.number
     await disk.rename(os.path.join(parent, str(shard)), doomed)
@@ -43,7 +42,7 @@ async def remove_shard_directory(disk: Disk, faults: SyncFaults, data_directory:
 async def remove_the_rest(disk: Disk, faults: SyncFaults, data_directory: str) -> int:
     """Finish the removals that a crash has interrupted; gives how many."""
     parent = os.path.join(data_directory, "shards")
-    doomed = [name for name in await _names(disk, parent) if name.endswith(REMOVED)]
+    doomed = [name for name in await names_in(disk, parent) if name.endswith(REMOVED)]
     for name in doomed:
         await _remove(disk, faults, os.path.join(parent, name))
     return len(doomed)
@@ -51,10 +50,10 @@ async def remove_the_rest(disk: Disk, faults: SyncFaults, data_directory: str) -
 
 async def _remove(disk: Disk, faults: SyncFaults, directory: str) -> None:
     since = faults.number
-    for name in await _names(disk, directory):
+    for name in await names_in(disk, directory):
         path = os.path.join(directory, name)
         if name in DIRECTORIES:
-            for inner in await _names(disk, path):
+            for inner in await names_in(disk, path):
                 await disk.unlink(os.path.join(path, inner))
             await sync_directory_noted(disk, faults, path, since)
             await disk.remove_directory(path)
@@ -63,12 +62,3 @@ async def _remove(disk: Disk, faults: SyncFaults, directory: str) -> None:
     await sync_directory_noted(disk, faults, directory, since)
     await disk.remove_directory(directory)
     await sync_directory_noted(disk, faults, os.path.dirname(directory), since)
-
-
-async def _names(disk: Disk, directory: str) -> list[str]:
-    try:
-        return await disk.list_directory(directory)
-    except StorageError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return []

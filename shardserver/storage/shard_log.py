@@ -19,6 +19,7 @@ from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.bulk_runs import BulkRuns
+from shardserver.storage.committed_offsets import OffsetRecord
 from shardserver.storage.flush import BackgroundFlush, PartitionFlusher
 from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
@@ -73,6 +74,7 @@ class ShardLog(ShardTurn):
         self.recovery_bytes = 0
         self._snapshot_order = asyncio.Lock()
         self._started = self._closing = False
+        self._cuts_published: asyncio.Future[None] | None = None
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
         self._tasks = LogTasks(self._fail)
@@ -238,6 +240,7 @@ class ShardLog(ShardTurn):
             self._background.start(work)
 
     async def _free_files(self) -> None:
+        await self._growth.have_file(self.journal)
         while self.journal.is_half_used and self.failed is None:
             oldest = self._oldest_live()
             if oldest >= self.journal.sequence:
@@ -377,21 +380,38 @@ class ShardLog(ShardTurn):
         Raises StorageError; a full disk is no reason not to serve: what replay put into memory can be read.
         """
         self._started = True
+        full: DiskFullError | None = None
         if needs_flush:
             try:
+                await self._growth.have_file(self.journal)
                 await self._flush_pinned()
                 await self._snapshot_offsets()
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
-        await self._publish_cut_offsets()
+                full = error
+        cut = list(self.offsets.waiting.values())
+        if full is None:
+            await self._publish_cut_offsets(cut)
+        elif cut:  # the ring may be full too: they wait for room, and appends are refused meanwhile
+            self.resources.admission.refusal = full
+            self._cuts_published = asyncio.ensure_future(self._take_appends_after(cut, full))
         self._growth.start_if_due(self.journal)
 
-    async def _publish_cut_offsets(self) -> None:
+    async def _publish_cut_offsets(self, cut: list[OffsetRecord]) -> None:
         """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
-        bring back the offsets as they were (rule 13). With the ring and the disk full they wait for room.
+        bring back the offsets as they were (rule 13).
         """
-        while self.offsets.waiting and self.failed is None and self._background.error is None:
+        while any(self.offsets.waiting.get(one.key) is one for one in cut):
+            if self.failed is not None or self._closing:
+                return
             await self._publish()
+
+    async def _take_appends_after(self, cut: list[OffsetRecord], refusal: DiskFullError) -> None:
+        await self._publish_cut_offsets(cut)
+        if self.failed is None and not self._closing:
+            await self._publish()  # the write that carries the last of them may be in flight
+        if self.resources.admission.refusal is refusal:
+            self.resources.admission.refusal = None
 
     def become_read_only(self) -> None:
         """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""
@@ -426,7 +446,10 @@ class ShardLog(ShardTurn):
         self._closing = True
         self._growth.stop()
         self._refuse_adoptions(StorageError("the shard ends"))
-        self._progress.set()
+        for event in (self._published, self._progress):
+            event.set()
+        if self._cuts_published is not None:
+            await self._cuts_published
         await self._tasks.end_shielded()
         self._stop_linger()
         await self.wait_idle()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 
-from shardserver.errors import StorageError
+from shardserver.storage.directory import names_in
 from shardserver.storage.disk import Disk
 from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
 
@@ -19,13 +19,11 @@ PARTITION_NAME = re.compile(r"[0-9a-f]{16}")
 async def set_aside_unknown(disk: Disk, faults: SyncFaults, data_directory: str, known: set[int]) -> int:
     """Move them into DATA/set-aside; gives how many. known: uids that are live, or whose files are being removed.
 
-    A uid that metadata gives out again (an old copy of its log was put back) would else meet their segments.
+    A uid that metadata gives out again (an old copy of its log was put back) would else meet their segments. Raises
+    StorageError.
     """
     partitions, target = os.path.join(data_directory, "partitions"), os.path.join(data_directory, "set-aside")
-    try:
-        names = await disk.list_directory(partitions)
-    except StorageError:
-        return 0  # a first start
+    names = await names_in(disk, partitions)
     unknown = [name for name in names if PARTITION_NAME.fullmatch(name) and int(name, 16) not in known]
     if not unknown:
         return 0

@@ -14,6 +14,8 @@ from shardserver.errors import ConfigError
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
+# Made before the shards start, each of which puts names of its own into them.
+SHARED = ("shards", "partitions")
 
 
 def _make_directories(path: str, closed: str) -> list[str]:
@@ -59,7 +61,8 @@ class DataDirectory:
             made = _make_directories(self.run, self.path)
             self._take_lock()
             self._remove("ready.json", "ready.json.new", "state.json", "state.json.new", "control.sock")
-            self._check_format(made)
+            if not self._has_format():
+                self._initialise(made)
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
@@ -69,7 +72,7 @@ class DataDirectory:
             raise ConfigError(f"{self.path} holds no data")
         try:
             self._lock_file(os.O_RDONLY)
-            self._check_format(made=[])
+            self._has_format()
         except OSError as error:
             raise ConfigError(f"the data directory {self.path} cannot be used: {error}") from error
 
@@ -94,26 +97,51 @@ class DataDirectory:
                 f"the data directory {self.path} is in use by the server with process id {holder}"
             ) from None
 
-    def _check_format(self, made: list[str]) -> None:
+    def _has_format(self) -> bool:
         path = os.path.join(self.path, "format")
-        if os.path.exists(path):
-            with open(path) as file:
-                found = file.read().strip()
-            if found != FORMAT_VERSION:
-                raise ConfigError(
-                    f"{self.path} has data of format {found!r}; this server reads format {FORMAT_VERSION}"
-                )
-            return
+        if not os.path.exists(path):
+            return False
+        with open(path) as file:
+            found = file.read().strip()
+        if found != FORMAT_VERSION:
+            raise ConfigError(f"{self.path} has data of format {found!r}; this server reads format {FORMAT_VERSION}")
+        return True
+
+    def _initialise(self, made: list[str]) -> None:
+        """Format, and what all shards share, with synced names. made: directories that this start has made.
+
+        Raises OSError: these are gone again, as of a name that a failed sync has dropped no later sync says more than
+        that it is there (storage rule 20).
+        """
         log.warning("data_directory_initialised", extra={"fields": {"path": self.path}})
+        try:
+            for name in SHARED:
+                made += _make_directories(os.path.join(self.path, name), self.path)
+            self._write_format()
+            # The directory's own name too, or a power cut takes all that is in it: it may be older than this process,
+            # which another one may have made and not synced.
+            for one in {self.path, *map(os.path.dirname, (self.path, *made))}:
+                _sync_directory(one)
+        except OSError:
+            self._take_back(made)
+            raise
+
+    def _write_format(self) -> None:
+        path = os.path.join(self.path, "format")
         with open(path + ".new", "w") as file:
             file.write(FORMAT_VERSION + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.rename(path + ".new", path)
-        # The directory's own name too, or a power cut takes all that is in it: it may be older than this process, which
-        # another one may have made and not synced.
-        for one in {self.path, *map(os.path.dirname, (self.path, *made))}:
-            _sync_directory(one)
+
+    def _take_back(self, made: list[str]) -> None:
+        for name in ("format.new", "format", *(["lock"] if self.path in made else [])):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.path, name))
+        for one in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(one)
+        self.close_unchanged()
 
     def write_ready(self, content: dict[str, Any]) -> None:
         """Atomically: a reader sees the former or the new content.

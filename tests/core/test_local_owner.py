@@ -124,6 +124,18 @@ def test_what_lies_below_the_floor_was_answered_and_is_no_repeat_of_this_one() -
     run(work)
 
 
+def test_a_floor_above_the_recovered_end_is_of_answers_that_were_lost() -> None:
+    """`memory`: one death took 300 to 499, the repeat was stored at 300, and another death took its answer."""
+
+    async def work(world: World) -> None:
+        await answers(world.ask(batch_of(7)))
+        await world.restart()
+        assert await answers(world.ask(batch_of(7), floor=500)) == [0]
+        assert await world.numbers() == [7]
+
+    run(work)
+
+
 def test_what_this_process_has_stored_itself_answers_no_repeat() -> None:
     async def work(world: World) -> None:
         assert await answers(world.ask(batch_of(7))) == [0]

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,12 @@ from typing import Any
 import pytest
 
 import shardserver
+from shardserver.core import metadata_events as ev
+from shardserver.core.metadata import Metadata
+from shardserver.core.metadata_snapshot import Snapshot, decode_snapshot, encode_snapshot
 from shardserver.errors import ShardServerError
+from shardserver.memory.aligned import align_up
+from shardserver.memory.heap import heap_arena
 from shardserver.net.frame_reader import WireContext
 from shardserver.net.wire import Wire
 from shardserver.protocol import batch
@@ -30,11 +36,15 @@ from shardserver.protocol.permissions import Permissions
 from shardserver.protocol.tlv import decode_user_headers
 from shardserver.storage import index, metadata_log, offsets, segment
 from shardserver.storage import journal_format as fmt
+from shardserver.storage.segment_reader import SegmentFiles, SegmentWalk
+from shardserver.storage.settings import LogSettings
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk, Node
 from tests.fuzz.storage_targets import run
 from tests.fuzz.wire_target import ARENA, IN_FLIGHT_LIMIT, Recorder, chunks
+from tests.storage.journal_world import BLOCK, SETTINGS, World, numbers_of
 
+HEAP = heap_arena(1 << 20)
 PACKAGE = str(Path(shardserver.__file__).parent)
 Work = Callable[[], object]
 
@@ -163,6 +173,84 @@ def _replay(entries: list[Any]) -> Work:
     return work
 
 
+def metadata_events(count: int) -> Work:
+    """One change that makes topics and more partitions of one of them, which it moves, applied to a replica."""
+    events: list[ev.Event] = [ev.StreamCreated(1, "s", 1)]
+    events += [ev.TopicCreated(1, 1 + number, f"t{number}", 1, {}, [1 + number], [0]) for number in range(count)]
+    events.append(ev.PartitionsAdded(1, 1, 1, [count + 1 + number for number in range(count)], [0] * count))
+    moves = [ev.PartitionMove(1, 1, 1 + number, count + 1 + number, 1, 2) for number in range(count)]
+    events.append(ev.PartitionsMoved(moves))
+    raw = ev.encode_change(ev.Change(events))
+
+    def work() -> None:
+        replica = Metadata()
+        ev.apply_change(replica, ev.decode_change(raw))
+        assert replica.shard_counts == {0: count, 1: count}
+
+    return work
+
+
+def metadata_snapshot(count: int) -> Work:
+    replica = Metadata()
+    ev.apply(replica, ev.StreamCreated(1, "s", 1))
+    for number in range(count):
+        ev.apply(replica, ev.TopicCreated(1, 1 + number, f"t{number}", 1, {}, [1 + number], [0]))
+    raw = encode_snapshot(Snapshot(replica, []))
+
+    def work() -> None:
+        assert len(list(decode_snapshot(raw).metadata.live_partitions())) == count
+
+    return work
+
+
+def journal_ring(count: int) -> Work:
+    """The opening of a ring with so many writes in one file."""
+    settings = replace(SETTINGS, journal_file_bytes=(count + 64) * BLOCK, journal_files=2)
+    world = World(settings=settings).create().live(count)
+
+    async def work() -> None:
+        assert len(await numbers_of(await world.open())) == count
+
+    return lambda: run(work())
+
+
+def poll_walk(count: int) -> Work:
+    """Small reads, so that their number grows too."""
+    return _walk(count, lambda number, one: one, whole=True)
+
+
+def poll_walk_over_damage(count: int) -> Work:
+    """Every second batch has a wrong message checksum."""
+
+    def damaged(number: int, one: bytearray) -> bytearray:
+        one[-1] ^= number & 1
+        return one
+
+    return _walk(count, damaged, whole=False)
+
+
+def _walk(count: int, change: Callable[[int, bytearray], bytearray], *, whole: bool) -> Work:
+    content = bytearray(BLOCK)
+    for number in range(count):
+        one = make_batch([b"x" * 500])
+        batch.stamp_batch(one, 1, number, 1)
+        content += change(number, one)
+    raw = bytes(content.ljust(align_up(len(content), BLOCK), b"\0"))
+
+    async def work() -> None:
+        disk, path = FaultDisk(1), segment.segment_path("data", 0)
+        disk.files[path] = Node(bytearray(raw), bytearray(raw))
+        one = segment.Segment(path, 0, file=await disk.open(path), end=len(raw))
+        settings = LogSettings(read_bytes=BLOCK, read_ahead_bytes=2 * BLOCK)
+        walk = SegmentWalk(disk, SegmentFiles(disk, 1), settings, HEAP, one, (0, BLOCK), count)
+        found = []
+        while (met := await walk.next()) is not None:
+            found.append(met)
+        assert len(found) == count and whole == all(isinstance(met, segment.StoredBatch) for met in found)
+
+    return lambda: run(work())
+
+
 # Builder and a small count of what it repeats.
 LINES: dict[str, tuple[Callable[[int], Work], int]] = {
     "options": (option_block, 100),
@@ -178,6 +266,11 @@ LINES: dict[str, tuple[Callable[[int], Work], int]] = {
     "offsets": (offset_entries, 500),
     "metadata records": (metadata_records, 50),
     "metadata leftovers": (metadata_leftovers, 50),
+    "metadata events": (metadata_events, 100),
+    "metadata snapshot": (metadata_snapshot, 100),
+    "journal ring": (journal_ring, 25),
+    "poll walk": (poll_walk, 100),
+    "poll walk over damage": (poll_walk_over_damage, 100),
 }
 TIMES: dict[str, tuple[Callable[[int], Work], int]] = LINES | {
     "compiled walk": (walk_compiled, 2000),

@@ -31,6 +31,7 @@ LOG_FAULTS = f"{TESTS}/test_log_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
 APPENDS = f"{TESTS}/test_append_log.py"
 RULES, UNSYNCED = f"{TESTS}/test_rules.py", f"{TESTS}/test_unsynced_runs.py"
+BESIDE = "tests/io_uring/test_beside_the_loop.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
 
@@ -230,18 +231,62 @@ MUTANTS = [
     Mutant(
         "partition-name",
         "5: so is that of the partition",
-        f"{STORAGE}/partition_directory.py",
+        f"{STORAGE}/directory.py",
         "    await sync_directory_noted(disk, faults, os.path.dirname(directory), since)\n",
         "",
         (f"{RULES}::test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made",),
     ),
     Mutant(
         "partition-anew",
-        "20: and made anew after a failed sync of its name",
-        f"{STORAGE}/partition_directory.py",
-        "    await disk.remove_directory(directory)\n    await disk.make_directory(directory)\n",
-        "    await disk.make_directory(directory)\n",
+        "20: and made anew after a failed sync of its name; so are those of a first start",
+        f"{STORAGE}/directory.py",
+        "        await disk.remove_directory(directory)\n",
+        "",
         (f"{RULES}::test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew",),
+    ),
+    Mutant(
+        "journal-anew",
+        "20: a new journal whose name's sync failed is built anew",
+        f"{STORAGE}/journal.py",
+        "        await disk.rename(target, building)\n        raise\n",
+        "        raise\n",
+        (f"{RULES}::test_a_journal_whose_name_a_failed_sync_may_have_dropped_is_built_anew",),
+    ),
+    Mutant(
+        "data-directory-anew",
+        "20: so is a new data directory",
+        "shardserver/supervisor/data_directory.py",
+        "            self._take_back(made)\n",
+        "",
+        ("tests/supervisor/test_data_directory.py",),
+    ),
+    Mutant(
+        "metadata-name",
+        "17: a start syncs the newest metadata generation's name before it goes on there",
+        f"{STORAGE}/metadata_log.py",
+        "        await sync_directory_noted(self._disk, self._faults, self._directory, self._faults.number)\n",
+        "",
+        (f"{TESTS}/test_metadata_log.py",),
+    ),
+    Mutant(
+        "metadata-anew",
+        "20: a metadata generation whose name's sync failed is taken back",
+        f"{STORAGE}/metadata_log.py",
+        "            await self._disk.unlink(self._path(generation))\n            raise\n",
+        "            raise\n",
+        (f"{RULES}::test_a_metadata_generation_whose_name_a_failed_sync_may_have_dropped_is_not_gone_on_with",),
+    ),
+    Mutant(
+        "segment-again",
+        "20: a segment whose first run failed is there at any moment",
+        f"{STORAGE}/segment.py",
+        "    await rewrite_header(disk, faults, segment)\n"
+        "    await cut_synced(disk, faults, segment.file, BLOCK_BYTES)\n",
+        "    await disk.unlink(segment.path)\n    segment.file = await disk.open(segment.path, create=True)\n"
+        "    block = aligned_buffer(BLOCK_BYTES)\n"
+        "    block[:] = encode_header(SegmentHeader(1, segment.base_offset, 0))\n"
+        "    await write_synced(disk, faults, segment.file, 0, [block])\n",
+        (f"{RULES}::test_a_segment_whose_first_run_failed_is_never_missing",),
     ),
     Mutant(
         "snapshot-name",
@@ -265,7 +310,7 @@ MUTANTS = [
         f"{STORAGE}/shard_turn.pyx",
         "            oldest = min(self._pinned)\n",
         "            pass\n",
-        (POWER_LOSS,),
+        (CRASHES,),
     ),
     Mutant(
         "uncovered-offsets",
@@ -276,12 +321,44 @@ MUTANTS = [
         (POWER_LOSS,),
     ),
     Mutant(
+        "group-nogil",
+        "29: a group is written without the interpreter's lock",
+        "shardserver/io_uring/group.pyx",
+        "        with nogil:\n",
+        "        if True:\n",
+        (f"{BESIDE}::test_the_loop_goes_on_while_a_group_is_written",),
+    ),
+    Mutant(
+        "group-at-once",
+        "29: and asks nothing of the interpreter for each file",
+        "shardserver/io_uring/threads.py",
+        "            if not any(numbers):",
+        "            if False:",
+        (f"{BESIDE}::test_a_thread_runs_as_much_python_for_a_group_as_for_one_file",),
+    ),
+    Mutant(
         "hint",
         "11: a start reads a segment from the newest hint on",
         f"{STORAGE}/partition_recovery.py",
         "        if hint is not None and hint.segment_base == active.base_offset:\n",
         "        if False:\n",
         (f"{RULES}::test_a_start_reads_as_much_of_a_large_segment_as_of_a_small_one",),
+    ),
+    Mutant(
+        "index-against-data",
+        "6: an index that leads to no batch is made anew from the data",
+        f"{STORAGE}/partition_reader.py",
+        "                if segment.index_is_stored:\n",
+        "                if False:\n",
+        (f"{TESTS}/test_damage.py::test_an_index_file_is_only_a_hint",),
+    ),
+    Mutant(
+        "index-checksum",
+        "6: an index counts by its checksum",
+        f"{STORAGE}/index.py",
+        "    if checksum != xxhash.xxh3_64_intdigest(bytes(raw[: _HEADER.size - 8]) + bytes(8) + body):\n",
+        "    if False:\n",
+        (f"{TESTS}/test_damage.py::test_a_flipped_bit_in_an_index_leads_no_search_by_time_astray",),
     ),
     Mutant(
         "offsets-cut",
@@ -303,9 +380,25 @@ MUTANTS = [
         "cut-offsets-first",
         "13: before anything else is appended",
         f"{STORAGE}/shard_log.py",
-        "        await self._publish_cut_offsets()\n",
-        "",
+        "            await self._publish_cut_offsets(cut)\n        elif",
+        "            pass\n        elif",
         (f"{RULES}::test_an_offset_that_was_cut_stays_cut_when_the_log_has_grown_past_it_again",),
+    ),
+    Mutant(
+        "cut-offsets-wait",
+        "13: without room for them nothing else is appended",
+        f"{STORAGE}/shard_log.py",
+        "            self.resources.admission.refusal = full\n",
+        "",
+        ("tests/storage/test_full_disk.py::test_nothing_is_appended_before_cut_offsets_have_room_in_the_journal",),
+    ),
+    Mutant(
+        "ring-without-a-file",
+        "10: a ring whose last free file was taken gets one more when there is room",
+        f"{STORAGE}/journal_growth.py",
+        "lambda journal: journal.current is None and not journal.free_files",
+        "lambda journal: False",
+        ("tests/storage/test_full_disk.py::test_a_journal_without_a_free_file_takes_appends_again_when_there_is_room",),
     ),
     Mutant(
         "term",
@@ -386,6 +479,14 @@ MUTANTS = [
         "            self._arena._buddies.give_back((self.position - self._arena._first) // UNIT, self._units)\n",
         "",
         ("tests/memory/test_arena.py",),
+    ),
+    Mutant(
+        "lost-floor",
+        "repeats: a floor above the recovered end says nothing",
+        "shardserver/core/local_owner.py",
+        "call.floor if call.floor <= partition.recovered_end else 0",
+        "call.floor",
+        ("tests/core/test_local_owner.py::test_a_floor_above_the_recovered_end_is_of_answers_that_were_lost",),
     ),
     Mutant(
         "replicas",

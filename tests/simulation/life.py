@@ -58,6 +58,7 @@ class Life:
             "nearly fill the disk": self._nearly_fill,
             "slow disk": self._slow,
             "flip a bit": self._flip,
+            "start read-only": self._start_read_only,
             "kill a shard": self._kill,
             "die at an operation": self._die_at,
             "kill all": self._kill_all,
@@ -292,6 +293,16 @@ class Life:
         flip = choose_flip(world.disk, self._chance)
         if flip is not None:
             await check_flip(world, flip, skip_damaged=self._chance.random() < 0.5)
+        await world.start(world.shard_count)
+        await world.check_all()
+
+    async def _start_read_only(self) -> None:
+        """After a death of all amid their work."""
+        world = self.world
+        await world.wait_served()
+        await self._until_busy()
+        self._end(self._chance.choice(("kill", "power loss")))
+        await world.check_read_only()
         await world.start(world.shard_count)
         await world.check_all()
 

@@ -25,6 +25,7 @@ WEIGHTS = {
     "nearly fill the disk": 0.7,
     "slow disk": 0.5,
     "flip a bit": 1.5,
+    "start read-only": 0.7,
     "kill a shard": 1.0,
     "die at an operation": 2.0,
     "kill all": 0.8,

@@ -46,10 +46,12 @@ EXPECTED = (
     "partitions moved",
     "power losses",
     "purges",
+    "read-only starts",
     "recoveries checked",
     "restarts of a shard",
     "rolls",
     "segments cut",
+    "sends refused by read-only shards",
     "steps",
 )
 

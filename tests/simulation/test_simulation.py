@@ -13,10 +13,12 @@ from collections.abc import Callable
 import pytest
 
 from shardserver.core import identity
+from shardserver.errors import DiskFullError, StorageError
 from shardserver.protocol.batch import read_batch_header
-from shardserver.storage import journal_reader, segment
+from shardserver.storage import healing, journal_reader, segment
 from shardserver.storage.segment import BATCH_HEADER_BYTES
 from shardserver.storage.settings import Durability
+from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import BLOCK_BYTES, FaultFile, Node
 from tests.process_disk import Locks
 from tests.simulation.disk import CountingDisk, WorldDisk
@@ -101,12 +103,29 @@ def _checksums_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(segment, "check_stored_batch", looks_like_a_batch)
 
 
+def _read_only_is_told_as_a_full_disk(patch: pytest.MonkeyPatch) -> None:
+    def say_that_it_is_full(logs: ShardLog) -> None:
+        logs.failed = logs.offsets.refusal = StorageError("read-only")
+        logs.resources.admission.refusal = DiskFullError("no room")
+
+    patch.setattr(ShardLog, "become_read_only", say_that_it_is_full)
+
+
+def _healing_leaves_what_only_the_journal_holds(patch: pytest.MonkeyPatch) -> None:
+    async def flush_nothing(partition: object) -> None:
+        pass
+
+    patch.setattr(healing, "_make_durable", flush_nothing)
+
+
 @pytest.mark.parametrize(
     ("break_it", "found"),
     [
         (_write_is_memory, "must have kept"),
         (_damage_is_a_torn_end, ""),
         (_checksums_are_not_looked_at, "changed bytes|are gone"),
+        (_read_only_is_told_as_a_full_disk, "read-only shard"),
+        (_healing_leaves_what_only_the_journal_holds, "is not at|must have kept"),
     ],
 )
 def test_a_broken_server_is_found_out(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import random
 from collections import Counter
 from collections.abc import Coroutine
@@ -24,6 +25,7 @@ from shardserver.errors import (
     StorageError,
 )
 from shardserver.protocol.table import Command
+from shardserver.storage.healing import replace_journal
 from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.settings import Durability, LogSettings
 from shardserver.storage.shard_log import ShardLog
@@ -103,7 +105,7 @@ class World:
 
     # Processes
 
-    def begin(self, shards: int) -> None:
+    def begin(self, shards: int, *, read_only: bool = False) -> None:
         """All processes of a start."""
         self.shard_count = shards
         self.server = ShardWorld(
@@ -119,7 +121,7 @@ class World:
         self.server.on_killed, self.server.on_recovered = self._note_killed, self._note_recovered
         self.disk.mark_late()
         for number in range(shards):
-            self.server.begin(number)
+            self.server.begin(number, read_only=read_only)
 
     async def start(self, shards: int) -> None:
         """Begin, and wait until all serve; those that end meanwhile begin again."""
@@ -186,9 +188,9 @@ class World:
             promised = promises(process)
             for log in process.logs.partitions:
                 if log.uid in promised and log.closed is None and log.set_aside is None:
-                    self.oracle.note_killed(
-                        log.uid, promised[log.uid], synced=log.durable_end, high_watermark=log.high_watermark
-                    )
+                    # Of a run whose sync has failed nothing but memory holds what `write` had answered.
+                    held = log.high_watermark if log.running else min(log.high_watermark, log.journaled_end)
+                    self.oracle.note_killed(log.uid, promised[log.uid], synced=log.durable_end, high_watermark=held)
 
     def _note_recovered(self, process: ShardProcess, logs: ShardLog) -> None:
         promised = promises(process)
@@ -363,15 +365,22 @@ class World:
     async def check_all(self) -> State:
         """After a recovery of all, with nobody there: everything is as the oracle says. Gives what was found."""
         await self.server.wait_settled()
-        metadata = self.server[0].metadata
         for process in self.server.live.values():
-            require(process.metadata == metadata, f"the replica of shard {process.number} differs")
+            require(process.metadata == self.server[0].metadata, f"the replica of shard {process.number} differs")
+        state = await self.check_served()
+        self._check_directories(set(state))
+        return state
+
+    async def check_served(self) -> State:
+        """As check_all; files of dead partitions may be left, and followers need not know of the last boot numbers."""
+        metadata = self.server[0].metadata
+        for replica in [process.metadata for process in self.server.live.values()]:
+            require((replica.streams, replica.users) == (metadata.streams, metadata.users), "the replicas differ")
         self.oracle.check_live(partition.uid for _, partition in metadata.live_partitions())
         self.oracle.check_topics({name for stream in metadata.streams.values() for name in stream.topic_ids})
         state: State = {}
         for _, partition in metadata.live_partitions():
             state[partition.uid] = await self.check_partition(partition.uid, partition.shard)
-        self._check_directories(set(state))
         return state
 
     async def check_partition(self, uid: int, owner: int) -> tuple[Contents, dict[int, int | None]]:
@@ -387,6 +396,44 @@ class World:
         for consumer, offset in offsets.items():
             self.oracle.check_offset(uid, consumer, offset, contents.high_watermark)
         return contents, offsets
+
+    async def check_read_only(self) -> None:
+        """All are dead. On a copy whose device takes no writes all start read-only: everything is served, nothing is
+        taken or changed. When it takes writes again each shard gets out, and the next start finds the same, durable.
+        The world is afterwards as it was.
+        """
+        disk, oracle = self.disk, self.oracle
+        self.disk, self.oracle = disk.fork(self._seed()), copy.deepcopy(oracle)
+        try:
+            found = await self._served_read_only()
+            self.disk.is_broken = False
+            for process in self.server.live.values():
+                await replace_journal(process.logs)
+            self.end(power_loss=True)
+            await self.start(self.shard_count)
+            require(await self.check_all() == found, "the start after a read-only one differs from it")
+            self.end(power_loss=False)
+        finally:
+            self.server.end()
+            self.disk, self.oracle = disk, oracle
+        self.counts["read-only starts"] += 1
+
+    async def _served_read_only(self) -> State:
+        before = {path: bytes(node.current) for path, node in self.disk.files.items()}
+        self.disk.is_broken = True
+        self.begin(self.shard_count, read_only=True)
+        await self.wait_served()
+        found = await self.check_served()
+        for process in self.server.live.values():
+            partition = self._some_served(process)
+            if partition is not None:
+                outcome = await self._send_once(process, partition)
+                refused = isinstance(outcome, StorageError) and not isinstance(outcome, DiskFullError)
+                require(refused, f"a send to a read-only shard: {outcome!r}")
+                self.counts["sends refused by read-only shards"] += 1
+        after = {path: bytes(node.current) for path, node in self.disk.files.items()}
+        require(before == after, "a read-only start wrote")
+        return found
 
     def _check_directories(self, live: set[int]) -> None:
         """No file of a dead partition is left."""

@@ -132,15 +132,15 @@ def play_metadata(scenario: Scenario) -> bool:
 
     asyncio.run(live())
     left = _crash_recoveries(scenario, disk, lambda heir: MetadataLog(heir, "data/metadata").replay())
-    first = asyncio.run(_entries(left))
+    first = asyncio.run(entries_of(left))
     assert first[: len(acknowledged)] == acknowledged, "an acknowledged entry is gone"
     assert first == tried[: len(first)], "an entry out of order"
     again = left.after_power_loss(scenario.seed + 1)
-    assert asyncio.run(_entries(again)) == first
+    assert asyncio.run(entries_of(again)) == first
     return disk.is_dead or disk.has_failed
 
 
-async def _entries(disk: FaultDisk) -> list[bytes]:
+async def entries_of(disk: FaultDisk) -> list[bytes]:
     snapshot, records = await MetadataLog(disk, "data/metadata").replay()
     return (snapshot.split(b"\n") if snapshot else []) + records
 

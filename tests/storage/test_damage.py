@@ -22,6 +22,9 @@ BATCHES, PER_BATCH, PAYLOAD = 60, 2, 1500
 # What is hit: byte of the batch.
 HIT = {"payload": 600, "message checksum": 256, "batch length": 32, "base offset": 8, "batch checksum": 40, "count": 48}
 
+# docs/formats/index.md
+FIRST_ENTRY, ENTRY_BYTES, TIME_IN_ENTRY = 40, 24, 16
+
 
 async def open_log(disk: FaultDisk, settings: LogSettings) -> ShardLog:
     source = RecoveryInput(0, 2, [PartitionIdentity(1, 1, 0, segment_bytes=80_000)])
@@ -132,6 +135,24 @@ def test_an_index_file_is_only_a_hint(fate: str) -> None:
         return await read_all(logs)
 
     assert asyncio.run(live()) == (list(range(BATCHES * PER_BATCH)), [])
+
+
+def test_a_flipped_bit_in_an_index_leads_no_search_by_time_astray() -> None:
+    """No batch tells that its entry's time is wrong; the checksum of the index does."""
+    disk = stored()
+
+    async def offsets() -> list[int]:
+        logs = await open_log(disk, replace(SETTINGS, tail_bytes=0))
+        return [await logs.partition(1).reader.offset_at(timestamp) for timestamp in range(0, 8 * BATCHES, 3)]
+
+    before = asyncio.run(offsets())
+    assert len(set(before)) > 3
+    for path in [path for path in disk.files if path.endswith(".index")]:
+        index = decode_index(memoryview(disk.files[path].current), 1, int(path.split("/")[-1].split(".")[0]))
+        assert index is not None
+        last_time = FIRST_ENTRY + ENTRY_BYTES * (len(index.offsets) - 1) + TIME_IN_ENTRY
+        disk.files[path].current[last_time : last_time + 8] = bytes(8)
+    assert asyncio.run(offsets()) == before
 
 
 def rewrite_with_wrong_positions(disk: FaultDisk, path: str) -> None:

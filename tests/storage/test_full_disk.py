@@ -10,14 +10,17 @@ from shardserver.errors import DiskFullError
 from shardserver.storage.append_log import Admission
 from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.reserve import Reserve
+from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
 from shardserver.storage.space import SpaceWatch
 from tests.batches import make_batch
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import (
+    SETTINGS,
     UIDS,
     Load,
     abandon,
+    append,
     append_more,
     check_oracle,
     made_disk,
@@ -27,6 +30,7 @@ from tests.storage.log_world import (
 )
 
 RESERVE = "data/reserve"
+LONGEST_S = 20.0  # of what would wait for ever
 
 
 async def fill(logs: ShardLog, load: Load) -> object:
@@ -179,3 +183,88 @@ def test_an_append_is_refused_while_the_disk_is_low_and_reads_go_on() -> None:
         await logs.close()
 
     asyncio.run(live())
+
+
+async def fill_ring(logs: ShardLog) -> None:
+    """With what no segment has room for, until the journal takes no more."""
+    number = 0
+    while logs._background.error is None:
+        number += 1
+        await append(logs, 2, 1, number, size=9000)
+        await asyncio.sleep(2 * SETTINGS.linger_s)
+
+
+async def full_ring() -> FaultDisk:
+    """Of a disk without a free byte: one life has filled all files but the last, the next one has taken that.
+
+    Partition 1 has ten messages, and an offset 19 of others that only memory had.
+    """
+    disk = FaultDisk(1)
+    logs = await open_logs(disk, Durability.MEMORY)
+    await append(logs, 1, 10)
+    await logs.flush_partitions([logs.partition(1)])
+    disk.capacity_bytes = disk._used()
+    await fill_ring(logs)
+    abandon(logs)
+    disk = disk.after_kill(1)
+    logs = await open_logs(disk, Durability.MEMORY)
+    await append(logs, 1, 10, 10)
+    for log in logs._turn.dirty_logs():
+        logs._turn.take(log)  # the offset is journaled, the messages are not
+    logs.offsets.store(logs.partition(1), 1, 7, 19, None)
+    await logs._publish()
+    await fill_ring(logs)
+    abandon(logs)
+    return disk.after_power_loss(1)
+
+
+async def until_taken(logs: ShardLog) -> None:
+    while logs.resources.admission.refusal is not None:
+        await asyncio.sleep(SETTINGS.retry_s)
+
+
+def test_a_journal_without_a_free_file_takes_appends_again_when_there_is_room() -> None:
+    """The file that each opening keeps for the next one had been taken with the disk full."""
+
+    async def life() -> None:
+        disk = await full_ring()
+        disk.capacity_bytes = None
+        logs = await open_logs(disk)
+        assert await append(logs, 2, 1, 1000) == logs.partition(2).next_offset - 1
+        await logs.close()
+
+    asyncio.run(asyncio.wait_for(life(), LONGEST_S))
+
+
+def test_nothing_is_appended_before_cut_offsets_have_room_in_the_journal() -> None:
+    """Rule 13, `memory`: with ring and disk full a start cannot write them; a run into a segment could, and would pass
+    them: a crash then would bring back the offset as it was, and its consumer would skip what is new.
+    """
+
+    async def life() -> None:
+        disk = await full_ring()
+        logs = await open_logs(disk, Durability.MEMORY)
+        assert logs.partition(1).next_offset == 10
+        assert logs.offsets.get(1, 1, 7) == 9 and logs.offsets.waiting
+        with pytest.raises(DiskFullError):
+            await append(logs, 1)
+        disk.capacity_bytes = None
+        await until_taken(logs)
+        await append(logs, 1, 30, 10)
+        await logs.flush_partitions([logs.partition(1)])
+        abandon(logs)
+        logs = await open_logs(disk.after_power_loss(2), Durability.MEMORY)
+        assert logs.partition(1).next_offset == 40
+        assert logs.offsets.get(1, 1, 7) == 9
+        abandon(logs)
+
+    asyncio.run(asyncio.wait_for(life(), LONGEST_S))
+
+
+def test_a_shard_whose_cut_offsets_wait_for_room_ends_when_it_is_told_to() -> None:
+    async def life() -> None:
+        logs = await open_logs(await full_ring(), Durability.MEMORY)
+        assert logs.offsets.waiting
+        await logs.close()
+
+    asyncio.run(asyncio.wait_for(life(), LONGEST_S))

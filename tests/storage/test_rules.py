@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,6 +16,7 @@ import pytest
 from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal import create_journal
+from shardserver.storage.metadata_log import MetadataLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -28,6 +30,7 @@ from shardserver.storage.synced_write import (
 from tests.fault_disk import FaultDisk, FaultFile
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
+from tests.storage.scenarios import until_dead
 
 
 async def append_and_flush(logs: ShardLog, number: int) -> None:
@@ -196,13 +199,15 @@ def test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_ma
 
 
 class DirectoryDisk(FaultDisk):
-    """Its first sync of `partitions` fails and drops names: they stay to be seen, and later syncs do not save them.
+    """Its first sync of one directory fails and drops names: they stay to be seen, and later syncs do not save them.
 
-    made: names of directories, and whether they are durable. dropped: as long as they are not made anew.
+    made: names of directories and of what was renamed, and whether they are durable. dropped: as long as they are not
+    made anew.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, failing: str = "data/partitions") -> None:
         super().__init__(seed)
+        self._failing_directory = failing
         self.made: dict[str, bool] = {}
         self.dropped: set[str] = set()
         self.has_dropped = False
@@ -211,14 +216,17 @@ class DirectoryDisk(FaultDisk):
         self.made.setdefault(path, False)
         return super().make_directory(path)
 
-    def remove_directory(self, path: str) -> asyncio.Future:
+    def _forget(self, path: str) -> None:
         self.made.pop(path, None)
         self.dropped.discard(path)
+
+    def remove_directory(self, path: str) -> asyncio.Future:
+        self._forget(path)
         return super().remove_directory(path)
 
     def sync_directory(self, path: str) -> asyncio.Future:
         covered = [one for one in self.made if os.path.dirname(one) == path]
-        if covered and path.endswith("/partitions") and not self.has_dropped:
+        if covered and path == self._failing_directory and not self.has_dropped:
             self.has_dropped = True
             self.dropped |= {one for one in covered if not self.made[one]}
             failed = asyncio.get_running_loop().create_future()
@@ -226,6 +234,16 @@ class DirectoryDisk(FaultDisk):
             return failed
         self.made |= {one: one not in self.dropped for one in covered}
         return super().sync_directory(path)
+
+    def rename(self, source: str, target: str) -> asyncio.Future:
+        self._forget(source)
+        self.made[target] = False
+        self.dropped.discard(target)
+        return super().rename(source, target)
+
+    def unlink(self, path: str) -> asyncio.Future:
+        self._forget(path)
+        return super().unlink(path)
 
 
 def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() -> None:
@@ -241,6 +259,59 @@ def test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew() ->
         await logs.partition(1).flush()
         assert logs.partition(1).segments and disk.made[logs.partition(1).directory]
         abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_directories_of_a_start_that_failed_to_sync_them_are_made_anew_by_the_next() -> None:
+    """Rule 20: of a shard and of the metadata log."""
+    shard_disk, metadata_disk = DirectoryDisk(1, "data/shards"), DirectoryDisk(1, "data")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await open_logs(shard_disk)
+        assert not shard_disk.made["data/shards/0"]
+        logs = await open_logs(shard_disk)
+        assert shard_disk.has_dropped and shard_disk.made["data/shards/0"]
+        abandon(logs)
+        with pytest.raises(StorageError):
+            await MetadataLog(metadata_disk, "data/metadata").replay()
+        await MetadataLog(metadata_disk, "data/metadata").replay()
+        assert metadata_disk.has_dropped and metadata_disk.made["data/metadata"]
+
+    asyncio.run(life())
+
+
+def test_a_journal_whose_name_a_failed_sync_may_have_dropped_is_built_anew() -> None:
+    """Rule 20."""
+    disk = DirectoryDisk(1, "data/shards/0")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await open_logs(disk)
+        logs = await open_logs(disk)
+        assert disk.has_dropped and disk.made["data/shards/0/journal"]
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_a_metadata_generation_whose_name_a_failed_sync_may_have_dropped_is_not_gone_on_with() -> None:
+    """Rule 20: the next start takes the former one, or makes the first one anew."""
+    disk = DirectoryDisk(1, "data/metadata")
+
+    async def life() -> None:
+        with pytest.raises(StorageError):
+            await MetadataLog(disk, "data/metadata").replay()
+        log = MetadataLog(disk, "data/metadata")
+        await log.replay()
+        assert disk.has_dropped and disk.made["data/metadata/metadata.1"]
+        await log.append(b"first")
+        disk.has_dropped = False
+        with pytest.raises(StorageError):
+            await log.snapshot(b"first")
+        assert await MetadataLog(disk, "data/metadata").replay() == (None, [b"first"])
+        assert disk.has_dropped
 
     asyncio.run(life())
 
@@ -445,6 +516,47 @@ def test_what_a_run_without_room_has_left_is_cut() -> None:
         abandon(logs)
 
     asyncio.run(life())
+
+
+class OneFailedSync(FaultDisk):
+    """Of the first run of a segment. From then on it dies after `lives_on` operations."""
+
+    def __init__(self, seed: int, lives_on: int) -> None:
+        super().__init__(seed)
+        self._lives_on = lives_on
+
+    def sync(self, file: FaultFile) -> asyncio.Future:
+        if not self._fail_at and file.path.endswith(".log") and len(file.node.current) > fmt.BLOCK_BYTES:
+            self._fail_at, self._die_at = self.operations + 1, self.operations + 1 + self._lives_on
+        return super().sync(file)
+
+
+def test_a_segment_whose_first_run_failed_is_never_missing() -> None:
+    """Rule 20: its name is needed again, and the journal may have it already; a kill at any operation after it."""
+
+    async def life(disk: FaultDisk) -> None:
+        logs = await open_logs(disk)
+        await until_dead(disk, append(logs, 1, 1, 0, size=13_000))
+        await asyncio.sleep(2 * SETTINGS.linger_s)  # its hint goes to the journal
+        await until_dead(disk, append(logs, 1, 1, 1, size=13_000))
+        abandon(logs)
+
+    async def later(disk: FaultDisk) -> list[int]:
+        logs = await open_logs(disk)
+        assert logs.partition(1).fenced is None
+        found = await read_numbers(logs, 1)
+        abandon(logs)
+        return found
+
+    for lives_on in itertools.count(1):
+        disk = OneFailedSync(lives_on, lives_on)
+        asyncio.run(life(disk))
+        for left in (disk.after_kill(lives_on), disk.after_power_loss(lives_on)):
+            assert asyncio.run(later(left)) in (([], [0], [1]) if disk.is_dead else ([1],)), f"{lives_on} operations"
+        if not disk.is_dead:
+            assert disk.has_failed
+            break
+    assert lives_on > 8
 
 
 def test_records_under_a_former_term_count_for_nothing() -> None:

@@ -3,9 +3,20 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from shardserver.errors import StorageError
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.storage.synced_write import SyncFaults
 from shardserver.storage.unknown_directories import set_aside_unknown
+from tests.fault_disk import FaultDisk
+
+
+def test_a_directory_that_cannot_be_read_is_no_first_start() -> None:
+    """Found by the simulation, seed 333023: what was to be moved aside stayed."""
+    disk = FaultDisk(1, fail_at=1)
+    with pytest.raises(StorageError):
+        asyncio.run(set_aside_unknown(disk, SyncFaults(), "data", set()))
 
 
 def test_unknown_partitions_are_moved_and_nothing_else(tmp_path: Path) -> None:

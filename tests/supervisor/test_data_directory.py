@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from shardserver.errors import ConfigError
+from shardserver.supervisor import data_directory
 from shardserver.supervisor.data_directory import DataDirectory
 
 
@@ -22,6 +25,61 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(os, "fsync", record)
     return found
+
+
+class FailingNames:
+    """The n-th sync of a directory fails and drops its new names: no later sync makes them durable, only making them
+    anew. durable: of all names that were made, by path.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
+        self.fail_at, self.syncs = fail_at, 0
+        self.durable: dict[str, bool] = {}
+        self._dropped: set[str] = set()
+        make, rename = os.mkdir, os.rename
+
+        def made(path: str, mode: int = 0o777) -> None:
+            make(path, mode)
+            self._note(path)
+
+        def renamed(source: str, target: str) -> None:
+            rename(source, target)
+            self._note(target)
+
+        monkeypatch.setattr(os, "mkdir", made)
+        monkeypatch.setattr(os, "rename", renamed)
+        monkeypatch.setattr(data_directory, "_sync_directory", self._sync)
+
+    def _note(self, path: str) -> None:
+        self.durable[path] = False
+        self._dropped.discard(path)
+
+    def _sync(self, path: str) -> None:
+        self.syncs += 1
+        new = {one for one, durable in self.durable.items() if os.path.dirname(one) == path and not durable}
+        if self.syncs == self.fail_at:
+            self._dropped |= new
+            raise OSError(errno.EIO, "injected")
+        self.durable |= dict.fromkeys(new - self._dropped, True)
+
+
+@pytest.mark.parametrize("fail_at", range(1, 4))
+def test_names_of_a_first_start_that_failed_to_sync_them_are_made_anew_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
+    path = str(tmp_path / "srv" / "data")
+    names = FailingNames(monkeypatch, fail_at)
+    with pytest.raises(ConfigError, match="injected"):
+        DataDirectory(path).open(require_data=False)
+    data = DataDirectory(path)
+    data.open(require_data=False)
+    data.close()
+    wanted = [
+        os.path.dirname(path),
+        path,
+        *(os.path.join(path, one) for one in ("run", "shards", "partitions", "format")),
+    ]
+    assert {one: names.durable[one] for one in wanted} == dict.fromkeys(wanted, True)
 
 
 def test_every_name_above_a_new_data_directory_is_synced(tmp_path: Path, synced: set[str]) -> None:

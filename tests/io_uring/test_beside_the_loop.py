@@ -1,0 +1,135 @@
+"""What the disk's threads ask of the interpreter, whose lock they share with the loop (storage rule 29). No times."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from shardserver.io_uring import threads
+from shardserver.io_uring.group import write_group
+from shardserver.memory.aligned import aligned_buffer
+from tests.io_uring.test_disk_contract import BLOCK, make_engine
+
+GROUP = 64  # storage/flush.py: GROUP_PARTITIONS
+MOST_TRIES = 500
+
+Work = Callable[[Any, list[Any], int], Awaitable[object]]
+
+
+@pytest.fixture
+def events() -> Iterator[list[str]]:
+    """Calls, of Python and of C, and returns inside the work of an operation, in threads that start in the test."""
+    found: list[str] = []
+    inside = threading.local()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        is_work = frame.f_back is not None and frame.f_back.f_code.co_name == "in_thread"
+        if is_work and event == "call":
+            inside.now = frame.f_code.co_filename == threads.__file__
+        if getattr(inside, "now", False):
+            found.append(f"{event} {frame.f_code.co_name} {argument}")
+        if is_work and event == "return":
+            inside.now = False
+
+    threading.setprofile(note)
+    yield found
+    threading.setprofile(None)  # type: ignore[arg-type]  # typeshed knows no None here
+
+
+def events_of(tmp_path: Path, events: list[str], engine: str, work: Work, amount: int) -> int:
+    """What the threads of a new engine did for one operation."""
+
+    async def life() -> int:
+        disk = make_engine(engine)
+        files = [await disk.open(str(tmp_path / f"{engine} {number}"), create=True) for number in range(amount)]
+        events.clear()
+        await work(disk, files, amount)
+        found = len(events)
+        for file in files:
+            await disk.close(file)
+            await disk.unlink(file.path)
+        await disk.shut_down()
+        return found
+
+    return asyncio.run(life())
+
+
+async def write_a_group(disk: Any, files: list[Any], amount: int) -> None:
+    block = aligned_buffer(BLOCK)
+    assert await disk.write_group([(file, 0, [block, block]) for file in files]) == [None] * amount
+
+
+async def write_much(disk: Any, files: list[Any], amount: int) -> None:
+    await disk.write(files[0], 0, [aligned_buffer(amount * BLOCK)], sync=True)
+
+
+async def read_much(disk: Any, files: list[Any], amount: int) -> None:
+    await disk.read(files[0], 0, aligned_buffer(amount * BLOCK))
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_a_thread_runs_as_much_python_for_a_group_as_for_one_file(
+    tmp_path: Path, events: list[str], engine: str
+) -> None:
+    counts = [events_of(tmp_path, events, engine, write_a_group, amount) for amount in (1, GROUP)]
+    assert 0 < counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("work", [write_much, read_much])
+def test_a_thread_runs_as_much_python_for_a_mebibyte_as_for_a_block(
+    tmp_path: Path, events: list[str], work: Work
+) -> None:
+    counts = [events_of(tmp_path, events, "threads", work, amount) for amount in (1, 256)]
+    assert 0 < counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("work", [write_much, read_much])
+def test_on_io_uring_no_thread_takes_part_in_a_write_or_read(tmp_path: Path, events: list[str], work: Work) -> None:
+    assert events_of(tmp_path, events, "io_uring", work, 4) == 0
+
+
+@pytest.fixture
+def lock_is_kept() -> Iterator[None]:
+    """A thread that runs Python keeps the interpreter's lock until it lets go of it by itself."""
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    yield
+    sys.setswitchinterval(former)
+
+
+@pytest.mark.usefixtures("lock_is_kept")
+def test_the_loop_goes_on_while_a_group_is_written(tmp_path: Path) -> None:
+    """Once in some tries it wakes before the thread has come back; it never would if the thread kept the lock."""
+    block = aligned_buffer(BLOCK)
+    with open(tmp_path / "a", "wb") as file:
+        group = [(file.fileno(), 0, [block] * GROUP)]
+        assert any(loop_went_on_beside(lambda: write_group(group)) for _ in range(MOST_TRIES))
+
+
+def test_a_thread_that_keeps_the_lock_is_noticed(lock_is_kept: None) -> None:
+    assert not any(loop_went_on_beside(lambda: sum(range(10_000))) for _ in range(20))
+
+
+def loop_went_on_beside(work: Callable[[], object]) -> bool:
+    began, ended = threading.Lock(), False
+    began.acquire()
+
+    def in_thread() -> None:
+        nonlocal ended
+        began.release()
+        work()
+        ended = True
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    began.acquire()
+    went_on = not ended
+    thread.join()
+    return went_on
