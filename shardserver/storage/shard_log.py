@@ -19,7 +19,7 @@ from shardserver.memory.arena_python import ArenaStatistics
 from shardserver.memory.buffers import Buffer
 from shardserver.storage import offsets as snapshot
 from shardserver.storage.bulk_runs import BulkRuns
-from shardserver.storage.committed_offsets import OffsetRecord
+from shardserver.storage.cut_offsets import CutOffsets
 from shardserver.storage.flush import BackgroundFlush, PartitionFlusher
 from shardserver.storage.handover import Adoption, PartitionMoves
 from shardserver.storage.journal import JournalStatistics
@@ -74,7 +74,7 @@ class ShardLog(ShardTurn):
         self.recovery_bytes = 0
         self._snapshot_order = asyncio.Lock()
         self._started = self._closing = False
-        self._cuts_published: asyncio.Future[None] | None = None
+        self._cut_offsets: CutOffsets | None = None
         self._published = asyncio.Event()  # a journal write has ended
         self._progress = asyncio.Event()  # a write or a run has ended, well or not
         self._tasks = LogTasks(self._fail)
@@ -236,7 +236,7 @@ class ShardLog(ShardTurn):
         self._pins.pin(partition, sequence)
 
     def _start_flush(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if not self._closing and self.failed is None:
+        if not self._is_over():
             self._background.start(work)
 
     async def _free_files(self) -> None:
@@ -389,29 +389,12 @@ class ShardLog(ShardTurn):
             except DiskFullError as error:
                 log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
                 full = error
-        cut = list(self.offsets.waiting.values())
-        if full is None:
-            await self._publish_cut_offsets(cut)
-        elif cut:  # the ring may be full too: they wait for room, and appends are refused meanwhile
-            self.resources.admission.refusal = full
-            self._cuts_published = asyncio.ensure_future(self._take_appends_after(cut, full))
+        self._cut_offsets = CutOffsets(self.offsets, self.resources, self._publish, self._is_over)
+        await self._cut_offsets.begin(full)
         self._growth.start_if_due(self.journal)
 
-    async def _publish_cut_offsets(self, cut: list[OffsetRecord]) -> None:
-        """Before anything is appended: a run makes a log grow past them without the journal, and a crash then would
-        bring back the offsets as they were (rule 13).
-        """
-        while any(self.offsets.waiting.get(one.key) is one for one in cut):
-            if self.failed is not None or self._closing:
-                return
-            await self._publish()
-
-    async def _take_appends_after(self, cut: list[OffsetRecord], refusal: DiskFullError) -> None:
-        await self._publish_cut_offsets(cut)
-        if self.failed is None and not self._closing:
-            await self._publish()  # the write that carries the last of them may be in flight
-        if self.resources.admission.refusal is refusal:
-            self.resources.admission.refusal = None
+    def _is_over(self) -> bool:
+        return self.failed is not None or self._closing
 
     def become_read_only(self) -> None:
         """Serve what recovery found, write nothing (docs/durability.md, "A broken device")."""
@@ -446,10 +429,9 @@ class ShardLog(ShardTurn):
         self._closing = True
         self._growth.stop()
         self._refuse_adoptions(StorageError("the shard ends"))
-        for event in (self._published, self._progress):
-            event.set()
-        if self._cuts_published is not None:
-            await self._cuts_published
+        self._note_progress()
+        if self._cut_offsets is not None:
+            await self._cut_offsets.end()
         await self._tasks.end_shielded()
         self._stop_linger()
         await self.wait_idle()
@@ -475,7 +457,8 @@ class ShardLog(ShardTurn):
                 return
 
     async def _write_clean_end(self) -> None:
-        if not self._ever_wrote() and not self.offsets.waiting:
+        ever_wrote = any(one.flushed_end or one.next_offset for one in self._partitions.values())
+        if not ever_wrote and not self.offsets.waiting:
             return
         try:
             await self.flush_partitions(list(self._partitions.values()))
@@ -485,9 +468,6 @@ class ShardLog(ShardTurn):
             log.warning("flush_failed", extra={"fields": {"shard": self._shard, "error": str(error)}})
             return
         await self._write_last_checkpoint()
-
-    def _ever_wrote(self) -> bool:
-        return any(partition.flushed_end or partition.next_offset for partition in self._partitions.values())
 
     async def _write_last_checkpoint(self) -> None:
         """The checkpoint may take several writes; only the last one says that the stop was clean.
