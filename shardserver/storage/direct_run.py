@@ -1,8 +1,8 @@
 """Direct runs: bulk goes into its segment at once, without the journal (storage rule 2).
 
 One of `fsync` is a write with its sync. One of `write` may be several writes, each answered when the device has taken
-it, and one sync behind them (rule 8): nothing of the partition uses the journal before it, and a write or sync that
-fails, in whatever file, fails all of them.
+it, and one sync behind them (rule 8): nothing of the partition uses the journal before it, and when it fails, all of
+them have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shardserver.errors import StorageError
 from shardserver.storage.append_log import Running
 from shardserver.storage.run_budget import Share
 from shardserver.storage.settings import Durability
-from shardserver.storage.synced_write import sync_noted, write_synced
+from shardserver.storage.synced_write import sync_written, write_synced
 
 if TYPE_CHECKING:
     from shardserver.storage.flush import FlushWrite
@@ -69,20 +69,17 @@ class DirectRun:
         log.warning("run_failed", extra={"fields": {"partition": self._partition.uid, "error": str(error)}})
 
     async def _write(self) -> None:
-        writes: list[FlushWrite] = []
-        error: StorageError | None = None
         segment = await self._partition.segment_for_run(self._partition.flushed_end)
-        since = self._faults.number
+        if self._partition.identity.durability is Durability.WRITE:
+            await self._write_several(segment)
+            return
+        error: StorageError | None = None
+        write = self._build(segment, [])
         try:
-            if self._partition.identity.durability is Durability.WRITE:
-                await self._write_several(segment, writes)
-                await sync_noted(self._disk, self._faults, segment.file, since)
-            else:
-                write = self._build(segment, writes)
-                await write_synced(self._disk, self._faults, segment.file, write.position, write.run.buffers)
+            await write_synced(self._disk, self._faults, segment.file, write.position, write.run.buffers)
         except StorageError as failure:
             error = failure
-        await self._partition.end_writes(writes, error)
+        await self._partition.end_writes([write], error)
         if error is not None:
             raise error
 
@@ -95,7 +92,29 @@ class DirectRun:
 
     # Several writes before a sync
 
-    async def _write_several(self, segment: Segment, writes: list[FlushWrite]) -> None:
+    async def _write_several(self, segment: Segment) -> None:
+        """One that fails is refused, and does not take those before it along: they were answered."""
+        writes: list[FlushWrite] = []
+        failed: list[FlushWrite] = []
+        error: StorageError | None = None
+        since = self._faults.number
+        try:
+            await self._write_on(segment, writes)
+        except StorageError as failure:
+            failed, error = [writes.pop()], failure
+        try:
+            if writes:
+                parts = [(one.position, one.run.buffers) for one in writes]
+                await sync_written(self._disk, self._faults, segment.file, since, parts)
+                await self._partition.end_writes(writes, None)
+        except StorageError as failure:
+            failed, error = writes + failed, failure
+        if error is not None:
+            await self._partition.end_writes(failed, error)
+            raise error
+
+    async def _write_on(self, segment: Segment, writes: list[FlushWrite]) -> None:
+        """Until a sync is due. Raises StorageError: the last of `writes` has failed."""
         loop = asyncio.get_running_loop()
         until = loop.time() + UNSYNCED_S
         alarm = loop.call_at(until, self._woken.set)
@@ -105,6 +124,7 @@ class DirectRun:
                 write = self._build(segment, writes)
                 await self._disk.write(segment.file, write.position, write.run.buffers)
                 self._share.give_back()
+                self._partition.unsynced_end = write.run.end_offset
                 self._partition.note_written(write.run.end_offset)
                 if not await self._has_more(write, until):
                     return

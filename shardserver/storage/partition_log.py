@@ -71,6 +71,7 @@ class PartitionLog(PartitionState):
         self._flush_aim = 0
         self._roll_due = False
         self._failed = self.is_hurried = False
+        self.unsynced_end = 0  # of what a run in flight has written and answered and not synced yet; else 0
         self._left_behind = False  # a failed run or roll may have left bytes or a file that nobody acknowledged
         self._removal = asyncio.Lock()
         self._deleted = DeletedSegments(resources, directory)
@@ -192,6 +193,7 @@ class PartitionLog(PartitionState):
 
     async def end_writes(self, writes: Sequence[FlushWrite], error: StorageError | None) -> None:
         """All of them are durable, or error: nobody knows of any."""
+        self.unsynced_end = 0
         for write in writes:
             write.run.give_back(self.resources.staging)
         if error is not None:

@@ -12,6 +12,10 @@ from shardserver.storage.reserve import Reserve
 log = logging.getLogger(__name__)
 
 
+class DiskLowError(DiskFullError):
+    """Less is free than the low watermark says. Any watch may take it back, not only the one that has set it."""
+
+
 class SpaceWatch:
     """Owned by one shard; `look` is called once a second or so.
 
@@ -31,21 +35,19 @@ class SpaceWatch:
         self._disk, self._directory, self._low_bytes = disk, directory, low_bytes
         self._high_bytes = high_bytes or low_bytes + low_bytes // 4
         self._admission, self._reserve = admission, reserve
-        self._refusal: DiskFullError | None = None
 
     @property
     def is_low(self) -> bool:
-        return self._refusal is not None and self._admission.refusal is self._refusal
+        return isinstance(self._admission.refusal, DiskLowError)
 
     async def look(self) -> None:
         """Raises StorageError: the disk does not say how much is free."""
         free = await self._disk.free_bytes(self._directory)
         if free < self._low_bytes and self._admission.refusal is None:
-            self._refusal = DiskFullError(f"{free} bytes free, low watermark {self._low_bytes}")
-            self._admission.refusal = self._refusal
+            self._admission.refusal = DiskLowError(f"{free} bytes free, low watermark {self._low_bytes}")
             self._log("disk_low", free)
         elif self.is_low and free >= self._high_bytes:
-            self._admission.refusal = self._refusal = None
+            self._admission.refusal = None
             self._log("disk_has_room", free)
             await self._reserve.find()
         if not self._reserve.is_there and free >= self._low_bytes + self._reserve.reserve_bytes:

@@ -109,6 +109,25 @@ async def sync_noted(disk, SyncFaults faults, file, uint64_t since):
     since: the number of faults before the first change that it covers. Raises StorageError: it failed, or a sync
     failed since then, in any file; what this one holds is unknown.
     """
+    await _sync(disk, faults, file)
+    if faults.count() != since:
+        raise StorageError(f"{file.path}: another sync failed meanwhile, and may have dropped what this one covers")
+
+
+async def sync_written(disk, SyncFaults faults, file, uint64_t since, writes):
+    """fdatasync of writes, [(position, buffers)]: they are durable afterwards.
+
+    since: the number of faults before the first of them. Raises StorageError: their fate is unknown.
+    """
+    await _sync(disk, faults, file)
+    while faults.count() != since:
+        since = faults.count()
+        for position, buffers in writes:
+            await disk.write(file, position, buffers)
+        await _sync(disk, faults, file)
+
+
+async def _sync(disk, SyncFaults faults, file):
     cdef double began_s = _now_s()
     try:
         await disk.sync(file)
@@ -116,8 +135,6 @@ async def sync_noted(disk, SyncFaults faults, file, uint64_t since):
         faults.note()
         raise
     faults.note_time(file.path, _now_s() - began_s, 1)
-    if faults.count() != since:
-        raise StorageError(f"{file.path}: another sync failed meanwhile, and may have dropped what this one covers")
 
 
 async def sync_directory_noted(disk, SyncFaults faults, path, uint64_t since):

@@ -18,7 +18,8 @@ from shardserver.router.ring import Consumer, Producer
 from shardserver.router.ring_python import make_ring, ring_bytes
 
 SLOTS_EACH_WAY, REQUESTS_EACH_WAY = 200_000, 30_000
-WATCHDOG_S = 300  # a lost doorbell is a hang: this ends it. A good run takes seconds, under ASan beside other work a minute.
+# A lost doorbell is a hang: this ends it. A good run takes seconds, under ASan beside other work a minute.
+WATCHDOG_S = 300
 REQUEST, REPLY = 1, 2
 
 

@@ -189,7 +189,7 @@ class World:
             for log in process.logs.partitions:
                 if log.uid in promised and log.closed is None and log.set_aside is None:
                     # Of a run whose sync has failed nothing but memory holds what `write` had answered.
-                    held = log.high_watermark if log.running else min(log.high_watermark, log.journaled_end)
+                    held = min(log.high_watermark, max(log.journaled_end, log.flushed_end, log.unsynced_end))
                     self.oracle.note_killed(log.uid, promised[log.uid], synced=log.durable_end, high_watermark=held)
 
     def _note_recovered(self, process: ShardProcess, logs: ShardLog) -> None:

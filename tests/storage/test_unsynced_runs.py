@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -113,24 +114,28 @@ def test_a_small_append_goes_to_the_journal_behind_the_sync(monkeypatch: pytest.
     live(disk, work)
 
 
-@pytest.mark.parametrize("whose", ["its own", "another file's"])
-def test_a_failed_sync_fails_all_writes_before_it_and_nothing_is_lost(
-    whose: str, monkeypatch: pytest.MonkeyPatch
+def read_after(heir: FaultDisk) -> list[int]:
+    async def look() -> list[int]:
+        logs = await open_logs(heir, Durability.WRITE)
+        found = await read_numbers(logs, 1)
+        abandon(logs)
+        return found
+
+    return asyncio.run(look())
+
+
+def test_a_failed_sync_fails_all_writes_before_it_and_they_are_written_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They were acknowledged, so they are written again, elsewhere, and only then count as durable (rules 8 and 20)."""
+    """They were acknowledged, and count as durable only then."""
     monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
         log = logs.partition(1)
-
         for number in (1, 2):
             await append(logs, 1, number=number, size=BULK)
-        if whose == "its own":
-            disk._fail_at = disk.operations + 1
-        else:
-            logs.resources.faults.note()
-            disk.files[log.segments[-1].path].drop_unsynced()
+        disk._fail_at = disk.operations + 1
         await log.end_run()
         assert log.durable_end == 1 and log.high_watermark == 3
         assert await read_numbers(logs, 1) == [0, 1, 2]
@@ -140,14 +145,42 @@ def test_a_failed_sync_fails_all_writes_before_it_and_nothing_is_lost(
                 await asyncio.sleep(0.001)
 
     live(disk, work)
-    heir = disk.after_power_loss(SEED)
+    assert read_after(disk.after_power_loss(SEED)) == [0, 1, 2]
 
-    async def look() -> None:
-        logs = await open_logs(heir, Durability.WRITE)
-        assert await read_numbers(logs, 1) == [0, 1, 2]
-        abandon(logs)
 
-    asyncio.run(look())
+def test_a_failed_sync_of_another_file_has_them_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have dropped them (rule 20)."""
+    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+    disk = WatchedDisk(SEED)
+
+    async def work(logs: ShardLog) -> None:
+        log = logs.partition(1)
+        for number in (1, 2):
+            await append(logs, 1, number=number, size=BULK)
+        logs.resources.faults.note()
+        disk.files[log.segments[-1].path].drop_unsynced()
+        await log.end_run()
+        assert log.durable_end == 3 and disk.calls == ["write", "write", "sync", "write", "write", "sync"]
+
+    live(disk, work)
+    assert read_after(disk.after_power_loss(SEED)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_write_that_fails_does_not_take_answered_ones_before_it_along(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+    disk = WatchedDisk(SEED)
+
+    async def work(logs: ShardLog) -> None:
+        await append(logs, 1, number=1, size=BULK)
+        disk._fail_at, disk._fail_errno = disk.operations + 1, error
+        with pytest.raises(StorageError):
+            await append(logs, 1, number=2, size=BULK)
+
+    live(disk, work)
+    assert read_after(disk.after_power_loss(SEED)) == [0, 1]
 
 
 def test_a_write_that_fails_behind_others_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
