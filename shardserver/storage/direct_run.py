@@ -36,6 +36,7 @@ class DirectRun:
         self._partition, self._most_bytes, self._share = partition, most_bytes, share
         self._disk, self._faults = partition.resources.disk, partition.resources.faults
         self._woken = asyncio.Event()
+        self._is_late = False
 
     async def run(self) -> None:
         """What only the journal holds and about most_bytes of what waits, until it is synced or refused."""
@@ -115,9 +116,7 @@ class DirectRun:
 
     async def _write_on(self, segment: Segment, writes: list[FlushWrite]) -> None:
         """Until a sync is due. Raises StorageError: the last of `writes` has failed."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + UNSYNCED_S
-        alarm = loop.call_at(until, self._woken.set)
+        alarm = asyncio.get_running_loop().call_later(UNSYNCED_S, self._end_in_time)
         self._partition.on_append = self._woken.set
         try:
             while True:
@@ -126,24 +125,27 @@ class DirectRun:
                 self._share.give_back()
                 self._partition.unsynced_end = write.run.end_offset
                 self._partition.note_written(write.run.end_offset)
-                if not await self._has_more(write, until):
+                if not await self._has_more(write):
                     return
                 self._partition.stamp_waiting(self._most_bytes)
         finally:
             alarm.cancel()
             self._partition.on_append = None
 
-    async def _has_more(self, last: FlushWrite, until: float) -> bool:
+    def _end_in_time(self) -> None:
+        self._is_late = True
+        self._woken.set()
+
+    async def _has_more(self, last: FlushWrite) -> bool:
         """Bulk has come in time, and another write may take it. What is small waits for the sync and the journal."""
-        partition, loop = self._partition, asyncio.get_running_loop()
-        while not partition.has_waiting and not partition.is_hurried and loop.time() < until:
+        partition = self._partition
+        while not (partition.has_waiting or partition.is_hurried or self._is_late):
             self._woken.clear()
             await self._woken.wait()
         size = min(partition.waiting_bytes, self._most_bytes)
         return (
-            not partition.is_hurried
+            not (partition.is_hurried or self._is_late)
             and partition.fenced is None
-            and loop.time() < until
             and partition.waiting_bytes >= partition.resources.settings.direct_bytes
             and last.end - last.segment.end + size <= UNSYNCED_BYTES
             and last.end < partition.identity.segment_bytes
