@@ -97,6 +97,8 @@ class Tap:
 
     async def _end(self) -> None:
         self._listener.close()
+        for _ in range(3):  # a connection that was just taken gets its handler, which closes it
+            await asyncio.sleep(0)
         for one in list(self._tasks):
             one.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
