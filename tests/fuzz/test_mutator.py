@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.mutator import FieldMutator, dictionary
 from tests.fuzz.seals import SEALED
-from tests.fuzz.tree_mutator import TreeMutator
+from tests.fuzz.tree_mutator import NO_TEXT, NO_UTF8, TreeMutator
 
 
 def unchanged(data: bytes, max_bytes: int) -> bytes:
@@ -54,12 +56,22 @@ def test_a_dictionary_has_one_quoted_word_a_line() -> None:
 def test_a_changed_tree_is_msgpack_again(seed: int) -> None:
     tree = {"events": [{"type": "partitions", "uids": [1, 2], "shards": [0, 1]}], "client": b"c"}
     made = TreeMutator(unchanged)(msgspec.msgpack.encode(tree), 1000, seed)
-    assert isinstance(msgspec.msgpack.decode(made), dict)
+    assert isinstance(read(made), dict)
+
+
+def read(made: bytes) -> Any:
+    return msgspec.msgpack.decode(made.replace(NO_UTF8, NO_TEXT.encode()))
+
+
+def test_text_that_is_not_utf_8_comes_within_some_hundred_inputs() -> None:
+    raw = msgspec.msgpack.encode({"name": "n", "id": 1})
+    made = [TreeMutator(unchanged)(raw, 1000, seed) for seed in range(300)]
+    assert any(NO_UTF8 in one for one in made)
 
 
 def test_two_arrays_of_one_length_differ_in_length_within_some_hundred_inputs() -> None:
     raw = msgspec.msgpack.encode({"uids": [1, 2], "shards": [0, 1]})
-    made = [msgspec.msgpack.decode(TreeMutator(unchanged)(raw, 1000, seed)) for seed in range(300)]
+    made = [read(TreeMutator(unchanged)(raw, 1000, seed)) for seed in range(300)]
     lists = [one for one in made if isinstance(one.get("uids"), list) and isinstance(one.get("shards"), list)]
     assert any(len(one["uids"]) != len(one["shards"]) for one in lists)
 

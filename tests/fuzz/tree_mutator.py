@@ -10,7 +10,9 @@ import msgspec
 
 from tests.fuzz.mutator import Mutate
 
-LEAVES = (0, 1, -1, 255, 1 << 31, 1 << 63, -(1 << 63), "", "a", b"", b"\xff", True, None, 0.5, [], {})
+# Stands for text that is not UTF-8, which no encoder makes.
+NO_TEXT, NO_UTF8 = "\ufdd0", b"\xff\xff\xff"
+LEAVES = (0, 1, -1, 255, 1 << 31, 1 << 63, -(1 << 63), "", "a", NO_TEXT, b"", b"\xff", True, None, 0.5, [], {})
 
 
 def places(tree: Any) -> Iterator[tuple[Any, Any]]:
@@ -50,6 +52,6 @@ class TreeMutator:
             if not found:
                 return self._mutate(data, max_bytes)
             change(chance, *chance.choice(found))
-            return msgspec.msgpack.encode(tree)[:max_bytes]
+            return msgspec.msgpack.encode(tree).replace(NO_TEXT.encode(), NO_UTF8)[:max_bytes]
         except (ValueError, TypeError, OverflowError, RecursionError):
             return self._mutate(data, max_bytes)
