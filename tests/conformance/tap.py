@@ -38,6 +38,9 @@ class Exchange:
     code: int | str
 
 
+BEGINS_S = 0.02
+
+
 @dataclass
 class _Link:
     """One client's connection. waiting: requests without an answer yet."""
@@ -97,8 +100,9 @@ class Tap:
 
     async def _end(self) -> None:
         self._listener.close()
-        for _ in range(3):  # a connection that was just taken gets its handler, which closes it
-            await asyncio.sleep(0)
+        # A connection that was taken just now has no handler yet, and nobody else closes it; one that is cancelled before
+        # it begins does not either.
+        await asyncio.sleep(BEGINS_S)
         for one in list(self._tasks):
             one.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
