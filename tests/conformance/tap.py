@@ -100,8 +100,8 @@ class Tap:
 
     async def _end(self) -> None:
         self._listener.close()
-        # A connection that was taken just now has no handler yet, and nobody else closes it; a handler that is cancelled
-        # before it begins does not either.
+        # A connection that was taken just now has no handler yet, and nobody else closes it; a handler that is
+        # cancelled before it begins does not either.
         await asyncio.sleep(BEGINS_S)
         for one in list(self._tasks):
             one.cancel()

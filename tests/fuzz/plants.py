@@ -34,7 +34,8 @@ class Plant:
         return source.replace(self.old, self.new)
 
 
-ASAN = "AddressSanitizer: heap-buffer-overflow"
+# How far behind the end a read lies is the input's: it may end in no red zone, and in no page either.
+ASAN = "AddressSanitizer: ?(heap-buffer-overflow|SEGV|DEADLYSIGNAL)"
 PRIMITIVES, TLV = "shardserver/protocol/primitives.py", "shardserver/protocol/tlv.py"
 BATCH_VALUES, BATCH = "shardserver/protocol/batch_values.py", "shardserver/protocol/batch.pyx"
 JOURNAL, RING = "shardserver/storage/journal_format.py", "shardserver/storage/journal_reader.py"
@@ -88,6 +89,11 @@ FOREIGN = {
         'raise KeyError(f"revision {',
         "KeyError",
     ),
-    "metadata-payloads": Plant(MSGPACK, "(UnicodeDecodeError, RecursionError)", "RecursionError", "UnicodeDecodeError"),
+    "metadata-payloads": Plant(
+        MSGPACK,
+        "(UnicodeDecodeError, RecursionError) as error:\n        raise msgspec.DecodeError(",
+        "msgspec.ValidationError as error:\n        raise KeyError(",
+        "KeyError",
+    ),
 }
 KINDS = {"read past the end": PAST_THE_END, "foreign exception": FOREIGN}
