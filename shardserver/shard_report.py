@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
+
+import msgspec
 
 from shardserver.core.load import LoadMeter
 from shardserver.core.sessions import Sessions
@@ -29,11 +30,11 @@ class ShardReport:
             "connections": len(self._sessions.connections),
             "in_flight_bytes": self._listener.in_flight_bytes,
             "busy_share": round(self._load.busy_share(), 3),
-            "arena": dataclasses.asdict(self._arena.statistics()),
-            "peers": [dataclasses.asdict(one) for one in self._peers.statistics()],
-            "handover": dataclasses.asdict(self._listener.handover.statistics),
-            "log": dataclasses.asdict(logs.statistics()),
-            "retention": dataclasses.asdict(logs.retention.statistics),
+            "arena": msgspec.to_builtins(self._arena.statistics()),
+            "peers": [msgspec.to_builtins(one) for one in self._peers.statistics()],
+            "handover": msgspec.to_builtins(self._listener.handover.statistics),
+            "log": msgspec.to_builtins(logs.statistics()),
+            "retention": msgspec.to_builtins(logs.retention.statistics),
             "partitions": self._partitions(logs),
         }
 
@@ -42,5 +43,5 @@ class ShardReport:
         for one in logs.partitions:
             requests, size = self._load.per_second(one.uid)
             load_figures = {"requests_per_s": round(requests, 2), "bytes_per_s": round(size)}
-            partitions.append(dataclasses.asdict(one.statistics()) | load_figures)
+            partitions.append(msgspec.to_builtins(one.statistics()) | load_figures)
         return partitions
