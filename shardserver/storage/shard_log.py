@@ -226,8 +226,7 @@ class ShardLog(ShardTurn):
                 partition.fence(error)
             self.offsets.refuse_waiting(error)
             self._refuse_adoptions(error)
-            for event in (self._published, self._progress):
-                event.set()
+            self._note_progress()
             self._on_failure(error)
 
     # Freeing journal files

@@ -43,6 +43,12 @@ class WatchedDisk(FaultDisk):
         return super().sync(file)
 
 
+@pytest.fixture(autouse=True)
+def a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which no run ends by itself."""
+    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+
+
 def live(disk: FaultDisk, work: Callable[[ShardLog], Awaitable[None]], **more: object) -> None:
     async def life() -> None:
         logs = await open_logs(disk, Durability.WRITE, **more)
@@ -56,8 +62,7 @@ def live(disk: FaultDisk, work: Callable[[ShardLog], Awaitable[None]], **more: o
     asyncio.run(life())
 
 
-def test_writes_are_answered_one_by_one_and_share_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+def test_writes_are_answered_one_by_one_and_share_a_sync() -> None:
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
@@ -73,7 +78,6 @@ def test_writes_are_answered_one_by_one_and_share_a_sync(monkeypatch: pytest.Mon
 
 
 def test_no_more_stays_unsynced_than_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
     monkeypatch.setattr(direct_run, "UNSYNCED_BYTES", 31_000)
     disk = WatchedDisk(SEED)
 
@@ -100,8 +104,7 @@ def test_what_is_unsynced_is_synced_after_its_time(monkeypatch: pytest.MonkeyPat
     live(disk, work)
 
 
-def test_a_small_append_goes_to_the_journal_behind_the_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+def test_a_small_append_goes_to_the_journal_behind_the_sync() -> None:
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
@@ -124,11 +127,8 @@ def read_after(heir: FaultDisk) -> list[int]:
     return asyncio.run(look())
 
 
-def test_a_failed_sync_fails_all_writes_before_it_and_they_are_written_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_failed_sync_fails_all_writes_before_it_and_they_are_written_elsewhere() -> None:
     """They were acknowledged, and count as durable only then."""
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
@@ -148,9 +148,8 @@ def test_a_failed_sync_fails_all_writes_before_it_and_they_are_written_elsewhere
     assert read_after(disk.after_power_loss(SEED)) == [0, 1, 2]
 
 
-def test_a_failed_sync_of_another_file_has_them_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sync_of_another_file_has_them_written_again() -> None:
     """It may have dropped them (rule 20)."""
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
@@ -167,10 +166,7 @@ def test_a_failed_sync_of_another_file_has_them_written_again(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
-def test_a_write_that_fails_does_not_take_answered_ones_before_it_along(
-    error: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+def test_a_write_that_fails_does_not_take_answered_ones_before_it_along(error: int) -> None:
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
@@ -183,8 +179,7 @@ def test_a_write_that_fails_does_not_take_answered_ones_before_it_along(
     assert read_after(disk.after_power_loss(SEED)) == [0, 1]
 
 
-def test_a_write_that_fails_behind_others_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_run, "UNSYNCED_S", 60.0)
+def test_a_write_that_fails_behind_others_is_refused_alone() -> None:
     disk = WatchedDisk(SEED)
 
     async def work(logs: ShardLog) -> None:
