@@ -4,6 +4,7 @@ cdef class OpenFile:
     cdef readonly str path
     cdef readonly bint direct
     cdef readonly int descriptor
+    cdef readonly bint dsync
     cdef readonly unsigned in_flight
     cdef public object on_idle
 

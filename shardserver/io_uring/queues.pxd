@@ -8,6 +8,9 @@ cdef extern from "<sys/uio.h>" nogil:
         void* iov_base
         size_t iov_len
 
+cdef extern from "<linux/fs.h>" nogil:
+    int RWF_DSYNC
+
 cdef extern from "<liburing.h>" nogil:
     struct io_uring:
         unsigned features
@@ -15,6 +18,7 @@ cdef extern from "<liburing.h>" nogil:
     struct io_uring_sqe:
         uint64_t user_data
         unsigned char flags
+        int rw_flags
 
     struct io_uring_cqe:
         uint64_t user_data
@@ -60,7 +64,7 @@ cdef class Queues:
     cpdef close(self)
     cpdef register_eventfd(self, int descriptor)
     cpdef push_read(self, int descriptor, list buffers, uint64_t position, uint64_t key)
-    cpdef push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip)
+    cpdef push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip, bint dsync)
     cpdef push_sync(self, int descriptor, uint64_t key)
     cpdef unsigned submit(self) except? 0xFFFFFFFF
     cpdef bint next_completion(self) except -1

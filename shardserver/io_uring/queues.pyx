@@ -105,11 +105,13 @@ cdef class Queues:
             io_uring_prep_readv(entry, descriptor, parts, <unsigned>len(buffers), position)
         entry.user_data = key
 
-    cpdef push_write(self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip):
+    cpdef push_write(
+        self, int descriptor, list buffers, uint64_t position, uint64_t key, bint link, bint skip, bint dsync
+    ):
         """Queue a write. link: the next entry starts once this one was taken whole, else it is cancelled.
 
         skip (where can_skip is true): no completion of a write that was taken whole; and when it was not, none of the
-        entry linked to it.
+        entry linked to it. dsync: with RWF_DSYNC (open_file.honours_dsync).
         """
         cdef iovec one
         cdef bint single = len(buffers) == 1
@@ -127,6 +129,8 @@ cdef class Queues:
             entry.flags |= IOSQE_IO_LINK
         if skip:
             entry.flags |= IOSQE_CQE_SKIP_SUCCESS
+        if dsync:
+            entry.rw_flags = RWF_DSYNC
 
     cpdef push_sync(self, int descriptor, uint64_t key):
         """Queue an fdatasync."""

@@ -16,6 +16,7 @@ cdef class Operation:
     cdef bint is_read
     cdef bint sync
     cdef bint skips
+    cdef bint dsync
     cdef Py_ssize_t left
     cdef Py_ssize_t moved
     cdef int entries

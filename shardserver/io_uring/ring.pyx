@@ -146,21 +146,25 @@ cdef class Ring:
 
     cdef int _fill(self, Operation operation) except -1:
         cdef list parts = operation.buffers
-        cdef bint moves = operation.left > 0, linked = operation.sync and len(parts) <= VECTORS
+        cdef bint moves = operation.left > 0, synced = operation.sync and len(parts) <= VECTORS
+        cdef bint whole = synced and moves and operation.on_written is None, linked
         cdef int descriptor = operation.file.descriptor
         cdef uint64_t transfer_key
         self._last_key += 1
         self._open[self._last_key] = operation
         transfer_key = self._last_key << 1
         operation.sync_result, operation.error = NOT_SYNCED, 0
-        # A wake-up less for each write whose middle nobody wants to know.
-        operation.skips = moves and linked and operation.on_written is None and self._queues.can_skip
+        operation.dsync = whole and operation.file.dsync and operation.moved == 0
+        linked = synced and not operation.dsync
+        operation.skips = whole and linked and self._queues.can_skip
         if len(parts) > VECTORS:
             parts = parts[:VECTORS]
         if moves and operation.is_read:
             self._queues.push_read(descriptor, parts, operation.position, transfer_key)
         elif moves:
-            self._queues.push_write(descriptor, parts, operation.position, transfer_key, linked, operation.skips)
+            self._queues.push_write(
+                descriptor, parts, operation.position, transfer_key, linked, operation.skips, operation.dsync
+            )
         if linked:
             self._queues.push_sync(descriptor, transfer_key | 1)
         operation.entries = <int>moves + <int>linked
@@ -215,6 +219,8 @@ cdef class Ring:
             operation.advance(result)
             if operation.left == before:
                 operation.error = EIO  # the device took no whole block: trying again would never end
+            elif operation.left == 0 and operation.dsync:
+                operation.sync_result = 0
             elif operation.left == 0 and operation.on_written is not None:
                 operation.on_written()
         return 0

@@ -43,6 +43,7 @@ class Operation:
     entries: int = 0
     awaited: int = 0  # completions of its entries
     skips: bool = False  # only its sync tells of it, or, when that was not started, its transfer
+    dsync: bool = False  # its transfer is synced when it is told
     sync_result: int | None = None
     error: int = 0
 
@@ -158,14 +159,18 @@ class Ring:
         self._open[self._last_key] = operation
         operation.sync_result, operation.error = None, 0
         descriptor, transfer_key = operation.file.descriptor, self._last_key << 1
-        linked = operation.sync and len(operation.buffers) <= IOV_MAX
-        # A wake-up less for each write whose middle nobody wants to know.
-        operation.skips = skips = bool(operation.left) and linked and not operation.on_written and self._queues.can_skip
+        synced = operation.sync and len(operation.buffers) <= IOV_MAX
+        # Nobody wants to know of the middle: one entry where that is as durable, else a wake-up less. What moved before
+        # is not synced by the rest's flag: a device may write that through, and keep the other in its cache.
+        whole = synced and operation.left > 0 and not operation.on_written
+        operation.dsync = whole and operation.file.dsync and operation.moved == 0
+        linked = synced and not operation.dsync
+        operation.skips = skips = whole and linked and self._queues.can_skip
         if operation.left and operation.is_read:
             self._queues.push_read(descriptor, operation.buffers[:IOV_MAX], operation.position, transfer_key)
         elif operation.left:
             parts = operation.buffers[:IOV_MAX]
-            self._queues.push_write(descriptor, parts, operation.position, transfer_key, linked, skips)
+            self._queues.push_write(descriptor, parts, operation.position, transfer_key, linked, skips, operation.dsync)
         if linked:
             self._queues.push_sync(descriptor, transfer_key | 1)
         operation.entries = bool(operation.left) + linked
@@ -219,6 +224,8 @@ class Ring:
         operation.advance(result)
         if operation.left == before:
             operation.error = errno.EIO  # the device took no whole block: trying again would never end
+        elif operation.left == 0 and operation.dsync:
+            operation.sync_result = 0
         elif operation.left == 0 and operation.on_written is not None:
             operation.on_written()
 

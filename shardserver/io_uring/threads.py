@@ -15,6 +15,7 @@ from typing import TypeVar
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.group import write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
+from shardserver.io_uring.open_file import honours_dsync
 from shardserver.storage.disk import Ended, GroupWrite, tell_end
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
         descriptor = os.open(path, flags, 0o600)
     if lock:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return OpenFile(path, is_direct, descriptor)
+    return OpenFile(path, is_direct, descriptor, honours_dsync(descriptor))
 
 
 def write_whole(file: OpenFile, position: int, buffers: Sequence[memoryview]) -> None:

@@ -33,6 +33,7 @@ class Entry:
     key: int = 0
     link: bool = False
     skip: bool = False
+    dsync: bool = False
     target: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
@@ -60,9 +61,16 @@ class ScriptedQueues(Queues):
         self.eventfd = descriptor
 
     def push_write(
-        self, descriptor: int, buffers: list[memoryview], position: int, key: int, link: bool, skip: bool
+        self,
+        descriptor: int,
+        buffers: list[memoryview],
+        position: int,
+        key: int,
+        link: bool,
+        skip: bool,
+        dsync: bool,
     ) -> None:
-        self.queue.append(Entry("write", position, b"".join(buffers), key, link, skip))
+        self.queue.append(Entry("write", position, b"".join(buffers), key, link, skip, dsync))
 
     def push_read(self, descriptor: int, buffers: list[memoryview], position: int, key: int) -> None:
         self.queue.append(Entry("read", position, key=key, target=buffers[0]))
@@ -80,7 +88,7 @@ class ScriptedQueues(Queues):
             is_told = not (broken and silent) and not (entry.skip and result == len(entry.data))
             broken = entry.link and result != len(entry.data)
             silent = entry.skip and self.silences_links
-            self.log.append(f"{entry.kind} {result}")
+            self.log.append(f"{entry.kind}{' dsync' * entry.dsync} {result}")
             if is_told:
                 self.done.append((entry.key, result))
         self.queue.clear()
@@ -125,15 +133,15 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
     return found
 
 
-def run(module: ModuleType, script: ScriptedQueues, *, sync: bool, blocks: int = 4) -> None:
-    """Write `blocks` blocks in two buffers. Raises what the future raised."""
+def run(module: ModuleType, script: ScriptedQueues, *, sync: bool, blocks: int = 4, dsync: bool = False) -> None:
+    """Write `blocks` blocks in two buffers. dsync: into a file that honours it. Raises what the future raised."""
     marks: list[str] = []
 
     async def body() -> None:
         ring = module.Ring(asyncio.get_running_loop(), script)
         data = aligned_buffer(blocks * BLOCK)
         data[:] = bytes(range(256)) * (blocks * 16)
-        file = OpenFile("f", True, 0)
+        file = OpenFile("f", True, 0, dsync)
         parts = [data[: 3 * BLOCK], data[3 * BLOCK :]]
         on_written = (lambda: marks.append("written")) if script.is_told else None
         outcome = ring.write(file, 0, parts, sync, on_written)
@@ -172,6 +180,28 @@ def test_a_cancelled_or_interrupted_sync_is_made_again_alone(module: ModuleType)
     script = ScriptedQueues(syncs=[-errno.EINTR, -errno.ECANCELED])
     run(module, script, sync=True)
     assert script.log == ["write 16384", f"sync {-errno.EINTR}", f"sync {-errno.ECANCELED}", "sync 0"]
+
+
+def test_a_file_that_honours_it_has_its_write_synced_by_a_flag_unless_somebody_is_told_between(
+    module: ModuleType,
+) -> None:
+    script = ScriptedQueues(writes=[-errno.EAGAIN])
+    run(module, script, sync=True, dsync=True)
+    told = ["write -11", f"sync {-errno.ECANCELED}", "write 16384", "sync 0"]
+    assert script.log == (told if script.is_told else ["write dsync -11", "write dsync 16384"])
+
+
+def test_what_goes_on_after_a_short_write_is_synced_as_a_whole(module: ModuleType) -> None:
+    script = ScriptedQueues(writes=[BLOCK + 512])
+    run(module, script, sync=True, dsync=True)
+    assert script.log[-2:] == ["write 12288", "sync 0"]
+
+
+def test_a_failed_write_with_its_sync_is_never_made_again(module: ModuleType) -> None:
+    script = ScriptedQueues(writes=[-errno.EIO])
+    with pytest.raises(StorageError, match="write f"):
+        run(module, script, sync=True, dsync=True)
+    assert script.log[0].endswith(f" {-errno.EIO}") and len(script.log) == 1 + script.is_told
 
 
 def test_a_failed_sync_is_never_made_again(module: ModuleType) -> None:
@@ -281,12 +311,14 @@ RESULTS = st.sampled_from([BLOCK, 2 * BLOCK, BLOCK + 512, 512, 0, -errno.EAGAIN,
 SYNCS = st.sampled_from([0, -errno.EINTR, -errno.EAGAIN, -errno.EIO])
 
 
-@given(writes=st.lists(RESULTS, max_size=5), syncs=st.lists(SYNCS, max_size=4), sync=st.booleans())
-def test_both_rings_do_the_same_whatever_the_kernel_gives(writes: list[int], syncs: list[int], sync: bool) -> None:
+@given(writes=st.lists(RESULTS, max_size=5), syncs=st.lists(SYNCS, max_size=4), sync=st.booleans(), dsync=st.booleans())
+def test_both_rings_do_the_same_whatever_the_kernel_gives(
+    writes: list[int], syncs: list[int], sync: bool, dsync: bool
+) -> None:
     def whole(module: ModuleType) -> tuple[list[str], bytes, str]:
         script, told = ScriptedQueues(list(writes), syncs=list(syncs)), "done"
         try:
-            run(module, script, sync=sync)
+            run(module, script, sync=sync, dsync=dsync)
         except StorageError as error:
             told = str(error)
         return script.log, bytes(script.content), told
