@@ -16,6 +16,12 @@ EXTENSIONS = [
         define_macros=[("XXH_INLINE_ALL", "1")],
         extra_compile_args=["-O3"],
     ),
+    Extension(
+        "shardserver.protocol.wide_xxh3",
+        ["shardserver/protocol/wide_xxh3.pyx"],
+        define_macros=[("XXH_INLINE_ALL", "1")],
+        extra_compile_args=["-O3"],
+    ),
     Extension("shardserver.io_uring.queues", ["shardserver/io_uring/queues.pyx"], libraries=["uring"]),
     Extension("shardserver.io_uring.open_file", ["shardserver/io_uring/open_file.pyx"]),
     Extension("shardserver.io_uring.ring", ["shardserver/io_uring/ring.pyx"], extra_compile_args=["-O3"]),
@@ -23,12 +29,7 @@ EXTENSIONS = [
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.tail", ["shardserver/storage/tail.pyx"], extra_compile_args=["-O3"]),
-    Extension(
-        "shardserver.storage.staging",
-        ["shardserver/storage/staging.pyx"],
-        define_macros=[("XXH_INLINE_ALL", "1")],
-        extra_compile_args=["-O3"],
-    ),
+    Extension("shardserver.storage.staging", ["shardserver/storage/staging.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.synced_write", ["shardserver/storage/synced_write.pyx"], extra_compile_args=["-O3"]),
     Extension(
         "shardserver.storage.journal_writer", ["shardserver/storage/journal_writer.pyx"], extra_compile_args=["-O3"]

@@ -10,6 +10,7 @@ from libc.string cimport memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
+from shardserver.protocol.wide_xxh3 cimport has_wide_xxh3, wide_xxh3
 
 from collections import namedtuple
 
@@ -32,6 +33,7 @@ DEF HEADER = 256
 DEF FRAME = 48
 DEF GATHERED = 64
 DEF AHEAD = 8
+DEF NARROW = 240  # up to here XXH3 has no use for vectors
 DEF BAD_STRUCTURE = 3
 DEF BAD_MESSAGE = 4027
 DEF BAD_BATCH = 4039
@@ -45,6 +47,11 @@ BatchHeader = namedtuple(
 )
 
 cdef const uint8_t[204] ZEROS
+cdef bint HAS_WIDE = has_wide_xxh3()
+
+
+cdef uint64_t xxh3(const uint8_t *data, size_t length) noexcept nogil:
+    return wide_xxh3(data, length) if HAS_WIDE and length > NARROW else XXH3_64bits(data, length)
 
 
 cdef inline size_t frame_end(const uint8_t *data, size_t position, size_t end) noexcept nogil:
@@ -119,7 +126,7 @@ cdef int walk(const uint8_t *data, size_t end, uint32_t count, BatchChecksum *su
             return BAD_STRUCTURE
         stored = read_u64(data + position)
         add_checksum(sums, stored)
-        if code == 0 and XXH3_64bits(data + position + 8, stop - position - 8) != stored:
+        if code == 0 and xxh3(data + position + 8, stop - position - 8) != stored:
             code = BAD_MESSAGE
         position = stop
         index += 1

@@ -9,8 +9,7 @@ from libc.string cimport memcpy, memset
 
 from shardserver.storage import journal_format as fmt
 
-cdef extern from "xxhash.h" nogil:
-    uint64_t XXH3_64bits(const void *data, size_t length)
+from shardserver.protocol.batch cimport xxh3
 
 cdef enum:
     BLOCK = 4096
@@ -115,5 +114,5 @@ cdef class Staging:
         header.previous_sequence, header.previous_end = previous_sequence, previous_end
         header.oldest_live = oldest_live
         header.records, header.records_bytes = self.records, <uint32_t>(self.used - WRITE_HEADER)
-        header.checksum = XXH3_64bits(self._data, length)
+        header.checksum = xxh3(self._data, length)
         return self._memory[:length]

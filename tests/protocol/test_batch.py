@@ -50,6 +50,14 @@ def test_each_kind_of_damage_has_its_code(batches: ModuleType) -> None:
         assert batches.verify_batch(damaged, 4) == code, position
 
 
+def test_messages_of_every_length_are_hashed_as_the_library_does(batches: ModuleType) -> None:
+    for size in [*range(600), *range(900, 1100), 4096, 70_000, 1_000_003]:
+        batch = make_batch([bytes(range(256)) * (size // 256) + bytes(size % 256)])
+        assert batches.verify_batch(batch, 1) == 0, size
+        batch[-1] ^= 1
+        assert batches.verify_batch(batch, 1) == (4027 if size else 3), size
+
+
 def test_a_broken_structure_is_told_before_a_wrong_checksum(batches: ModuleType) -> None:
     damaged = make_batch(PAYLOADS)
     damaged[256] ^= 1
