@@ -138,7 +138,7 @@ cdef class Steps:
         free(self._steps)
         free(self._chains)
 
-    cdef int take(self, size_t number, tuple step) except -1:
+    cdef int take(self, size_t number, step) except -1:
         cdef Step* one = self._steps + number
         cdef Py_buffer view
         act, chain, path, more = step
