@@ -199,7 +199,7 @@ class PartitionLog(PartitionState):
             for base_offset, place, timestamp in write.run.marks:
                 write.segment.index.add(base_offset, write.position + place, timestamp)
             write.segment.end = write.end
-            self.flushed_end = write.run.end_offset
+            self.note_flushed(write.run.end_offset)
 
     async def _cut_failed_run(self, segment: seg.Segment, error: StorageError) -> None:
         """Cut physically, or a whole leftover of this run could revive (storage rule 4).
