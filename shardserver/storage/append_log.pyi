@@ -37,6 +37,7 @@ class AppendLog(Target):
     set_aside: StorageError | None
     running: int
     on_append: Callable[[], object] | None
+    encoded_hint: bytes | None
     is_served: bool
     is_late: bool
     def __init__(

@@ -213,7 +213,7 @@ cdef class AppendLog(Target):
 
     def note_flushed(self, uint64_t end):
         """All below end is in a segment, synced: what memory has of it may go."""
-        self.flushed_end = end
+        self.flushed_end, self.encoded_hint = end, None
         if not self._is_cached:
             self._wakers.keep_cached(self)
 
