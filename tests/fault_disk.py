@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.storage.disk import Ended, GroupWrite, tell_end
+from shardserver.storage.directory import names_in
+from shardserver.storage.disk import ALL, Act, Ended, GroupWrite, Step, StepsEnd, tell_end
 
 BLOCK_BYTES = 4096
 SECTOR_BYTES = 512
@@ -119,6 +120,49 @@ async def write_group_by_parts(disk: Any, writes: Sequence[GroupWrite]) -> list[
     for number, error in zip(written, synced, strict=True):
         outcomes[number] = error
     return outcomes
+
+
+async def do_steps_by_parts(disk: Any, chains: int, steps: Sequence[Step]) -> StepsEnd:
+    """One after the other, each by operations of its own."""
+    errors: list[StorageError | None] = [None] * chains
+    files: dict[str, tuple[int, Any]] = {}
+    failed_syncs = 0
+    for step in steps:
+        if (step.chain == ALL and not any(error is None for error in errors)) or (
+            step.chain != ALL and errors[step.chain] is not None
+        ):
+            continue
+        try:
+            await _do_step(disk, step, files)
+        except StorageError as error:
+            failed_syncs += step.act in (Act.SYNC, Act.SYNC_DIRECTORY)
+            ended = range(chains) if step.chain == ALL else [step.chain]
+            for chain in ended:
+                errors[chain] = errors[chain] or error
+    for path, (chain, file) in list(files.items()):
+        if errors[chain] is not None:
+            del files[path]
+            await errors_of([disk.close(file)])
+    return StepsEnd(errors, failed_syncs, {path: file for path, (_, file) in files.items()})
+
+
+async def _do_step(disk: Any, step: Step, files: dict[str, tuple[int, Any]]) -> None:
+    if step.act is Act.CREATE:
+        file = await disk.open(step.path, create=True)
+        files[step.path] = step.chain, file
+        await disk.write(file, 0, [step.more])
+    elif step.act is Act.SYNC:
+        await disk.sync(files[step.path][1])
+    elif step.act is Act.CLOSE:
+        await disk.close(files.pop(step.path)[1])
+    elif step.act is Act.RENAME:
+        await disk.rename(step.path, step.more)
+    elif step.act is Act.REMOVE_DIRECTORY:
+        if not await names_in(disk, step.path):
+            await disk.remove_directory(step.path)
+    else:
+        single = {Act.UNLINK: disk.unlink, Act.MAKE_DIRECTORY: disk.make_directory}
+        await single.get(step.act, disk.sync_directory)(step.path)
 
 
 async def errors_of(operations: list[Future]) -> list[StorageError | None]:
@@ -356,6 +400,9 @@ class FaultDisk(StartsByFuture):
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future:
         return asyncio.ensure_future(write_group_by_parts(self, writes))
+
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        return asyncio.ensure_future(do_steps_by_parts(self, chains, steps))
 
     def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future:
         def work() -> int:

@@ -11,8 +11,16 @@ from typing import Any
 from weakref import WeakSet
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.storage.disk import GroupWrite
-from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, StartsByFuture, write_group_by_parts
+from shardserver.storage.disk import GroupWrite, Step, StepsEnd
+from tests.fault_disk import (
+    BLOCK_BYTES,
+    FaultDisk,
+    FaultFile,
+    Node,
+    StartsByFuture,
+    do_steps_by_parts,
+    write_group_by_parts,
+)
 
 
 class Locks:
@@ -129,6 +137,9 @@ class ProcessDisk(StartsByFuture):
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
         return asyncio.ensure_future(write_group_by_parts(self, writes))
+
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        return asyncio.ensure_future(do_steps_by_parts(self, chains, steps))
 
     def read(self, file: FaultFile, position: int, buffer: memoryview) -> Future[int]:
         return self._do(lambda: self.shared.read(file, position, buffer))

@@ -15,6 +15,7 @@ from shardserver.memory.aligned import aligned_buffer
 from shardserver.memory.arena import Arena
 from shardserver.storage import segment as seg
 from shardserver.storage.directory import make_synced_directory
+from shardserver.storage.new_segments import create_segment
 from shardserver.storage.disk import Disk
 from shardserver.storage.index import index_path
 from shardserver.storage.segment_reader import Damage, SegmentFiles
@@ -113,15 +114,8 @@ class PartitionRepair:
         """A segment that says where offsets go on."""
         directory = self._report.directory
         await make_synced_directory(self._disk, self._faults, directory)
-        made = await seg.create_segment(
-            self._disk,
-            self._faults,
-            directory,
-            self._report.uid,
-            base_offset,
-            last_timestamp,
-            follows_hole=True,
-        )
+        header = seg.SegmentHeader(self._report.uid, base_offset, last_timestamp, follows_hole=True)
+        made = await create_segment(self._disk, self._faults, directory, header)
         await self._disk.close(made.file)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from shardserver.errors import StorageError
 from shardserver.io_uring.open_file import OpenFile
 from shardserver.io_uring.threads import ThreadDisk
-from shardserver.storage.disk import GroupWrite
+from shardserver.storage.disk import GroupWrite, Step, StepsEnd
 
 
 class ReadOnlyDisk(ThreadDisk):
@@ -64,6 +64,9 @@ class ReadOnlyDisk(ThreadDisk):
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
         return _refused("write")
+
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        return _refused("make files")
 
     def sync(self, file: OpenFile) -> Future[None]:
         return _refused(f"sync {file.path}")

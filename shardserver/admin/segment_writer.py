@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.storage import segment as seg
 from shardserver.storage.disk import Disk
+from shardserver.storage.new_segments import create_segment
 from shardserver.storage.synced_write import SyncFaults, write_synced
 
 RUN_BYTES = 4 << 20
@@ -35,15 +36,8 @@ class SegmentWriter:
 
     async def begin(self, base_offset: int, *, follows_hole: bool) -> None:
         await self.end()
-        self._segment = await seg.create_segment(
-            self.disk,
-            self.faults,
-            self.directory,
-            self.uid,
-            base_offset,
-            self.last_timestamp,
-            follows_hole=follows_hole,
-        )
+        header = seg.SegmentHeader(self.uid, base_offset, self.last_timestamp, follows_hole)
+        self._segment = await create_segment(self.disk, self.faults, self.directory, header)
         self.made.append(os.path.basename(self._segment.path))
 
     async def add(self, data: memoryview, timestamp: int) -> None:

@@ -26,17 +26,16 @@ cdef struct Write:
     bint goes_on  # the next write goes on in the same file: it is synced after that one
 
 
-cdef int write_whole(const Write* one) noexcept nogil:
-    """0, or an errno. A short write goes on at a whole block."""
+cdef int write_whole(int descriptor, const uint8_t* data, size_t size, int64_t position) noexcept nogil:
     cdef size_t done = 0
     cdef ssize_t taken
-    while done < one.size:
-        taken = pwrite(one.descriptor, one.data + done, one.size - done, one.position + <int64_t>done)
+    while done < size:
+        taken = pwrite(descriptor, data + done, size - done, position + <int64_t>done)
         if taken < 0:
             if errno == EINTR or errno == EAGAIN:
                 continue
             return errno
-        if <size_t>taken < one.size - done:
+        if <size_t>taken < size - done:
             taken -= taken % BLOCK
             if taken == 0:
                 return EIO  # the device took no whole block: trying again would never end
@@ -54,10 +53,12 @@ cdef int sync_whole(int descriptor) noexcept nogil:
 cdef void write_and_sync(Write* writes, size_t count) noexcept nogil:
     """All writes first, then the syncs. A file whose write failed is not synced; the error stands at its last write."""
     cdef size_t number
+    cdef const Write* one
     cdef int failed = 0
     for number in range(count):
         if failed == 0:
-            failed = write_whole(writes + number)
+            one = writes + number
+            failed = write_whole(one.descriptor, one.data, one.size, one.position)
         writes[number].error = failed
         if not writes[number].goes_on:
             failed = 0

@@ -16,7 +16,8 @@ from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.group import write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
 from shardserver.io_uring.open_file import honours_dsync
-from shardserver.storage.disk import Ended, GroupWrite, tell_end
+from shardserver.io_uring.steps import Steps
+from shardserver.storage.disk import Ended, GroupWrite, Step, StepsEnd, tell_end
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
             if error.errno != errno.EINVAL:
                 raise
             is_direct = False
-            log.warning("no_direct_io", extra={"fields": {"path": path, "effect": "its bytes pass the page cache"}})
+            tell_no_direct(path)
             if create and os.path.exists(path):
                 flags &= ~os.O_EXCL  # some filesystems create the file before they refuse O_DIRECT
     if descriptor < 0:
@@ -51,6 +52,10 @@ def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
     if lock:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return OpenFile(path, is_direct, descriptor, honours_dsync(descriptor))
+
+
+def tell_no_direct(path: str) -> None:
+    log.warning("no_direct_io", extra={"fields": {"path": path, "effect": "its bytes pass the page cache"}})
 
 
 def write_whole(file: OpenFile, position: int, buffers: Sequence[memoryview]) -> None:
@@ -188,6 +193,18 @@ class ThreadDisk:
 
         return self._run("write a group", work, *(file for file, _, _ in writes))
 
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        program = Steps(chains, steps)
+
+        def work() -> StepsEnd:
+            program.run(os.O_DIRECT)
+            errors: list[StorageError | None] = [None] * chains
+            if program.has_failed:  # as in write_group
+                errors = [_step_error(failure, steps) for failure in program.failures()]
+            return StepsEnd(errors, program.failed_syncs, program.files())
+
+        return self._run("do steps", work)
+
     def read(self, file: OpenFile, position: int, buffer: memoryview) -> Future[int]:
         return self._run(f"read {file.path}", lambda: read_whole(file, position, buffer), file)
 
@@ -230,6 +247,14 @@ class ThreadDisk:
 
 def _group_error(number: int, path: str) -> StorageError | None:
     return storage_error(OSError(number, os.strerror(number)), f"write and sync {path}") if number else None
+
+
+def _step_error(failure: tuple[int, int] | None, steps: Sequence[Step]) -> StorageError | None:
+    if failure is None:
+        return None
+    number, step = failure
+    what = f"{steps[step].act.name.lower().replace('_', ' ')} {steps[step].path}"
+    return storage_error(OSError(number, os.strerror(number)), what)
 
 
 def _hand_on(done: Future[None], outcome: Future[None]) -> None:

@@ -87,6 +87,7 @@ cdef class AppendLog(Target):
     cdef public object set_aside
     cdef public int running
     cdef public object on_append  # told of one while a run goes on; None: there is none that would take it
+    cdef public object encoded_hint  # what hint() gives, or None: it has changed; encode_hint() makes it
     cdef public bint is_served
     cdef public bint is_late
     cdef bint _is_dirty

@@ -85,7 +85,7 @@ cdef class Wakers:
         raise NotImplementedError
 
     cdef int keep_cached(self, AppendLog log) except -1:
-        """Its tail holds something."""
+        """Its tail holds something that is in a segment too."""
         raise NotImplementedError
 
 
@@ -180,8 +180,6 @@ cdef class AppendLog(Target):
         entry = self.tail.add(self.next_offset, count, self.last_timestamp, held, data, size)
         self.next_offset += count
         self.backlog_bytes += size
-        if not self._is_cached:
-            self._wakers.keep_cached(self)
         return entry
 
     cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1:
@@ -212,6 +210,10 @@ cdef class AppendLog(Target):
         self.tail.append(entry)
         self.last_timestamp = max(self.last_timestamp, <uint64_t>entry.timestamp)
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = entry.end_offset
+
+    def note_flushed(self, uint64_t end):
+        """All below end is in a segment, synced: what memory has of it may go."""
+        self.flushed_end, self.encoded_hint = end, None
         if not self._is_cached:
             self._wakers.keep_cached(self)
 

@@ -89,13 +89,7 @@ class AppendLog:
         self.tail.append(entry)
         self.next_offset += count
         self.backlog_bytes += len(batch)
-        self._keep_cached()
         return entry
-
-    def _keep_cached(self) -> None:
-        if not self._is_cached:
-            self._is_cached = True
-            self._wakers.keep_cached(self)
 
     def _acknowledge_later(self, entry: TailEntry, done: AppendDone) -> None:
         self._acks.append(Ack(entry.base_offset, entry.end_offset, done))
@@ -116,7 +110,12 @@ class AppendLog:
         self.tail.append(entry)
         self.last_timestamp = max(self.last_timestamp, entry.timestamp)
         self.next_offset = self.journaled_end = self.durable_end = self.written_end = entry.end_offset
-        self._keep_cached()
+
+    def note_flushed(self, end: int) -> None:
+        self.flushed_end = end
+        if not self._is_cached:
+            self._is_cached = True
+            self._wakers.keep_cached(self)
 
     def replace_tail(self) -> None:
         self.tail.leave_total()

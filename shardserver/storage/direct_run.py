@@ -70,7 +70,7 @@ class DirectRun:
         log.warning("run_failed", extra={"fields": {"partition": self._partition.uid, "error": str(error)}})
 
     async def _write(self) -> None:
-        segment = await self._partition.segment_for_run(self._partition.flushed_end)
+        segment = await self._partition.segment_for_run()
         if self._partition.identity.durability is Durability.WRITE:
             await self._write_several(segment)
             return

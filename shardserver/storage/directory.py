@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from shardserver.errors import StorageError
-from shardserver.storage.disk import Disk
-from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
+from shardserver.storage.disk import ALL, Act, Disk, Step
+from shardserver.storage.synced_write import SyncFaults, do_steps_noted
 
 
 async def names_in(disk: Disk, directory: str) -> list[str]:
@@ -20,14 +21,25 @@ async def names_in(disk: Disk, directory: str) -> list[str]:
         return []
 
 
-async def make_synced_directory(disk: Disk, faults: SyncFaults, directory: str) -> None:
-    """Its name is durable when this returns. Raises StorageError: nothing may be put into it yet.
+async def make_synced_directories(
+    disk: Disk, faults: SyncFaults, directories: Sequence[str]
+) -> list[StorageError | None]:
+    """The name of each is durable when this returns, or gives an error: nothing may be put into it yet.
 
     An empty one is made anew: of a name that a failed sync has dropped, here or in a process before this one, no later
     sync says more than that it is there (rule 20).
     """
-    since = faults.number
-    if not await names_in(disk, directory):
-        await disk.remove_directory(directory)
-        await disk.make_directory(directory)
-    await sync_directory_noted(disk, faults, os.path.dirname(directory), since)
+    steps: list[Step] = []
+    for chain, directory in enumerate(directories):
+        steps.append(Step(Act.REMOVE_DIRECTORY, chain, directory))
+        steps.append(Step(Act.MAKE_DIRECTORY, chain, directory))
+    steps += [Step(Act.SYNC_DIRECTORY, ALL, parent) for parent in {os.path.dirname(one): None for one in directories}]
+    errors, _ = await do_steps_noted(disk, faults, len(directories), steps)
+    return errors
+
+
+async def make_synced_directory(disk: Disk, faults: SyncFaults, directory: str) -> None:
+    """As make_synced_directories, of one. Raises StorageError."""
+    for error in await make_synced_directories(disk, faults, [directory]):
+        if error is not None:
+            raise error

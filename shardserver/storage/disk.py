@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from shardserver.errors import StorageError
 
@@ -37,6 +38,40 @@ File: TypeAlias = Any
 GroupWrite: TypeAlias = tuple[File, int, Sequence[memoryview]]
 # Told None: durable; or why it is not known to be.
 Ended: TypeAlias = Callable[[StorageError | None], None]
+
+
+class Act(IntEnum):
+    """What a step does at its path."""
+
+    UNLINK = 0  # a missing one is fine
+    REMOVE_DIRECTORY = 1  # when it is empty; one that is not, or is missing, is fine
+    MAKE_DIRECTORY = 2  # an existing one is fine
+    CREATE = 3  # as open with create, direct and lock; then `more`, whole blocks, is written at its beginning
+    SYNC = 4  # fdatasync of what an earlier step has created under this path
+    CLOSE = 5  # the same file
+    RENAME = 6  # to `more`, replacing it
+    SYNC_DIRECTORY = 7
+
+
+# The chain of a step that is of all chains.
+ALL = -1
+
+
+class Step(NamedTuple):
+    """chain: those before and behind it that it belongs to, or ALL. more: what act says."""
+
+    act: Act
+    chain: int
+    path: str
+    more: memoryview | str | None = None
+
+
+class StepsEnd(NamedTuple):
+    """errors: of each chain. files: what is still open of the chains that came to their end, by path."""
+
+    errors: list[StorageError | None]
+    failed_syncs: int
+    files: dict[str, File]
 
 
 class Disk(Protocol):
@@ -97,6 +132,14 @@ class Disk(Protocol):
 
         Gives an error for each that was not written or not synced, else None. In the background: none of it is as
         urgent as a write.
+        """
+        ...
+
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        """Do them one after the other, in the background.
+
+        What fails ends its chain, one of ALL ends all of the `chains`: none of their later steps is done, and their
+        files are closed.
         """
         ...
 

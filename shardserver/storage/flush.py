@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardserver.errors import StorageError
 from shardserver.storage.log_tasks import LogTasks
+from shardserver.storage.new_segments import make_segments
 from shardserver.storage.resources import LogResources
 from shardserver.storage.run import Run
 from shardserver.storage.segment import Segment
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUP_PARTITIONS, GROUP_BYTES = 64, 8 << 20
-BUILD_CONCURRENCY = 4  # new segments are made for some of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ async def flush_group(resources: LogResources, partitions: Sequence[PartitionLog
         await busy[0].end_run()
     for one in partitions:
         one.begin_flush()
-    built = await _build_all(partitions)
+    built = await _build_all(resources, partitions)
     errors = [one if isinstance(one, StorageError) else None for one in built]
     writes = [(number, one) for number, one in enumerate(built) if isinstance(one, FlushWrite)]
     resources.hooks.before_submit()
@@ -87,20 +87,15 @@ async def flush_group(resources: LogResources, partitions: Sequence[PartitionLog
     return errors
 
 
-async def _build_all(partitions: Sequence[PartitionLog]) -> list[FlushWrite | StorageError | None]:
-    """In their order. Only those that need a new segment take a task."""
-    gate = asyncio.Semaphore(BUILD_CONCURRENCY)
-    late = [one for one in partitions if one.needs_segment]
-    made = dict(zip(late, await asyncio.gather(*(_build(one, gate) for one in late)), strict=True))
-    return [made[one] if one in made else one.build_flush_here() for one in partitions]
-
-
-async def _build(partition: PartitionLog, gate: asyncio.Semaphore) -> FlushWrite | StorageError | None:
-    async with gate:
-        try:
-            return await partition.build_flush()
-        except StorageError as error:
-            return error
+async def _build_all(
+    resources: LogResources, partitions: Sequence[PartitionLog]
+) -> list[FlushWrite | StorageError | None]:
+    """In their order; None: there is nothing to flush."""
+    due = [one for one in partitions if one.has_flushable]
+    late = [one for one in due if one.needs_segment]
+    errors = dict(zip(late, await make_segments(resources, late), strict=True))
+    built = {one: errors.get(one) or one.build_flush() for one in due}
+    return [built.get(one) for one in partitions]
 
 
 class PartitionFlusher:

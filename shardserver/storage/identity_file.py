@@ -13,8 +13,8 @@ import xxhash
 
 from shardserver.errors import StorageError
 from shardserver.memory.aligned import align_up, aligned_buffer
-from shardserver.storage.disk import Disk
-from shardserver.storage.synced_write import SyncFaults, sync_directory_noted, write_synced
+from shardserver.storage.disk import Act, Disk, Step
+from shardserver.storage.synced_write import SyncFaults, do_steps_noted
 
 MAGIC = b"SSIDENT1"
 FORMAT_VERSION = 1
@@ -42,22 +42,37 @@ def decode_identity(raw: memoryview, uid: int) -> bytes | None:
     return payload if xxhash.xxh3_64_intdigest(zeroed + payload) == checksum else None
 
 
-async def write_identity(disk: Disk, faults: SyncFaults, directory: str, uid: int, payload: bytes) -> None:
-    """Durable when it returns. Raises StorageError: the former one, if any, is still there or the new one is."""
-    raw, building = encode_identity(uid, payload), os.path.join(directory, NAME + ".new")
+def identity_block(uid: int, payload: bytes) -> memoryview:
+    """The whole file."""
+    raw = encode_identity(uid, payload)
     buffer = aligned_buffer(align_up(len(raw), BLOCK_BYTES))
     buffer[: len(raw)] = raw
-    since = faults.number
-    await disk.unlink(building)
-    file = await disk.open(building, create=True)
-    try:
-        await write_synced(disk, faults, file, 0, [buffer])
-    except StorageError:
-        await disk.close(file)
-        raise
-    await disk.close(file)
-    await disk.rename(building, os.path.join(directory, NAME))
-    await sync_directory_noted(disk, faults, directory, since)
+    return buffer
+
+
+def build_steps(chain: int, directory: str, block: memoryview) -> list[Step]:
+    """Writes it beside its place; rename_steps, once it is synced, puts it there."""
+    building = os.path.join(directory, NAME + ".new")
+    return [Step(Act.UNLINK, chain, building), Step(Act.CREATE, chain, building, block)]
+
+
+def rename_steps(chain: int, directory: str) -> list[Step]:
+    """Behind them the directory has to be synced."""
+    path = os.path.join(directory, NAME)
+    return [Step(Act.CLOSE, chain, path + ".new"), Step(Act.RENAME, chain, path + ".new", path)]
+
+
+def sync_step(chain: int, directory: str) -> Step:
+    return Step(Act.SYNC, chain, os.path.join(directory, NAME + ".new"))
+
+
+async def write_identity(disk: Disk, faults: SyncFaults, directory: str, uid: int, payload: bytes) -> None:
+    """Durable when it returns. Raises StorageError: the former one, if any, is still there or the new one is."""
+    steps = [*build_steps(0, directory, identity_block(uid, payload)), sync_step(0, directory)]
+    steps += [*rename_steps(0, directory), Step(Act.SYNC_DIRECTORY, 0, directory)]
+    (error,), _ = await do_steps_noted(disk, faults, 1, steps)
+    if error is not None:
+        raise error
 
 
 async def read_identity(disk: Disk, directory: str, uid: int) -> bytes | None:

@@ -14,7 +14,7 @@ import xxhash
 from shardserver.memory.aligned import align_up, aligned_buffer
 from shardserver.protocol.batch import check_stored_batch, read_batch_header
 from shardserver.storage.disk import Disk, File
-from shardserver.storage.index import SparseIndex, index_path
+from shardserver.storage.index import SparseIndex
 from shardserver.storage.journal_format import Hint
 from shardserver.storage.synced_write import SyncFaults, cut_synced, sync_directory_noted, sync_noted, write_synced
 
@@ -87,28 +87,6 @@ def decode_header(raw: memoryview) -> SegmentHeader | None:
     if magic != MAGIC or version != FORMAT_VERSION or checksum != xxhash.xxh3_64_intdigest(zeroed):
         return None
     return SegmentHeader(uid, base, last, bool(flags & FLAG_FOLLOWS_HOLE))
-
-
-async def create_segment(
-    disk: Disk,
-    faults: SyncFaults,
-    directory: str,
-    uid: int,
-    base_offset: int,
-    last_timestamp: int,
-    *,
-    follows_hole: bool = False,
-) -> Segment:
-    """Header, sync, directory sync: all before the first run (storage rule 5). Replaces what a failed try left."""
-    path, since = segment_path(directory, base_offset), faults.number
-    await disk.unlink(index_path(directory, base_offset))
-    await disk.unlink(path)
-    file = await disk.open(path, create=True)
-    block = aligned_buffer(BLOCK_BYTES)
-    block[:] = encode_header(SegmentHeader(uid, base_offset, last_timestamp, follows_hole))
-    await write_synced(disk, faults, file, 0, [block])
-    await sync_directory_noted(disk, faults, directory, since)
-    return Segment(path, base_offset, last_timestamp, file=file, follows_hole=follows_hole)
 
 
 async def empty_segment(disk: Disk, faults: SyncFaults, segment: Segment) -> None:

@@ -194,12 +194,6 @@ class ShardLog(ShardTurn):
             self._refuse_adoptions(self._background.error)
             self._progress.set()
 
-    def _add_checkpoint(self) -> None:
-        self._records.add_checkpoint(self.journal.staging, self._checkpoint)
-
-    def _add_hints(self) -> None:
-        self._records.add_hints(self.journal.staging, self._hints)
-
     def _add_adoptions(self, content: WriteContent) -> None:
         if self._adoptions:  # what they reset in a snapshot has to stay reset, with offsets or without
             self._uncovered_offsets = self._uncovered_offsets or self.journal.sequence

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
+from shardserver.storage.append_log cimport AppendLog
 from shardserver.storage.journal_writer cimport JournalWriter
 from shardserver.storage.turn cimport Staged, Turn
 
@@ -44,6 +45,9 @@ cdef class ShardTurn:
     cdef bint has_work(self) except -1
     cdef int build_write(self) except -1
     cpdef WriteContent _fill(self)
+    cdef bint add_hint(self, AppendLog log) except? False
+    cdef int add_checkpoint(self) except -1
+    cdef int add_hints(self) except -1
     cdef int add_batches(self, WriteContent content) except -1
     cpdef _submit(self, WriteContent content, bint clean)
     cdef int commit(self, WriteContent content) except -1

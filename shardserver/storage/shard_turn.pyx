@@ -12,19 +12,24 @@ import asyncio
 import logging
 from collections import deque
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from shardserver.errors import StorageError
+from shardserver.storage import journal_format as fmt
 from shardserver.storage.committed_offsets import CommittedOffsets
 
+from shardserver.storage.append_log cimport AppendLog
 from shardserver.storage.journal_writer cimport JournalWriter
 from shardserver.storage.turn cimport Staged, Turn
 
 log = logging.getLogger("shardserver.storage.shard_log")
 
 cdef enum:
+    KIND_HINT = 3
     # So often the sockets may be looked at after a journal write before the next one begins.
     GATHER_ROUNDS = 4
+
+assert KIND_HINT == fmt.KIND_HINT
 
 
 cdef class WriteContent:
@@ -35,8 +40,7 @@ cdef class WriteContent:
 
 
 cdef class ShardTurn:
-    """The base of ShardLog, which has what is rare: _start_runs(), _add_checkpoint(content), _add_hints(),
-    _add_adoptions(content), _add_offsets(content), _refuse_when_full(), _pin(log, sequence), _fail(error),
+    """The base of ShardLog, which has what is rare: _start_runs(), _add_adoptions(content), _add_offsets(content), _refuse_when_full(), _pin(log, sequence), _fail(error),
     _note_progress(), _free_journal().
 
     journal: set before the first turn. _is_watched: somebody waits for _note_progress.
@@ -127,17 +131,48 @@ cdef class ShardTurn:
             self._checkpoint_started = sequence
             self._checkpoint = deque(self._partitions.values())
         if self._checkpoint:
-            self._add_checkpoint()
+            self.add_checkpoint()
         if not self._checkpoint:
             content.checkpoint_sequence = sequence
             if self._hints:
-                self._add_hints()
+                self.add_hints()
             if self._adoptions:
                 self._add_adoptions(content)
             if self.offsets.waiting:
                 self._add_offsets(content)
             self.add_batches(content)
         return content
+
+    cdef bint add_hint(self, AppendLog log) except? False:
+        """Where its segment is synced up to (storage rule 11). False: it does not fit."""
+        cdef bytes raw = log.encoded_hint
+        if not log.is_served:
+            return True
+        if raw is None:
+            raw = log.encode_hint()
+        if raw is None:
+            return True
+        if not self.journal.staging.fits(len(raw)):
+            return False
+        self.journal.staging.add_bytes(
+            KIND_HINT, 0, self._shard, log.uid, log._term, <const uint8_t*><const char*>raw, len(raw)
+        )
+        return True
+
+    cdef int add_checkpoint(self) except -1:
+        """The head of every file: of each log, as many as fit."""
+        while self._checkpoint:
+            if not self.add_hint(self._checkpoint[0]):
+                return 0
+            self._checkpoint.popleft()
+        return 0
+
+    cdef int add_hints(self) except -1:
+        for uid, log in list(self._hints.items()):
+            if not self.add_hint(log):
+                return 0
+            del self._hints[uid]
+        return 0
 
     cdef int add_batches(self, WriteContent content) except -1:
         cdef uint64_t sequence = self.journal.next_sequence()

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Sequence
 
 from shardserver.errors import StorageError
-from shardserver.storage.disk import Disk, File, GroupWrite
+from shardserver.storage.disk import Disk, File, GroupWrite, Step
 from shardserver.storage.sync_times import SyncTimes
 
 SLOW_S: float
@@ -42,3 +42,6 @@ async def sync_directory_noted(disk: Disk, faults: SyncFaults, path: str, since:
 async def write_group_synced(
     disk: Disk, faults: SyncFaults, writes: Sequence[GroupWrite]
 ) -> list[StorageError | None]: ...
+async def do_steps_noted(
+    disk: Disk, faults: SyncFaults, chains: int, steps: Sequence[Step]
+) -> tuple[list[StorageError | None], dict[str, File]]: ...

@@ -9,6 +9,7 @@ No twin: a counter and a comparison, which the fault suites of storage test.
 """
 
 import asyncio
+import contextlib
 
 from libc.stdint cimport uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -171,3 +172,23 @@ async def write_group_synced(disk, SyncFaults faults, writes):
                 faults.note()
         left = [number for number in left if outcomes[number] is None] if faults.count() != before else []
     return outcomes
+
+
+async def do_steps_noted(disk, SyncFaults faults, uint64_t chains, steps):
+    """Have steps done (disk.py); gives an error or None of each chain, and the files that are open of the latter by path.
+
+    What a chain without an error has synced is durable: no sync has failed, in any file, since the first step.
+    """
+    before, began_s = faults.count(), _now_s()
+    errors, failed_syncs, files = await disk.do_steps(chains, steps)
+    faults.note_time(steps[0].path, (_now_s() - began_s) / chains, chains)
+    for _ in range(failed_syncs):
+        faults.note()
+    if faults.count() != before:
+        doubt = "another sync failed meanwhile, and may have dropped what was made beside it"
+        errors = [error or StorageError(f"{steps[0].path}: {doubt}") for error in errors]
+        for file in files.values():
+            with contextlib.suppress(StorageError):  # nothing of it counts
+                await disk.close(file)
+        files = {}
+    return errors, files

@@ -30,4 +30,5 @@ cdef class Tail:
     cdef int make_room(self) except -1
     cdef size_t place_of(self, uint64_t offset) noexcept nogil
     cdef int drop_oldest(self) except -1
+    cdef bint has_below(self, uint64_t limit_offset) noexcept nogil
     cpdef uint64_t evict_oldest(self, uint64_t limit_offset) except? 0

@@ -145,10 +145,14 @@ cdef class Tail:
             self._first = self._end = 0
         return 0
 
+    cdef bint has_below(self, uint64_t limit_offset) noexcept nogil:
+        """Its oldest entry ends at or before limit_offset."""
+        return self._first < self._end and end_of(self._entries + self._first) <= limit_offset
+
     cpdef uint64_t evict_oldest(self, uint64_t limit_offset) except? 0:
         """Drop the oldest entry if it ends at or before limit_offset (it is in a segment); gives the bytes freed."""
         cdef uint64_t freed
-        if self._first == self._end or end_of(self._entries + self._first) > limit_offset:
+        if not self.has_below(limit_offset):
             return 0
         freed = self._entries[self._first].size
         self.drop_oldest()

@@ -19,7 +19,6 @@ class TailRoom:
 
     def __init__(self, resources: LogResources, turn: Turn, on_full: Callable[[], None]) -> None:
         self._resources, self._turn, self._on_full = resources, turn, on_full
-        self._may_evict = True  # a run has ended since the cache was found to hold only what is in no segment
 
     def copy(self, batch: Buffer) -> Block:
         """The batch in the arena. Raises ArenaFullError: all that is there is needed."""
@@ -34,12 +33,9 @@ class TailRoom:
     def _drop_cached(self, size: int) -> bool:
         """Let go of about size bytes that disk has too; False: there was nothing."""
         before = self._turn.tails.bytes
-        if self._may_evict:
-            self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
-            self._may_evict = self._turn.tails.bytes < before
+        self._turn.evict_to(max(0, before - max(size, LEAST_DROP_BYTES)))
         return self._turn.tails.bytes < before or self._resources.walks.drop_oldest()
 
     def evict_after_runs(self) -> None:
         """Down to the setting. What has come into segments meanwhile may be evicted."""
-        self._may_evict = True
         self._turn.evict_to(self._resources.settings.tail_bytes)

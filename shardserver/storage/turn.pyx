@@ -190,8 +190,9 @@ cdef class Turn(Wakers):
     # Memory
 
     cdef int keep_cached(self, AppendLog log) except -1:
-        log._is_cached = True
-        self._cached.append(log)
+        if log.is_served:
+            log._is_cached = True
+            self._cached.append(log)
         return 0
 
     def drop_cached(self, AppendLog log not None):
@@ -201,7 +202,7 @@ cdef class Turn(Wakers):
 
     @property
     def cached(self):
-        """How many tails hold something."""
+        """How many tails hold something that may go."""
         return len(self._cached)
 
     cpdef evict_to(self, uint64_t limit):
@@ -215,9 +216,9 @@ cdef class Turn(Wakers):
             left -= 1
             log = self._cached.popleft()
             self.evict_from(log, self.tails.bytes - limit)
-            if log.tail.bytes:
+            if log.tail.has_below(log.flushed_end):
                 self._cached.append(log)
-            else:
+            else:  # the end of its next run brings it back: who has nothing in segments is not looked at
                 log._is_cached = False
 
     cdef int evict_from(self, AppendLog log, uint64_t excess) except -1:

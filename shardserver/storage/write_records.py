@@ -1,4 +1,4 @@
-"""What a journal write carries beside batches: hints, adoptions and committed offsets, as records."""
+"""What a journal write carries beside batches and hints: adoptions and committed offsets, as records."""
 
 from __future__ import annotations
 
@@ -21,26 +21,6 @@ class WriteRecords:
 
     def __init__(self, shard: int, serves: Callable[[PartitionLog], bool]) -> None:
         self._shard, self._serves = shard, serves
-
-    def add_checkpoint(self, staging: Staging, checkpoint: deque[PartitionLog]) -> None:
-        """The head of every file: where each partition's segment is synced up to (storage rule 11)."""
-        while checkpoint:
-            if not self._add_hint(staging, checkpoint[0]):
-                return
-            checkpoint.popleft()
-
-    def add_hints(self, staging: Staging, hints: dict[int, PartitionLog]) -> None:
-        while hints:
-            uid, partition = next(iter(hints.items()))
-            if not self._add_hint(staging, partition):
-                return
-            del hints[uid]
-
-    def _add_hint(self, staging: Staging, partition: PartitionLog) -> bool:
-        hint = partition.hint() if self._serves(partition) else None
-        if hint is None:
-            return True
-        return self._add(staging, partition, fmt.KIND_HINT, 0, hint.encode())
 
     def _add(self, staging: Staging, partition: PartitionLog, kind: int, flags: int, raw: bytes) -> bool:
         if not staging.fits(len(raw)):

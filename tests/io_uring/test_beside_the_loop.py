@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +15,9 @@ import pytest
 
 from shardserver.io_uring import threads
 from shardserver.io_uring.group import write_group
+from shardserver.io_uring.steps import Steps
 from shardserver.memory.aligned import aligned_buffer
+from shardserver.storage.disk import ALL, Act, Step
 from tests.io_uring.test_disk_contract import BLOCK, make_engine
 
 GROUP = 64  # storage/flush.py: GROUP_PARTITIONS
@@ -95,6 +98,32 @@ def test_on_io_uring_no_thread_takes_part_in_a_write_or_read(tmp_path: Path, eve
     assert events_of(tmp_path, events, "io_uring", work, 4) == 0
 
 
+def steps_of(directory: Path, amount: int) -> list[Step]:
+    """A directory and a file of each, synced, with what belongs to none alone."""
+    steps = []
+    for chain in range(amount):
+        steps.append(Step(Act.MAKE_DIRECTORY, chain, f"{directory}/{chain}"))
+        steps.append(Step(Act.UNLINK, chain, f"{directory}/{chain}/new"))
+        steps.append(Step(Act.CREATE, chain, f"{directory}/{chain}/new", aligned_buffer(BLOCK)))
+        steps.append(Step(Act.SYNC, chain, f"{directory}/{chain}/new"))
+        steps.append(Step(Act.CLOSE, chain, f"{directory}/{chain}/new"))
+        steps.append(Step(Act.RENAME, chain, f"{directory}/{chain}/new", f"{directory}/{chain}/old"))
+        steps.append(Step(Act.SYNC_DIRECTORY, chain, f"{directory}/{chain}"))
+    return [*steps, Step(Act.SYNC_DIRECTORY, ALL, str(directory))]
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_a_thread_runs_as_much_python_for_the_files_of_a_group_as_for_one(
+    tmp_path: Path, events: list[str], engine: str
+) -> None:
+    async def make(disk: Any, files: list[Any], amount: int) -> None:
+        end = await disk.do_steps(amount, steps_of(tmp_path, amount))
+        assert end == ([None] * amount, 0, {})
+
+    counts = [events_of(tmp_path, events, engine, make, amount) for amount in (1, GROUP)]
+    assert 0 < counts[0] == counts[1]
+
+
 @pytest.fixture
 def lock_is_kept() -> Iterator[None]:
     """A thread that runs Python keeps the interpreter's lock until it lets go of it by itself."""
@@ -111,6 +140,14 @@ def test_the_loop_goes_on_while_a_group_is_written(tmp_path: Path) -> None:
     with open(tmp_path / "a", "wb") as file:
         group = [(file.fileno(), 0, [block] * GROUP)]
         assert any(loop_went_on_beside(lambda: write_group(group)) for _ in range(MOST_TRIES))
+
+
+@pytest.mark.usefixtures("lock_is_kept")
+def test_the_loop_goes_on_while_files_are_made(tmp_path: Path) -> None:
+    def make() -> None:
+        Steps(GROUP, steps_of(tmp_path, GROUP)).run(os.O_DIRECT)
+
+    assert any(loop_went_on_beside(make) for _ in range(MOST_TRIES))
 
 
 def test_a_thread_that_keeps_the_lock_is_noticed(lock_is_kept: None) -> None:

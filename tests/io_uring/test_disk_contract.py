@@ -18,6 +18,7 @@ from shardserver.io_uring.ring import ENTRIES
 from shardserver.io_uring.threads import ThreadDisk
 from shardserver.io_uring.uring_disk import UringDisk
 from shardserver.memory.aligned import aligned_buffer
+from shardserver.storage.disk import ALL, Act, Step
 from tests.fault_disk import FaultDisk
 
 BLOCK = 4096
@@ -223,6 +224,67 @@ def test_a_group_is_written_and_an_error_is_of_its_file_alone(check: Callable[[C
             await disk.close(file)
 
     check(body)
+
+
+def test_steps_make_names_and_files_and_a_failed_one_ends_its_chain_alone(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        await disk.close(await disk.open(f"{directory}/there", create=True))
+        blocks = [pattern(1, 1), pattern(2, 2), pattern(1, 3)]
+        parents = [f"{directory}/{chain}" for chain in range(3)]
+        steps = [Step(Act.REMOVE_DIRECTORY, 0, one) for one in (directory, parents[0])]  # one is not empty, one missing
+        steps += [Step(Act.MAKE_DIRECTORY, chain, one) for chain, one in enumerate(parents)]
+        steps += [Step(Act.MAKE_DIRECTORY, 0, parents[0]), Step(Act.UNLINK, 0, f"{parents[0]}/none")]
+        steps += [Step(Act.SYNC_DIRECTORY, ALL, directory)]
+        steps += [Step(Act.CREATE, chain, f"{parents[chain]}/a", blocks[chain]) for chain in range(3)]
+        steps += [Step(Act.CREATE, 1, f"{directory}/there", blocks[1])]
+        steps += [Step(Act.SYNC, chain, f"{parents[chain]}/a") for chain in range(3)]
+        steps += [Step(Act.CLOSE, 0, f"{parents[0]}/a")]
+        steps += [Step(Act.RENAME, chain, f"{directory}/{chain}/a", f"{directory}/{chain}/b") for chain in (0, 1)]
+        steps += [Step(Act.SYNC_DIRECTORY, chain, one) for chain, one in enumerate(parents)]
+        errors, failed_syncs, files = await disk.do_steps(3, steps)
+        assert [one and one.errno for one in errors] == [None, errno.EEXIST, None] and failed_syncs == 0
+        assert list(files) == [f"{parents[2]}/a"] and files[f"{parents[2]}/a"].path == f"{parents[2]}/a"
+        found = aligned_buffer(2 * BLOCK)
+        assert await disk.read(files[f"{parents[2]}/a"], 0, found) == BLOCK and found[:BLOCK] == blocks[2]
+        await disk.close(files[f"{parents[2]}/a"])
+        assert [await disk.list_directory(one) for one in parents] == [["b"], ["a"], ["a"]]
+        for path, data in ((f"{parents[0]}/b", blocks[0]), (f"{parents[1]}/a", blocks[1])):
+            file = await disk.open(path)  # nobody has kept its lock
+            assert await disk.read(file, 0, found) == len(data) and found[: len(data)] == data
+            await disk.close(file)
+
+    check(body)
+
+
+def test_a_step_of_all_chains_that_fails_ends_them_all(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        steps = [Step(Act.CREATE, chain, f"{directory}/{chain}", pattern(1)) for chain in (0, 1)]
+        steps += [Step(Act.CREATE, 1, f"{directory}/0", pattern(1))]
+        steps += [Step(Act.RENAME, ALL, f"{directory}/none/a", f"{directory}/none/b")]
+        steps += [Step(Act.UNLINK, chain, f"{directory}/{chain}") for chain in (0, 1)]
+        steps += [Step(Act.UNLINK, ALL, f"{directory}/0")]
+        if isinstance(disk, FaultDisk):
+            disk._fail_at = disk.operations + 2 * 2 + 1 + 1  # a rename of what is missing is fine there
+        errors, _, files = await disk.do_steps(2, steps)
+        assert errors[0] is not None and errors[1].errno == errno.EEXIST and "rename" in str(errors[0]) and files == {}
+        assert await disk.list_directory(directory) == ["0", "1"]
+        await disk.close(await asyncio.wait_for(disk.open(f"{directory}/0"), 10))
+        assert await disk.do_steps(0, []) == ([], 0, {})
+
+    check(body)
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_a_sync_that_failed_is_counted(kind: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        disk = make_engine(kind)
+        steps = [Step(Act.SYNC_DIRECTORY, chain, f"{tmp_path}/none") for chain in range(3)]
+        steps += [Step(Act.SYNC_DIRECTORY, 2, f"{tmp_path}/none"), Step(Act.SYNC_DIRECTORY, 3, str(tmp_path))]
+        errors, failed_syncs, _ = await disk.do_steps(4, steps)
+        assert [one and one.errno for one in errors] == [errno.ENOENT] * 3 + [None] and failed_syncs == 3
+        await disk.shut_down()
+
+    asyncio.run(body())
 
 
 @pytest.mark.parametrize("kind", ["io_uring", "threads"])

@@ -31,6 +31,7 @@ LOG_FAULTS = f"{TESTS}/test_log_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
 APPENDS = f"{TESTS}/test_append_log.py"
 RULES, UNSYNCED = f"{TESTS}/test_rules.py", f"{TESTS}/test_unsynced_runs.py"
+NEW_SEGMENTS = f"{TESTS}/test_new_segments.py"
 BESIDE = "tests/io_uring/test_beside_the_loop.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
@@ -223,16 +224,32 @@ MUTANTS = [
     Mutant(
         "segment-name",
         "5: a segment's directory is synced before its first run",
-        f"{STORAGE}/segment.py",
-        "    await sync_directory_noted(disk, faults, directory, since)\n    return Segment(path",
-        "    return Segment(path",
+        f"{STORAGE}/new_segments.py",
+        "    steps += [Step(Act.SYNC_DIRECTORY, chain, one.directory) for chain, one in enumerate(wanted)]\n",
+        "",
         (f"{ACKNOWLEDGED}::test_a_segment_whose_name_was_not_synced_before_a_kill_keeps_what_is_written_to_it_later",),
+    ),
+    Mutant(
+        "segment-header",
+        "5: and its header",
+        f"{STORAGE}/new_segments.py",
+        "    steps += [Step(Act.SYNC, chain, one.path) for chain, one in enumerate(wanted)]\n",
+        "",
+        (f"{NEW_SEGMENTS}::test_a_crash_at_any_step_of_a_first_flush_loses_nothing",),
+    ),
+    Mutant(
+        "steps-again",
+        "20: what was made beside a failed sync of another file does not count",
+        SYNCED_WRITE,
+        "    if faults.count() != before:\n        doubt",
+        "    if False:\n        doubt",
+        (f"{NEW_SEGMENTS}::test_what_was_made_beside_another_files_failed_sync_does_not_count",),
     ),
     Mutant(
         "partition-name",
         "5: so is that of the partition",
         f"{STORAGE}/directory.py",
-        "    await sync_directory_noted(disk, faults, os.path.dirname(directory), since)\n",
+        "    steps += [Step(Act.SYNC_DIRECTORY, ALL, parent) for parent in {os.path.dirname(one): None for one in directories}]\n",
         "",
         (f"{RULES}::test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made",),
     ),
@@ -240,7 +257,7 @@ MUTANTS = [
         "partition-anew",
         "20: and made anew after a failed sync of its name; so are those of a first start",
         f"{STORAGE}/directory.py",
-        "        await disk.remove_directory(directory)\n",
+        "        steps.append(Step(Act.REMOVE_DIRECTORY, chain, directory))\n",
         "",
         (f"{RULES}::test_a_directory_whose_name_a_failed_sync_may_have_dropped_is_made_anew",),
     ),
@@ -335,6 +352,22 @@ MUTANTS = [
         "            if not any(numbers):",
         "            if False:",
         (f"{BESIDE}::test_a_thread_runs_as_much_python_for_a_group_as_for_one_file",),
+    ),
+    Mutant(
+        "steps-nogil",
+        "29: so are the names and files of a group made",
+        "shardserver/io_uring/steps.pyx",
+        "        with nogil:\n",
+        "        if True:\n",
+        (f"{BESIDE}::test_the_loop_goes_on_while_files_are_made",),
+    ),
+    Mutant(
+        "steps-at-once",
+        "29: nor for each name",
+        "shardserver/io_uring/threads.py",
+        "            if program.has_failed:",
+        "            if True:",
+        (f"{BESIDE}::test_a_thread_runs_as_much_python_for_the_files_of_a_group_as_for_one",),
     ),
     Mutant(
         "hint",

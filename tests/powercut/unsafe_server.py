@@ -6,6 +6,7 @@ Started as `python -m tests.powercut.unsafe_server`. The shard's process imports
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from asyncio import Future
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ import shardserver.server
 from shardserver.cli.main import main
 from shardserver.errors import StorageError
 from shardserver.io_uring.threads import OpenFile, ThreadDisk, write_whole
-from shardserver.storage.disk import GroupWrite
+from shardserver.storage.disk import GroupWrite, Step, StepsEnd
+from tests.fault_disk import do_steps_by_parts
 
 
 class UnsafeDisk(ThreadDisk):
@@ -43,6 +45,9 @@ class UnsafeDisk(ThreadDisk):
             return [None] * len(writes)
 
         return self._run("write, no sync", work)
+
+    def do_steps(self, chains: int, steps: Sequence[Step]) -> Future[StepsEnd]:
+        return asyncio.ensure_future(do_steps_by_parts(self, chains, steps))
 
     def sync(self, file: OpenFile) -> Future[None]:
         return self._run("no sync", lambda: None)

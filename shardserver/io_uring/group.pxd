@@ -1,0 +1,6 @@
+"""What steps.pyx needs of a group's writes: 0, or an errno."""
+
+from libc.stdint cimport int64_t, uint8_t
+
+cdef int write_whole(int descriptor, const uint8_t* data, size_t size, int64_t position) noexcept nogil  # a short one goes on at a whole block
+cdef int sync_whole(int descriptor) noexcept nogil
