@@ -15,9 +15,9 @@ from shardserver.memory.aligned import aligned_buffer
 from shardserver.memory.arena import Arena
 from shardserver.storage import segment as seg
 from shardserver.storage.directory import make_synced_directory
-from shardserver.storage.new_segments import create_segment
 from shardserver.storage.disk import Disk
 from shardserver.storage.index import index_path
+from shardserver.storage.new_segments import create_segment
 from shardserver.storage.segment_reader import Damage, SegmentFiles
 from shardserver.storage.synced_write import SyncFaults, write_synced
 
