@@ -27,6 +27,7 @@ cdef struct Write:
 
 
 cdef int write_whole(int descriptor, const uint8_t* data, size_t size, int64_t position) noexcept nogil:
+    """0, or an errno. A short write goes on at a whole block."""
     cdef size_t done = 0
     cdef ssize_t taken
     while done < size:

@@ -1,7 +1,7 @@
 """Names and files made for a group in one call without the interpreter's lock (storage rules 24, 29).
 
-Which steps, and in which order, is said in storage/. Contract: storage/disk.py, do_steps. No twin: the fault Disk of the
-tests does the same by its single operations.
+Which steps, and in which order, is said in storage/. Contract: storage/disk.py, do_steps. No twin: the fault Disk of
+the tests does the same by its single operations.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer

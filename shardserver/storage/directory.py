@@ -33,7 +33,8 @@ async def make_synced_directories(
     for chain, directory in enumerate(directories):
         steps.append(Step(Act.REMOVE_DIRECTORY, chain, directory))
         steps.append(Step(Act.MAKE_DIRECTORY, chain, directory))
-    steps += [Step(Act.SYNC_DIRECTORY, ALL, parent) for parent in {os.path.dirname(one): None for one in directories}]
+    parents = dict.fromkeys(os.path.dirname(one) for one in directories)
+    steps += [Step(Act.SYNC_DIRECTORY, ALL, one) for one in parents]
     errors, _ = await do_steps_noted(disk, faults, len(directories), steps)
     return errors
 

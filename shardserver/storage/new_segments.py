@@ -1,7 +1,8 @@
 """New segments, of many partitions at a time: each with its directory and identity where there is none yet.
 
-All is durable before the first run of any of them (storage rule 5), in two calls for a group as for one. Two, as nothing
-may be put into a directory while a failed sync, also of a file that is not of the group, may have dropped its name.
+All is durable before the first run of any of them (storage rule 5), in two calls for a group as for one. Two, as
+nothing may be put into a directory while a failed sync, also of a file that is not of the group, may have dropped its
+name.
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ async def _emptied(one: PartitionLog, failed: dict[PartitionLog, StorageError]) 
         return True
 
 
-async def create_segments(
-    disk: Disk, faults: SyncFaults, wanted: Sequence[NewSegment]
-) -> list[Segment | StorageError]:
+async def create_segments(disk: Disk, faults: SyncFaults, wanted: Sequence[NewSegment]) -> list[Segment | StorageError]:
     """Header, sync, directory sync: all before the first run. Replaces what a failed try left."""
     if not wanted:
         return []

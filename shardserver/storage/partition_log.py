@@ -72,7 +72,7 @@ class PartitionLog(PartitionState):
         self._roll_due = False
         self._failed = self.is_hurried = False
         self.unsynced_end = 0  # of what a run in flight has written and answered and not synced yet; else 0
-        # A failed run or roll may have left bytes or a file that nobody acknowledged; the other: so it was before a roll.
+        # A failed run or roll may have left bytes or a file that nobody acknowledged; the other: so it was before.
         self._left_behind = self._segment_left_behind = False
         self._removal = asyncio.Lock()
         self._deleted = DeletedSegments(resources, directory)
@@ -262,7 +262,7 @@ class PartitionLog(PartitionState):
         return fmt.Hint(active.base_offset, active.end, self.flushed_end, self.last_timestamp, answered)
 
     def encode_hint(self) -> bytes | None:
-        """As hint(). It is kept until the next run or segment: of 10,000 partitions few change between two checkpoints."""
+        """As hint(), kept until the next run or segment: of many partitions few change between two checkpoints."""
         hint = self.hint()
         raw = None if hint is None else hint.encode()
         if self.closed is None and not self.has_unknown_answers:

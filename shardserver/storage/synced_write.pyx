@@ -175,7 +175,7 @@ async def write_group_synced(disk, SyncFaults faults, writes):
 
 
 async def do_steps_noted(disk, SyncFaults faults, uint64_t chains, steps):
-    """Have steps done (disk.py); gives an error or None of each chain, and the files that are open of the latter by path.
+    """Have steps done (disk.py); gives an error or None of each chain, and the open files of the latter by path.
 
     What a chain without an error has synced is durable: no sync has failed, in any file, since the first step.
     """

@@ -249,7 +249,7 @@ MUTANTS = [
         "partition-name",
         "5: so is that of the partition",
         f"{STORAGE}/directory.py",
-        "    steps += [Step(Act.SYNC_DIRECTORY, ALL, parent) for parent in {os.path.dirname(one): None for one in directories}]\n",
+        "    steps += [Step(Act.SYNC_DIRECTORY, ALL, one) for one in parents]\n",
         "",
         (f"{RULES}::test_a_partitions_directory_has_a_synced_name_before_its_first_segment_is_made",),
     ),

@@ -24,7 +24,7 @@ from tests.fault_disk import FaultDisk
 from tests.storage.log_world import SETTINGS, abandon, ticking_clock
 from tests.storage.test_rules import append, read_numbers, until_dead
 
-FEW = 3
+FEW = 2
 
 
 class CountingDisk(FaultDisk):
@@ -196,6 +196,33 @@ def test_a_name_that_changes_while_the_first_identity_is_written_is_written_too(
         await flushing
         assert partition.keeps_identity
         assert await read_identity(disk, partition.directory, 1) == b"new"
+        abandon(logs)
+
+    asyncio.run(life())
+
+
+def test_a_hint_is_encoded_anew_when_its_partition_has_a_new_run_or_segment() -> None:
+    """Rule 11; a checkpoint of many partitions takes what was encoded before."""
+
+    async def life() -> None:
+        logs = await open_labelled(FaultDisk(1), 1)
+        partition = logs.partition(1)
+        assert partition.encode_hint() is None
+
+        async def flushed() -> None:
+            await append(logs, 1)
+            await partition.flush()
+
+        async def rolled() -> None:
+            assert await logs.roll(partition)
+
+        async def only_appended() -> None:
+            await append(logs, 1)
+
+        for step, is_new in ((flushed, True), (flushed, True), (only_appended, False), (rolled, True), (flushed, True)):
+            before = partition.encode_hint()
+            await step()
+            assert partition.encoded_hint == (None if is_new else before), step.__name__
         abandon(logs)
 
     asyncio.run(life())
