@@ -420,6 +420,9 @@ class FaultDisk(StartsByFuture):
 
         return self._submit("sync directory", work)
 
+    def sync_directories(self, paths: Sequence[str]) -> Future:
+        return asyncio.ensure_future(errors_of([self.sync_directory(path) for path in paths]))
+
     def free_bytes(self, path: str) -> Future:
         return self._submit(
             "statvfs", lambda: 1 << 40 if self.capacity_bytes is None else self.capacity_bytes - self._used()

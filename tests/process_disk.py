@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.storage.disk import GroupWrite
-from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, StartsByFuture, write_group_by_parts
+from tests.fault_disk import BLOCK_BYTES, FaultDisk, FaultFile, Node, StartsByFuture, errors_of, write_group_by_parts
 
 
 class Locks:
@@ -159,6 +159,9 @@ class ProcessDisk(StartsByFuture):
 
     def sync_directory(self, path: str) -> Future[None]:
         return self._do(lambda: self.shared.sync_directory(path))
+
+    def sync_directories(self, paths: Sequence[str]) -> Future[list[StorageError | None]]:
+        return asyncio.ensure_future(errors_of([self.sync_directory(path) for path in paths]))
 
     def free_bytes(self, path: str) -> Future[int]:
         return self._do(lambda: self.shared.free_bytes(path))

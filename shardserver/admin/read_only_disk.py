@@ -86,6 +86,9 @@ class ReadOnlyDisk(ThreadDisk):
     def sync_directory(self, path: str) -> Future[None]:
         return _refused(f"sync {path}")
 
+    def sync_directories(self, paths: Sequence[str]) -> Future[list[StorageError | None]]:
+        return _refused("sync directories")
+
 
 def _refused(what: str) -> Future[Any]:
     outcome: Future[Any] = asyncio.get_running_loop().create_future()

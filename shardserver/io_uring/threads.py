@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.io_uring.group import write_group
+from shardserver.io_uring.group import sync_directories, write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
 from shardserver.storage.disk import Ended, GroupWrite, tell_end
 
@@ -203,7 +203,7 @@ class ThreadDisk:
             numbers = write_group(group)
             if not any(numbers):  # else the loop would wait for the lock at each of them (storage rule 29)
                 return [None] * len(numbers)
-            return [_group_error(number, path) for number, path in zip(numbers, paths, strict=True)]
+            return [_group_error(number, "write and sync", path) for number, path in zip(numbers, paths, strict=True)]
 
         return self._run("write a group", work, *(file for file, _, _ in writes))
 
@@ -237,6 +237,17 @@ class ThreadDisk:
     def sync_directory(self, path: str) -> Future[None]:
         return self._run(f"sync {path}", lambda: sync_directory(path))
 
+    def sync_directories(self, paths: Sequence[str]) -> Future[list[StorageError | None]]:
+        names = list(map(os.fsencode, paths))
+
+        def work() -> list[StorageError | None]:
+            numbers = sync_directories(names)
+            if not any(numbers):  # as in write_group
+                return [None] * len(numbers)
+            return [_group_error(number, "sync", path) for number, path in zip(numbers, paths, strict=True)]
+
+        return self._run("sync directories", work)
+
     def free_bytes(self, path: str) -> Future[int]:
         return self._run(f"statvfs {path}", lambda: free_bytes(path))
 
@@ -247,8 +258,8 @@ class ThreadDisk:
         return outcome
 
 
-def _group_error(number: int, path: str) -> StorageError | None:
-    return storage_error(OSError(number, os.strerror(number)), f"write and sync {path}") if number else None
+def _group_error(number: int, what: str, path: str) -> StorageError | None:
+    return storage_error(OSError(number, os.strerror(number)), f"{what} {path}") if number else None
 
 
 def _hand_on(done: Future[None], outcome: Future[None]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+from collections.abc import Sequence
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import Disk
 from shardserver.storage.synced_write import SyncFaults, sync_directory_noted
+
+SYNCED_TOGETHER = 256
 
 
 async def names_in(disk: Disk, directory: str) -> list[str]:
@@ -18,6 +22,19 @@ async def names_in(disk: Disk, directory: str) -> list[str]:
         if error.errno != errno.ENOENT:
             raise
         return []
+
+
+async def sync_directories_noted(disk: Disk, faults: SyncFaults, directories: Sequence[str]) -> None:
+    """Make the names in many directories durable, SYNCED_TOGETHER by each thread of the disk. Raises StorageError."""
+    since = faults.number
+    starts = range(0, len(directories), SYNCED_TOGETHER)
+    groups = [directories[start : start + SYNCED_TOGETHER] for start in starts]
+    for errors in await asyncio.gather(*map(disk.sync_directories, groups)):
+        for error in filter(None, errors):
+            faults.note()
+            raise error
+    if faults.number != since:
+        raise StorageError("a sync failed beside those of directories, and may have dropped their names")
 
 
 async def make_synced_directory(disk: Disk, faults: SyncFaults, directory: str) -> None:

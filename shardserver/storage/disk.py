@@ -140,6 +140,10 @@ class Disk(Protocol):
         """fsync a directory: creates, renames and unlinks in it are durable afterwards."""
         ...
 
+    def sync_directories(self, paths: Sequence[str]) -> Future[list[StorageError | None]]:
+        """As sync_directory, of each; a missing one is fine. Gives an error for each that was not synced."""
+        ...
+
     def free_bytes(self, path: str) -> Future[int]:
         """Bytes that an unprivileged process may still write to the filesystem of path."""
         ...

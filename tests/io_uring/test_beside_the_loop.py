@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -74,11 +75,19 @@ async def read_much(disk: Any, files: list[Any], amount: int) -> None:
     await disk.read(files[0], 0, aligned_buffer(amount * BLOCK))
 
 
+async def sync_directories(disk: Any, files: list[Any], amount: int) -> None:
+    paths = [f"{files[0].path}.directory{number}" for number in range(amount)]
+    for path in paths:
+        os.makedirs(path, exist_ok=True)
+    assert await disk.sync_directories(paths) == [None] * amount
+
+
+@pytest.mark.parametrize("work", [write_a_group, sync_directories])
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])
 def test_a_thread_runs_as_much_python_for_a_group_as_for_one_file(
-    tmp_path: Path, events: list[str], engine: str
+    tmp_path: Path, events: list[str], engine: str, work: Work
 ) -> None:
-    counts = [events_of(tmp_path, events, engine, write_a_group, amount) for amount in (1, GROUP)]
+    counts = [events_of(tmp_path, events, engine, work, amount) for amount in (1, GROUP)]
     assert 0 < counts[0] == counts[1]
 
 

@@ -158,6 +158,17 @@ def test_names(check: Callable[[Check], None]) -> None:
     check(body)
 
 
+def test_many_directories_are_synced_together(check: Callable[[Check], None]) -> None:
+    async def body(disk: Any, directory: str) -> None:
+        paths = [f"{directory}/{number}" for number in range(3)]
+        for path in paths[:2]:
+            await disk.make_directory(path)
+            await disk.close(await disk.open(f"{path}/a", create=True))
+        assert await disk.sync_directories(paths) == [None] * 3  # a missing one is fine
+
+    check(body)
+
+
 def test_truncate_cuts_and_grows_with_zeros(check: Callable[[Check], None]) -> None:
     async def body(disk: Any, directory: str) -> None:
         file = await disk.open(f"{directory}/a", create=True)
