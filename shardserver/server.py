@@ -136,13 +136,17 @@ class Shard:
         return code
 
     async def _report_progress(self) -> None:
-        began = time.monotonic()
+        began, former = time.monotonic(), list[str]()
         for number in itertools.count(1):
             await asyncio.sleep(PROGRESS_S)
+            locked = sorted(self._disk.waits_for)
+            if locked and locked != former:
+                log.warning("waits_for_lock", extra={"fields": {"shard": self._number, "paths": locked}})
+            former = locked
             progress, share = self._progress, self._progress.share()
             elapsed = time.monotonic() - began
             left = round(elapsed * (1 - share) / share, 1) if share else None
-            told = Recovering(progress.partitions_done, progress.partitions, progress.read_bytes, left)
+            told = Recovering(progress.partitions_done, progress.partitions, progress.read_bytes, left, tuple(locked))
             self._link.send_progress(told)
             if number % PROGRESS_LOGGED_EVERY == 0:
                 fields = {"shard": self._number, "percent": round(100 * share)} | msgspec.to_builtins(told)

@@ -109,11 +109,11 @@ def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict
         settle(server.peer.pids)
         session = Session(server.peer, "fsync", cores)
         session.create(SENDS.partitions)
-        spec, quiet = _half_load(session, SENDS, window_s)
+        spec, quiet = half_load(session, SENDS, window_s)
         deletion = Once(bulk.delete)
         busy = session.run(spec, warmup_s=1, seconds=window_s, report=deletion)
         deletion.join()
-        return _p999(quiet, busy, session, server, SENDS, f"{size_bytes / 1e9:.1f} GB")
+        return p999(quiet, busy, session, server, SENDS, f"{size_bytes / 1e9:.1f} GB")
 
 
 def while_rolling(directory: Path, window_s: float) -> Verdict:
@@ -122,7 +122,7 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
     with OwnServer(directory, ROLLING) as server:
         session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
         session.create(ROLL_PARTITIONS)
-        spec, quiet = _half_load(session, sends, window_s)
+        spec, quiet = half_load(session, sends, window_s)
         session.delete()
         session = Session(server.peer, "fsync", session.cores)
         session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
@@ -137,7 +137,7 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
         rolling.join()
         session.acknowledged.merge(sent)
         rolled = _segments(server) - before
-        found = _p999(quiet, busy, session, server, sends, f"{rolled} rolled")
+        found = p999(quiet, busy, session, server, sends, f"{rolled} rolled")
         if found.state != WRONG and (rolled < ROLL_PARTITIONS or not is_over):
             return replace(found, state=NOT_RUN, note=f"{rolled} segments rolled, not all of them in the window")
         return found
@@ -208,7 +208,7 @@ class Once:
             raise self._error
 
 
-def _half_load(session: Session, spec: LoadSpec, window_s: float) -> tuple[LoadSpec, Outcome]:
+def half_load(session: Session, spec: LoadSpec, window_s: float) -> tuple[LoadSpec, Outcome]:
     """The open loop at half of what a closed one reaches, and its outcome undisturbed."""
     reached = session.run(spec, warmup_s=1, seconds=window_s / 4, report=no_progress)
     half = replace(spec, rate=max(1.0, reached.requests_per_s / 2), depth=16)
@@ -219,7 +219,7 @@ def _segments(server: OwnServer) -> int:
     return sum(one["segments"] for shard in server.statistics() for one in shard["partitions"])
 
 
-def _p999(quiet: Outcome, busy: Outcome, session: Session, server: OwnServer, spec: LoadSpec, note: str) -> Verdict:
+def p999(quiet: Outcome, busy: Outcome, session: Session, server: OwnServer, spec: LoadSpec, note: str) -> Verdict:
     session.kill_and_restart(server)
     faults = session.faults(spec)
     values = [one.kinds["send"].latencies.percentile_ns(99.9) for one in (quiet, busy)]

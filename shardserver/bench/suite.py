@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from shardserver.bench import environment, long_rows
+from shardserver.bench import background_rows, environment, long_rows
 from shardserver.bench.case_run import CaseResult, Pace, run_case
 from shardserver.bench.report import environment_lines, number
 from shardserver.bench.rows import LONG_ROWS, ROWS, Case, Row
@@ -106,7 +106,9 @@ def _verdicts(suite: Suite, arguments: argparse.Namespace) -> Iterator[Verdict]:
     """As they come."""
     yield from map(suite.verdict, chosen_rows(is_long=arguments.long, seconds=arguments.seconds))
     if arguments.long:
-        yield from long_rows.verdicts(arguments.data, suite.pace, int(arguments.gigabytes * 1e9))
+        size_bytes = int(arguments.gigabytes * 1e9)
+        yield from long_rows.verdicts(arguments.data, suite.pace, size_bytes)
+        yield from background_rows.verdicts(arguments.data, suite.pace, size_bytes)
 
 
 def _print(arguments: argparse.Namespace, *lines: str) -> None:

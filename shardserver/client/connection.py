@@ -13,7 +13,7 @@ from shardserver.client import requests
 from shardserver.client.requests import PollReply
 from shardserver.errors import ProtocolError, ShardServerError
 from shardserver.protocol import primitives as wire
-from shardserver.protocol.addresses import TopicAddress, UserAddress
+from shardserver.protocol.addresses import CONSUMER_SINGLE, PartitionAddress, TopicAddress, UserAddress
 from shardserver.protocol.frame import (
     COMMAND_EVICTION,
     COMMAND_REPLY,
@@ -21,16 +21,19 @@ from shardserver.protocol.frame import (
     MAX_FRAME_BYTES,
     encode_request,
 )
+from shardserver.protocol.offsets import ACK_COMMITTED, StoreOffsetRequest
 from shardserver.protocol.options import OptionValue
 from shardserver.protocol.permissions import Permissions
 from shardserver.protocol.primitives import Identifier, Reader
+from shardserver.protocol.system import SnapshotRequest
 from shardserver.protocol.users import STATUS_ACTIVE, CreateUserRequest, UpdatePermissionsRequest
 
 OP_LOGIN, OP_READ, OP_LOGOUT, OP_SEND = 1, 2, 3, 160
 OP_CREATE_STREAM, OP_DELETE_STREAM, OP_CREATE_TOPIC, OP_CREATE_PARTITIONS = 128, 130, 132, 136
 OP_DELETE_TOPIC, OP_PURGE_TOPIC = 134, 135
+OP_STORE_OFFSET = 161
 OP_CREATE_USER, OP_DELETE_USER, OP_UPDATE_PERMISSIONS = 141, 143, 145
-CODE_POLL, CODE_TOPIC = 100, 300
+CODE_SNAPSHOT, CODE_POLL, CODE_TOPIC = 11, 100, 300
 # Operations with a number of their own, whose reply starts with a result section (README 6.1, framing.md 5).
 METADATA_OPERATIONS = range(128, 150)
 DEFAULT_TIMEOUT_S = 30.0
@@ -143,6 +146,15 @@ class Connection:
         return PollReply.decode(
             self._ask(OP_READ, requests.encode_poll(stream, topic, partition, offset, count), CODE_POLL)
         )
+
+    def store_offset(self, stream: Identifier, topic: Identifier, partition: int, consumer: int, offset: int) -> None:
+        """Of a single consumer; returns once it is as durable as the topic's offsets are."""
+        address = PartitionAddress(CONSUMER_SINGLE, consumer, stream, topic, partition)
+        self._ask(OP_STORE_OFFSET, StoreOffsetRequest(address, offset, ACK_COMMITTED).encode())
+
+    def snapshot(self) -> bytes:
+        """The ZIP archive of get_snapshot, deflated, with all parts."""
+        return bytes(self.read(CODE_SNAPSHOT, SnapshotRequest(2, ()).encode()))
 
     def send(self, stream: Identifier, topic: Identifier, partition: int, batch: bytes, count: int) -> int:
         """Gives the base offset, once the batch is as durable as its topic says."""

@@ -1,147 +1,52 @@
-"""What get_snapshot gives: a ZIP archive with what one would look at first when a server misbehaves.
-
-Nothing secret is in it: of processes no command line and no environment, of the configuration the tree, which has no
-secrets, and no message and no hash. The peer runs commands of the system for it; what those would show
-of other users' processes is left out on purpose.
-"""
+"""get_snapshot, as far as it runs in the shard: what the archive is made of, and the process that makes it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import itertools
 import os
-import resource
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import subprocess
+import sys
+from io import FileIO
 
-import psutil
+import msgspec
 
+from shardserver.core import snapshot_archive
 from shardserver.core.context import ShardContext
 from shardserver.core.server_statistics import gather_statistics
+from shardserver.core.snapshot_archive import Material
 from shardserver.errors import BackpressureError, Code, RejectedError
-from shardserver.protocol.statistics import Statistics
 from shardserver.protocol.system import SnapshotRequest
-
-ALL = 100
-# A directory of many thousand partitions is told by its beginning.
-MAX_PATHS = 20_000
-# zstd and xz (4, 6) have no writer here: their archives are deflated and packed with LZMA. An archive says so itself.
-METHODS = {
-    1: zipfile.ZIP_STORED,
-    2: zipfile.ZIP_DEFLATED,
-    3: zipfile.ZIP_BZIP2,
-    4: zipfile.ZIP_DEFLATED,
-    5: zipfile.ZIP_LZMA,
-    6: zipfile.ZIP_LZMA,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """logs: of each shard; None: it does not answer."""
-
-    data_directory: str
-    config: str
-    logs: dict[int, list[str] | None]
-    statistics: Statistics | None
 
 
 async def take_snapshot(context: ShardContext, request: SnapshotRequest) -> bytes:
-    """The archive. Raises RejectedError 9000: it is too big for a frame."""
+    """The archive. Raises RejectedError 9000: it could not be made, or is too big for a frame."""
     statistics = None
     with contextlib.suppress(BackpressureError):  # a shard is down: that is when the archive is wanted most
         statistics = await gather_statistics(context)
-    material = Material(context.data_directory, context.config_text(), await context.shards.logs(), statistics)
-    # In a thread: walking the directory and packing take their time.
-    archive = await asyncio.to_thread(build_archive, material, request)
+    logs = await context.shards.logs()
+    material = Material(context.data_directory, os.getppid(), context.config_text(), logs, statistics, request)
+    try:
+        archive = await asyncio.to_thread(run_archiver, msgspec.msgpack.encode(material))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RejectedError(Code.SNAPSHOT_FAILED, str(error)) from error
     if len(archive) > context.max_reply_bytes:
         raise RejectedError(Code.SNAPSHOT_FAILED, f"{len(archive)} bytes, at most {context.max_reply_bytes}")
     return archive
 
 
-def build_archive(material: Material, request: SnapshotRequest) -> bytes:
-    """No types at all means all of them."""
-    kinds = set(request.types) or {ALL}
-    raw = io.BytesIO()
-    with zipfile.ZipFile(raw, "w", METHODS[request.compression]) as archive:
-        for kind, (name, write) in PARTS.items():
-            if kind in kinds or ALL in kinds:
-                archive.writestr(name, "".join(f"{line}\n" for line in write(material)))
-    return raw.getvalue()
+def run_archiver(material: bytes) -> bytes:
+    """Files in memory, not pipes: the same few calls whatever the size, beside the loop (storage rule 29).
+
+    Raises OSError and CalledProcessError.
+    """
+    with _memory_file("material") as given, _memory_file("archive") as made:
+        given.write(material)
+        given.seek(0)
+        subprocess.run([sys.executable, "-m", snapshot_archive.__name__], stdin=given, stdout=made, check=True)
+        made.seek(0)
+        return made.read()
 
 
-# The parts: the lines of a text each
-
-
-def _filesystem(material: Material) -> Iterator[str]:
-    usage = psutil.disk_usage(material.data_directory)
-    yield f"data directory, bytes: total {usage.total}, used {usage.used}, free {usage.free}"
-    yield from itertools.islice(_paths(material.data_directory), MAX_PATHS)
-
-
-def _paths(directory: str) -> Iterator[str]:
-    for parent, directories, files in os.walk(directory):
-        directories.sort()
-        for name in sorted(files):
-            path = os.path.join(parent, name)
-            try:
-                found = os.stat(path, follow_symlinks=False)
-            except OSError:  # it is gone again
-                continue
-            yield f"{found.st_size:>16} {found.st_blocks * 512:>16} {os.path.relpath(path, directory)}"
-
-
-def _processes(material: Material) -> Iterator[str]:
-    """Those of this server."""
-    supervisor = psutil.Process(os.getppid())
-    yield "pid parent threads rss_bytes cpu_s state name"
-    for process in [supervisor, *supervisor.children(recursive=True)]:
-        try:
-            with process.oneshot():
-                times, memory = process.cpu_times(), process.memory_info()
-                seconds = round(times.user + times.system, 2)
-                row = (process.pid, process.ppid(), process.num_threads(), memory.rss, seconds, process.status())
-                yield " ".join(map(str, (*row, process.name())))
-        except psutil.Error:  # it is gone again
-            continue
-
-
-def _resources(material: Material) -> Iterator[str]:
-    memory = psutil.virtual_memory()
-    yield f"memory, bytes: total {memory.total}, available {memory.available}"
-    yield f"load average: {' '.join(f'{one:.2f}' for one in os.getloadavg())}, cores {os.cpu_count()}"
-    yield f"open files: limit {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
-    if material.statistics is None:
-        yield "statistics: a shard does not answer"
-        return
-    for name in Statistics.__slots__:
-        yield f"{name}: {getattr(material.statistics, name)}"
-
-
-def _test(material: Material) -> Iterator[str]:
-    yield "a snapshot can be taken"
-
-
-def _logs(material: Material) -> Iterator[str]:
-    """What the shards have logged last; the supervisor's own events are on its standard error only."""
-    for shard, lines in sorted(material.logs.items()):
-        yield f"# shard {shard}"
-        yield from ["does not answer"] if lines is None else lines
-
-
-def _config(material: Material) -> Iterator[str]:
-    yield from material.config.splitlines()
-
-
-# Type on the wire (commands 2) -> file name, as the peer calls it, and its lines.
-PARTS: dict[int, tuple[str, Callable[[Material], Iterator[str]]]] = {
-    1: ("filesystem_overview.txt", _filesystem),
-    2: ("process_list.txt", _processes),
-    3: ("resource_usage.txt", _resources),
-    4: ("test.txt", _test),
-    5: ("server_logs.txt", _logs),
-    6: ("server_config.txt", _config),
-}
+def _memory_file(name: str) -> FileIO:
+    return FileIO(os.memfd_create(name), "r+")

@@ -7,12 +7,11 @@ import os
 
 from shardserver.errors import ConfigError
 from shardserver.io_uring.threads import BLOCK_BYTES, ThreadDisk
-from shardserver.storage.disk import Disk
 
 log = logging.getLogger(__name__)
 
 
-def open_disk(kind: str) -> Disk:
+def open_disk(kind: str) -> ThreadDisk:
     """kind: `auto`, `io_uring` or `threads`.
 
     Raises:
@@ -50,7 +49,7 @@ def _unsupported() -> str:
     return unsupported_reason()
 
 
-def _chosen(disk: Disk, reason: str) -> Disk:
+def _chosen(disk: ThreadDisk, reason: str) -> ThreadDisk:
     log.info("disk_engine", extra={"fields": {"engine": disk.name, "reason": reason}})
     return disk
 

@@ -33,8 +33,8 @@ def storage_error(error: OSError, what: str) -> StorageError:
     return kind(f"{what}: {error.strerror or error}", errno=number)
 
 
-def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
-    """open(2) with O_DIRECT where the filesystem takes it, and the lock that keeps ghost writers out."""
+def open_file(path: str, create: bool, direct: bool) -> OpenFile:
+    """open(2) with O_DIRECT where the filesystem takes it."""
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
     descriptor, is_direct = -1, direct
     if direct:
@@ -49,13 +49,23 @@ def open_file(path: str, create: bool, direct: bool, lock: bool) -> OpenFile:
                 flags &= ~os.O_EXCL  # some filesystems create the file before they refuse O_DIRECT
     if descriptor < 0:
         descriptor = os.open(path, flags, 0o600)
-    if lock:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
     return OpenFile(path, is_direct, descriptor, honours_dsync(descriptor))
 
 
 def tell_no_direct(path: str) -> None:
     log.warning("no_direct_io", extra={"fields": {"path": path, "effect": "its bytes pass the page cache"}})
+
+
+def lock_file(file: OpenFile, waits_for: list[str]) -> None:
+    """flock(LOCK_EX), which keeps ghost writers out; its path is in waits_for while somebody else holds it."""
+    try:
+        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waits_for.append(file.path)
+        try:
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX)
+        finally:
+            waits_for.remove(file.path)
 
 
 def write_whole(file: OpenFile, position: int, buffers: Sequence[memoryview]) -> None:
@@ -98,13 +108,17 @@ def free_bytes(path: str) -> int:
 
 
 class ThreadDisk:
-    """Each operation runs in one of a few threads. Only the loop's thread touches the counts of what is in flight."""
+    """Each operation runs in one of a few threads. Only the loop's thread touches the counts of what is in flight.
+
+    waits_for: paths of files whose locks others hold, another process or the kernel for a dead one (storage rule 15).
+    """
 
     name = "threads"
     block_bytes = BLOCK_BYTES
 
     def __init__(self, threads: int = 8) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk")
+        self.waits_for: list[str] = []
 
     def _run(self, what: str, work: Callable[[], T], *files: OpenFile) -> Future[T]:
         """Start work in a thread. files: what it uses, so that a close waits for it even if nobody else does."""
@@ -136,7 +150,13 @@ class ThreadDisk:
         return outcome
 
     def open(self, path: str, *, create: bool = False, direct: bool = True, lock: bool = True) -> Future[OpenFile]:
-        return self._run(f"open {path}", lambda: open_file(path, create, direct, lock))
+        def work() -> OpenFile:
+            file = open_file(path, create, direct)
+            if lock:
+                lock_file(file, self.waits_for)
+            return file
+
+        return self._run(f"open {path}", work)
 
     def close(self, file: OpenFile) -> Future[None]:
         outcome: Future[None] = asyncio.get_running_loop().create_future()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from shardserver.errors import StorageError
 from shardserver.storage.disk import ALL, Act, Disk, Step
 from shardserver.storage.synced_write import SyncFaults, do_steps_noted
+
+SYNCED_TOGETHER = 256
 
 
 async def names_in(disk: Disk, directory: str) -> list[str]:
@@ -19,6 +22,21 @@ async def names_in(disk: Disk, directory: str) -> list[str]:
         if error.errno != errno.ENOENT:
             raise
         return []
+
+
+async def sync_directories_noted(disk: Disk, faults: SyncFaults, directories: Sequence[str]) -> None:
+    """Make the names in many directories durable, SYNCED_TOGETHER by each thread of the disk. Raises StorageError."""
+    starts = range(0, len(directories), SYNCED_TOGETHER)
+    groups = [directories[start : start + SYNCED_TOGETHER] for start in starts]
+    for errors in await asyncio.gather(*(_sync_group(disk, faults, one) for one in groups)):
+        for error in filter(None, errors):
+            raise error
+
+
+async def _sync_group(disk: Disk, faults: SyncFaults, directories: Sequence[str]) -> list[StorageError | None]:
+    steps = [Step(Act.SYNC_DIRECTORY, chain, one) for chain, one in enumerate(directories)]
+    errors, _ = await do_steps_noted(disk, faults, len(directories), steps)
+    return errors
 
 
 async def make_synced_directories(

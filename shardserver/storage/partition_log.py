@@ -56,6 +56,7 @@ class PartitionStatistics:
     segments: int
     tail_bytes: int
     waiting_bytes: int
+    rebuilt_indexes: int  # since the start
 
 
 class PartitionLog(PartitionState):
@@ -87,6 +88,7 @@ class PartitionLog(PartitionState):
             self.segments_count,
             self.tail.bytes,
             self.waiting_bytes,
+            self.reader.rebuilt_indexes,
         )
 
     def fence_after_bug(self, what: str, error: Exception) -> None:

@@ -35,7 +35,7 @@ class PartitionReader:
         self._disk, self._files = state.resources.disk, state.resources.files
         self._settings = state.resources.settings
         self._reported: set[int] = set()
-        self.skipped_messages = 0
+        self.skipped_messages = self.rebuilt_indexes = 0
 
     def try_read(self, start: int, count: int, max_bytes: int) -> ReadResult | None:
         """A read that memory can answer; None when segments are needed. Raises NotOwnerError."""
@@ -147,6 +147,7 @@ class PartitionReader:
                 built.add(one.base_offset, one.position, one.timestamp)
         built.extend(segment.index, walked_end)  # what was written during the walk
         segment.index, segment.index_is_stored, segment.indexed = built, False, True
+        self.rebuilt_indexes += 1
 
     def _walk(self, segment: seg.Segment, start: tuple[int, int]) -> SegmentWalk:
         memory, end = self._state.resources.memory, self._state.end_of(segment)

@@ -110,10 +110,8 @@ class PartitionRecovery:
         start = fmt.Hint(active.base_offset, fmt.BLOCK_BYTES, active.base_offset, log.last_timestamp, 0)
         if hint is not None and hint.segment_base == active.base_offset:
             start = hint
-        elif not self._read_only:  # its creator may have died before it synced header or name; a hint says that it has
-            since = self._faults.number
+        elif not self._read_only:  # its creator may have died before it synced the header; a hint says that it has
             await seg.rewrite_header(self._disk, self._faults, active)
-            await sync_directory_noted(self._disk, self._faults, log.directory, since)
         active.indexed = start.position == fmt.BLOCK_BYTES
         result = await seg.scan_segment(self._disk, active, start, rewrite=None if self._read_only else self._faults)
         await self._cut(active, result.end)

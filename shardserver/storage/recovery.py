@@ -13,7 +13,7 @@ from shardserver.memory.heap import heap_arena
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import journal_format as fmt
 from shardserver.storage import offsets as snapshot
-from shardserver.storage.directory import make_synced_directory
+from shardserver.storage.directory import make_synced_directory, sync_directories_noted
 from shardserver.storage.disk import Disk
 from shardserver.storage.journal import create_journal
 from shardserver.storage.journal_reader import JournalRecovery, RecoveredFile, RingOpener, open_journal
@@ -111,6 +111,8 @@ async def recover_shard(
     found = await _read_journal(ring, metadata)
     progress.journal_is_read = True
     await _recover_partitions(logs, found.hints, metadata)
+    if not metadata.read_only:
+        await _sync_names(logs, directory)
     async for one in ring.files(found.first_needed(logs)):
         _replay_batches(logs, one, metadata, found)
     for partition in logs.partitions:
@@ -137,6 +139,13 @@ async def _make_directories(disk: Disk, data_directory: str, logs: ShardLog) -> 
     for directory in (logs.partitions_directory, data_directory):
         await sync_directory_noted(disk, faults, directory, since)
     await make_synced_directory(disk, faults, logs.directory)
+
+
+async def _sync_names(logs: ShardLog, journal_directory: str) -> None:
+    """Of the files that recovery relies on, and of those that are gone: who died may not have come so far."""
+    directories = [one.directory for one in logs.partitions if one.directory_exists]
+    resources = logs.resources
+    await sync_directories_noted(resources.disk, resources.faults, [logs.directory, journal_directory, *directories])
 
 
 # Of a record: its file's sequence, its write's position in the file, its number in the write.

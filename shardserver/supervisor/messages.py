@@ -14,13 +14,14 @@ from shardserver.config import Config
 class Recovering(msgspec.Struct, frozen=True, tag=True):
     """The shard's loop runs: it reads its logs and does not serve yet. May come again, with how far it is.
 
-    seconds_left: an estimate; None: there is none yet.
+    seconds_left: an estimate; None: there is none yet. waits_for: files that others have locked.
     """
 
     partitions_done: int = 0
     partitions: int = 0
     read_bytes: int = 0
     seconds_left: float | None = None
+    waits_for: tuple[str, ...] = ()
 
 
 class Recovered(msgspec.Struct, frozen=True, tag=True):

@@ -29,7 +29,10 @@ def shown_state(state: str, *, degraded: bool) -> str:
 
 
 def recovery_of(shards: Sequence[ShardHandle]) -> dict[str, Any]:
-    """How far all of them are together. seconds_left: of the slowest, an estimate; null while nothing tells."""
+    """How far all of them are together. seconds_left: of the slowest, an estimate; null while nothing tells.
+
+    waits_for: paths of files that others have locked, such as the kernel for the writes of a dead process.
+    """
     told = [shard.progress for shard in shards if shard.progress is not None]
     left = [one.seconds_left for one in told if one.seconds_left is not None]
     return {
@@ -37,6 +40,7 @@ def recovery_of(shards: Sequence[ShardHandle]) -> dict[str, Any]:
         "partitions": sum(one.partitions for one in told),
         "read_bytes": sum(one.read_bytes for one in told),
         "seconds_left": max(left, default=None),
+        "waits_for": sorted(path for one in told for path in one.waits_for),
     }
 
 
@@ -46,7 +50,8 @@ def sentence_of(answer: dict[str, Any]) -> str:
     recovery = answer.get("recovery")
     if state != "recovering" or not recovery:
         return state
-    left = recovery["seconds_left"]
+    left, locked = recovery["seconds_left"], recovery["waits_for"]
+    waits = f", waits for the lock of {', '.join(locked)}" if locked else ""
     estimate = "" if left is None else f", about {left:.0f} s left"
     done, all_, read = recovery["partitions_done"], recovery["partitions"], recovery["read_bytes"]
-    return f"recovering {done} of {all_} partitions, {read} bytes read{estimate}"
+    return f"recovering {done} of {all_} partitions, {read} bytes read{estimate}{waits}"

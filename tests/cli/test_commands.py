@@ -128,10 +128,16 @@ def test_status_has_an_exit_code_for_each_state(
 
 
 def test_status_says_how_far_a_recovery_is(answering: AnsweringServer, capsys: pytest.CaptureFixture[str]) -> None:
-    recovery = {"partitions_done": 3, "partitions": 8, "read_bytes": 4096, "seconds_left": 12.4}
+    recovery = {
+        "partitions_done": 3,
+        "partitions": 8,
+        "read_bytes": 4096,
+        "seconds_left": 12.4,
+        "waits_for": ["a", "b"],
+    }
     answer = {"state": "recovering", "degraded": False, "recovery": recovery}
     thread = answering.serve_once(json.dumps(answer).encode() + b"\n")
-    shown = "recovering 3 of 8 partitions, 4096 bytes read, about 12 s left\n"
+    shown = "recovering 3 of 8 partitions, 4096 bytes read, about 12 s left, waits for the lock of a, b\n"
     assert run(capsys, "status", "--data", answering.data) == (5, shown, "")
     thread.join()
 

@@ -26,6 +26,7 @@ class Mutant:
 
 
 STORAGE, TESTS = "shardserver/storage", "tests/storage"
+DELETIONS = "test_a_crash_at_any_operation_leaves_a_partition_that_begins_at_one_of_its_segments"
 ACKNOWLEDGED = f"{TESTS}/test_acknowledged.py"
 LOG_FAULTS = f"{TESTS}/test_log_faults.py"
 JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_moves.py"
@@ -246,6 +247,14 @@ MUTANTS = [
         (f"{NEW_SEGMENTS}::test_what_was_made_beside_another_files_failed_sync_does_not_count",),
     ),
     Mutant(
+        "recovered-names",
+        "16: what a recovery found, and found gone, stays so after a power loss, names too",
+        RECOVERY,
+        "        await _sync_names(logs, directory)\n",
+        "        pass\n",
+        (f"{TESTS}/test_retention_faults.py::{DELETIONS}[1-kill]",),
+    ),
+    Mutant(
         "partition-name",
         "5: so is that of the partition",
         f"{STORAGE}/directory.py",
@@ -341,16 +350,16 @@ MUTANTS = [
         "group-nogil",
         "29: a group is written without the interpreter's lock",
         "shardserver/io_uring/group.pyx",
-        "        with nogil:\n",
-        "        if True:\n",
+        "        with nogil:\n            write_and_sync",
+        "        if True:\n            write_and_sync",
         (f"{BESIDE}::test_the_loop_goes_on_while_a_group_is_written",),
     ),
     Mutant(
         "group-at-once",
         "29: and asks nothing of the interpreter for each file",
         "shardserver/io_uring/threads.py",
-        "            if not any(numbers):",
-        "            if False:",
+        "            if not any(numbers):  # else the loop",
+        "            if False:  # else the loop",
         (f"{BESIDE}::test_a_thread_runs_as_much_python_for_a_group_as_for_one_file",),
     ),
     Mutant(

@@ -2,7 +2,8 @@
 
 Straight on /dev/fuse: layouts and numbers are those of include/uapi/linux/fuse.h, protocol 7.31. All files are opened
 with FOPEN_DIRECT_IO, so the kernel keeps no page of them, and every write and fsync is one request. Locks stay with the
-kernel, as they are not asked for. Errors of the tree are OSError, and become the reply.
+kernel, as they are not asked for. Errors of the tree are OSError, and become the reply. Direct writes that change no
+length are asynchronous for the kernel (FUSE_ASYNC_DIO): one that is held back outlives the process that submitted it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MS_NOSUID, MS_NODEV, MNT_DETACH = 2, 4, 2
 
 _IN = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, extension, padding
 _OUT = struct.Struct("<IiQ")
+_OPEN_FLAGS = struct.Struct("<I")  # in a write, at 32: those that its file was opened with
 _ATTRIBUTES = struct.Struct("<QQQQQQIIIIIIIIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,10 +47,14 @@ def _check(outcome: int, what: str) -> None:
 
 
 class FuseMount:
-    """One mount of a tree; `serve` answers until it is unmounted. has_power False: nothing answers but EIO."""
+    """One mount of a tree; `serve` answers until it is unmounted. has_power False: nothing answers but EIO.
+
+    holds_next: the next direct write is held, unanswered, until `land`; no other request waits for it.
+    """
 
     def __init__(self, tree: VolatileTree, directory: Path) -> None:
         self.tree, self._directory, self.has_power = tree, directory, True
+        self.holds_next, self.held = False, b""
         self._nodes: dict[int, Node] = {1: tree.root}
         self._handlers: dict[int, Callable[[Node, memoryview], bytes]] = {
             LOOKUP: self._lookup, GETATTR: self._getattr, SETATTR: self._setattr, MKNOD: self._mknod,
@@ -90,6 +96,9 @@ class FuseMount:
         _, opcode, unique, number, *_ = _IN.unpack_from(request)
         body = request[_IN.size :]
         if opcode in (FORGET, BATCH_FORGET, INTERRUPT):  # no reply; nodes are few, and are kept
+            return
+        if self.holds_next and opcode == WRITE and _OPEN_FLAGS.unpack_from(body, 32)[0] & os.O_DIRECT:
+            self.holds_next, self.held = False, bytes(request)
             return
         try:
             payload, code = self._answer(opcode, number, body), 0
@@ -241,6 +250,12 @@ class FuseMount:
 
     def _nothing(self, node: Node, body: memoryview) -> bytes:
         return b""
+
+    def land(self) -> None:
+        """What was held back."""
+        self.holds_next, held, self.held = False, self.held, b""
+        if held:
+            self._take(memoryview(held))
 
     def cut(self, seed: int) -> None:
         """From now on nothing is taken; the tree is what a power loss leaves."""

@@ -31,6 +31,12 @@ def serve(directory: Path, pipe: Connection) -> None:
                 answer = str(error)
         elif command == "cut" and mount is not None:
             mount.cut(argument)
+        elif command == "hold" and mount is not None:
+            mount.holds_next = True
+        elif command == "held" and mount is not None:
+            answer = bool(mount.held)
+        elif command == "land" and mount is not None:
+            mount.land()
         elif command == "syncs":
             answer = tree.synced
         elif command in ("unmount", "end") and mount is not None:
@@ -73,6 +79,17 @@ class FuseImage:
     def cut(self, seed: int) -> None:
         """The power goes: at once, whoever is writing."""
         self._ask("cut", seed)
+
+    def hold_next_write(self) -> None:
+        """The next direct one stays unanswered until `land`."""
+        self._ask("hold")
+
+    def holds_a_write(self) -> bool:
+        return bool(self._ask("held"))
+
+    def land(self) -> None:
+        """The one that was held back, if any, whether or not its process still lives."""
+        self._ask("land")
 
     def remount(self) -> None:
         """When no process has a file open there: what the cut has left."""
