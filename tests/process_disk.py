@@ -53,6 +53,7 @@ class ProcessDisk(StartsByFuture):
         self.operations = self.die_at = self.fail_at = 0
         self.fail_errno = errno.EIO
         self.failing_path = ""  # operations on files with this in their path fail
+        self.failures = 0
         self.is_dead = False
         self.died: Callable[[], None] = lambda: None
         self._mine: WeakSet[Future[Any]] = WeakSet()
@@ -69,6 +70,7 @@ class ProcessDisk(StartsByFuture):
         if self.is_dead:
             return never
         if self.operations == self.fail_at or (self.failing_path and self.failing_path in path):
+            self.failures += 1
             kind = DiskFullError if self.fail_errno == errno.ENOSPC else StorageError
             never.set_exception(kind("injected", errno=self.fail_errno))
             return never

@@ -134,6 +134,8 @@ class CountingDisk(ProcessDisk):
     ) -> Future[object]:
         if not self.is_dead:
             self._count_write(file, position, sync)
+            if self.failing_path and self.failing_path in file.path and self._chance.random() < 0.5:
+                file.node.write(position, b"".join(buffers))  # it fails all the same, and leaves this behind
         return super().write(file, position, buffers, sync=sync, on_written=on_written)
 
     def _count_write(self, file: FaultFile, position: int, sync: bool) -> None:

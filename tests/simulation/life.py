@@ -61,6 +61,7 @@ class Life:
             "start read-only": self._start_read_only,
             "kill a shard": self._kill,
             "die at an operation": self._die_at,
+            "die after an error": self._die_after_error,
             "kill all": self._kill_all,
             "power loss": self._lose_power,
             "stop": self._stop,
@@ -337,6 +338,30 @@ class Life:
             await self._until_dead(process)
             await turns(self._chance.choice((100, 300)))
         await self._check_again(number)
+
+    async def _die_after_error(self) -> None:
+        """No write into a segment of one shard succeeds for a while; while its partitions get over it, it dies."""
+        process = self.world.serving(self._some_shard())
+        if process is None:
+            return
+        disk, failed = process.disk, process.disk.failures
+        disk.failing_path = "partitions/"
+        await self._bulk()
+        for _ in range(40):
+            if disk.failures > failed + 2 or process.is_dead:
+                break
+            await turns(20)
+        disk.failing_path = ""
+        if disk.failures == failed or process.is_dead:
+            return
+        disk.die_at = disk.operations + int(1 + 100 * self._chance.random() ** 2)
+        await self._until_dead(process)
+        self.world.counts["deaths amid a partition's healing"] += process.is_dead
+        self.world.counts["partitions healed, no death"] += not process.is_dead
+        if self._chance.random() < 0.5:
+            await self._restart("power loss", self.world.shard_count)
+        else:
+            await self._check_again(process.number)
 
     async def _until_dead(self, process: ShardProcess) -> None:
         for _ in range(20):

@@ -16,6 +16,7 @@ from shardserver.core import identity
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.protocol.batch import read_batch_header
 from shardserver.storage import healing, journal_reader, segment
+from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.segment import BATCH_HEADER_BYTES
 from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
@@ -118,6 +119,30 @@ def _healing_leaves_what_only_the_journal_holds(patch: pytest.MonkeyPatch) -> No
     patch.setattr(healing, "_make_durable", flush_nothing)
 
 
+def _healing_gives_up_the_former_journal_first(patch: pytest.MonkeyPatch) -> None:
+    """Nothing shows that but a death between the two."""
+    swap, make_durable = healing._swap, healing._make_durable
+
+    async def not_yet(partition: PartitionLog) -> None:
+        pass
+
+    async def swap_first(logs: ShardLog, keep: str | None) -> None:
+        await swap(logs, keep)
+        for partition in logs.partitions:
+            if partition.set_aside is None:
+                await make_durable(partition)
+
+    patch.setattr(healing, "_swap", swap_first)
+    patch.setattr(healing, "_make_durable", not_yet)
+
+
+def _leftovers_of_failed_runs_stay(patch: pytest.MonkeyPatch) -> None:
+    async def leave(partition: PartitionLog, *arguments: object) -> None:
+        partition._failed = True
+
+    patch.setattr(PartitionLog, "_cut_failed_run", leave)
+
+
 @pytest.mark.parametrize(
     ("break_it", "found"),
     [
@@ -126,6 +151,8 @@ def _healing_leaves_what_only_the_journal_holds(patch: pytest.MonkeyPatch) -> No
         (_checksums_are_not_looked_at, "changed bytes|are gone"),
         (_read_only_is_told_as_a_full_disk, "read-only shard"),
         (_healing_leaves_what_only_the_journal_holds, "is not at|must have kept"),
+        (_healing_gives_up_the_former_journal_first, "is not at|must have kept|differs"),
+        (_leftovers_of_failed_runs_stay, "is not at|must have kept|offset"),
     ],
 )
 def test_a_broken_server_is_found_out(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import random
 from collections import Counter
 from collections.abc import Coroutine
@@ -400,23 +401,54 @@ class World:
     async def check_read_only(self) -> None:
         """All are dead. On a copy whose device takes no writes all start read-only: everything is served, nothing is
         taken or changed. When it takes writes again each shard gets out, and the next start finds the same, durable.
-        The world is afterwards as it was.
+        Some die on their way out, and what they had served was not durable yet. The world is afterwards as it was.
         """
         disk, oracle = self.disk, self.oracle
         self.disk, self.oracle = disk.fork(self._seed()), copy.deepcopy(oracle)
         try:
             found = await self._served_read_only()
             self.disk.is_broken = False
-            for process in self.server.live.values():
-                await replace_journal(process.logs)
-            self.end(power_loss=True)
+            healed = [await self._heal(process) for process in list(self.server.live.values())]
+            power_loss = all(healed) or self.chance.random() < 0.5
+            self.end(power_loss=power_loss)
+            if power_loss and not all(healed):
+                self.counts["power losses amid healing"] += 1
+                self.oracle = copy.deepcopy(oracle)
+                self.oracle.note_power_loss()
             await self.start(self.shard_count)
-            require(await self.check_all() == found, "the start after a read-only one differs from it")
+            state = await self.check_all()
+            if all(healed) or not power_loss:
+                require(state == found, "the start after a read-only one differs from it")
             self.end(power_loss=False)
         finally:
             self.server.end()
             self.disk, self.oracle = disk, oracle
         self.counts["read-only starts"] += 1
+
+    async def _heal(self, process: ShardProcess) -> bool:
+        """False: it died at some operation of that. An error is met by another try, as the server does."""
+        disk, fate = process.disk, self.chance.choice(("well", "well", "death", "error"))
+        operation = disk.operations + int(1 + 150 * self.chance.random() ** 2)
+        disk.die_at = operation if fate == "death" else 0
+        disk.fail_at, disk.fail_errno = (
+            operation if fate == "error" else 0,
+            self.chance.choice((errno.EIO, errno.ENOSPC)),
+        )
+        while not process.is_dead:
+            healing = asyncio.ensure_future(replace_journal(process.logs))
+            await until(lambda healing=healing: process.is_dead or healing.done())
+            if not healing.done():
+                healing.cancel()
+            elif healing.exception() is None:
+                self.counts["healings"] += 1
+                return True
+            elif isinstance(healing.exception(), StorageError) and disk.fail_at:
+                self.counts["errors amid healing"] += 1
+                disk.fail_at = 0
+            else:
+                healing.result()
+        self.counts["deaths amid healing"] += 1
+        return False
 
     async def _served_read_only(self) -> State:
         before = {path: bytes(node.current) for path, node in self.disk.files.items()}
