@@ -430,6 +430,7 @@ class ShardLog(ShardTurn):
         await self.wait_idle()
         if self.failed is None:
             await self._write_clean_end()
+            await self.wait_idle()  # its runs may have begun to save indexes
         for partition in self._partitions.values():
             for segment in partition.indexes_due(INDEX_WORTH_BYTES) if self.failed is None else ():
                 await self._save_index(partition, segment)

@@ -387,6 +387,14 @@ MUTANTS = [
         (f"{RULES}::test_a_start_reads_as_much_of_a_large_segment_as_of_a_small_one",),
     ),
     Mutant(
+        "hint-anew",
+        "11: a run makes the hint that was kept for the next checkpoint stale",
+        f"{STORAGE}/append_log.pyx",
+        "        self.flushed_end, self.encoded_hint = end, None\n",
+        "        self.flushed_end = end\n",
+        (f"{NEW_SEGMENTS}::test_a_hint_is_encoded_anew_when_its_partition_has_a_new_run_or_segment",),
+    ),
+    Mutant(
         "index-against-data",
         "6: an index that leads to no batch is made anew from the data",
         f"{STORAGE}/partition_reader.py",

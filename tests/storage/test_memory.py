@@ -244,3 +244,21 @@ def test_the_tails_budget_holds_for_every_durability(durability: Durability) -> 
         await logs.close()
 
     asyncio.run(run())
+
+
+def test_only_a_tail_that_has_something_to_drop_is_looked_at_for_room() -> None:
+    """Of 10,000 partitions with nothing in segments yet each was looked at after every journal write."""
+
+    async def run() -> None:
+        logs = await open_log(FaultDisk(1), heap_arena(8 << 20), tail_bytes=1000)
+        for number in range(3):
+            await send(logs, numbered(number, 500))
+        assert logs.statistics().tail_bytes > 1000 and logs._turn.cached == 0
+        await logs.partition(1).flush()
+        assert logs._turn.cached == 1
+        await send(logs, numbered(3, 500))
+        assert logs.statistics().tail_bytes < 1000 and logs._turn.cached == 0  # what is left is in no segment
+        assert await read_all(logs) == [0, 1, 2, 3]
+        await logs.close()
+
+    asyncio.run(run())

@@ -17,6 +17,7 @@ from shardserver.errors import CorruptionError, DiskFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.journal import create_journal
 from shardserver.storage.metadata_log import MetadataLog
+from shardserver.storage.partition_log import PartitionLog
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
@@ -591,5 +592,37 @@ def test_records_of_another_shard_count_for_nothing() -> None:
         logs = await recover_shard(disk, "data", SETTINGS, source, ticking_clock(), lambda error: None)
         assert logs.partition(1).next_offset == 0
         abandon(logs)
+
+    asyncio.run(life())
+
+
+class SlowIndexDisk(TellingDisk):
+    """Takes its time before it makes an index file."""
+
+    def unlink(self, path: str) -> asyncio.Future:
+        return asyncio.ensure_future(self._unlink_late(path))
+
+    async def _unlink_late(self, path: str) -> None:
+        for _ in range(1000 if path.endswith(".index.new") else 0):
+            await asyncio.sleep(0)
+        await super().unlink(path)
+
+
+def test_an_index_that_the_last_flush_has_begun_to_save_is_saved_when_the_log_has_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or it would ask a disk that is shut down, and a clean stop would end as a failure."""
+    monkeypatch.setattr(PartitionLog, "indexes_due", lambda log, *least: log.segments[-1:] if not least else [])
+    disk = SlowIndexDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append(logs, 1)
+        await logs.close()
+        asked = len(disk.kinds)
+        assert any(path.endswith(".index") for path in disk.files)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert len(disk.kinds) == asked
 
     asyncio.run(life())
