@@ -51,10 +51,8 @@ class Material:
 
 
 def main() -> None:
-    """Material on standard input, the archive on standard output. Beside a shard that is pinned to our core."""
+    """Material on standard input, the archive on standard output."""
     material = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Material)
-    os.nice(19)
-    os.sched_setaffinity(0, os.sched_getaffinity(material.supervisor))
     sys.stdout.buffer.write(build_archive(material))
 
 
