@@ -37,6 +37,16 @@ def test_a_simulated_server_keeps_its_promises(seed: int) -> None:
         raise AssertionError(f"play({plan})") from outcome.error
 
 
+def test_what_a_failed_run_has_left_and_nobody_could_cut_is_not_taken_for_what_came_after_it() -> None:
+    plan = Plan(
+        600179,
+        3,
+        (Step("clients", 3402731889), Step("clients", 3047476501), Step("die after an error", 3961783038)),
+    )
+    outcome = play(plan)
+    assert outcome.error is None and outcome.counts["deaths amid a partition's healing"]
+
+
 def test_a_process_that_dies_while_it_writes_leaves_writes_that_land_after_the_next_start() -> None:
     """Once a file's lock is taken none is left of it (storage rule 15)."""
     data, seen = memoryview(b"x" * BLOCK_BYTES), Counter[bool]()
