@@ -55,7 +55,10 @@ class DirectRun:
             partition.journaled_end = max(partition.journaled_end, partition.flushed_end)
             partition.note_durable(partition.flushed_end)
         except StorageError as error:
+            is_cut = await partition.cut_again(error)  # before anything else gets the offsets of this run
             partition.roll_back(max(fallback, partition.high_watermark), error)
+            if not is_cut:
+                partition.fence(error)
             self._tell(error)
         finally:
             partition.finish_run()

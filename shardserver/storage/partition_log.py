@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 # How much an active segment grows between two writings of its index, and from what size on an index is worth a file.
 INDEX_SAVE_BYTES, INDEX_WORTH_BYTES = 64 << 20, 1 << 20
+CUT_TRIES = 3  # of what a failed run has left, retry_s apart
 
 FENCED = EventRate()  # of this process, which is one shard
 
@@ -72,6 +73,7 @@ class PartitionLog(PartitionState):
         self._flush_aim = 0
         self._roll_due = False
         self._failed = self.is_hurried = False
+        self._uncut: seg.Segment | None = None  # what a failed run has left in it could not be cut
         self.unsynced_end = 0  # of what a run in flight has written and answered and not synced yet; else 0
         # A failed run or roll may have left bytes or a file that nobody acknowledged; the other: so it was before.
         self._left_behind = self._segment_left_behind = False
@@ -163,7 +165,7 @@ class PartitionLog(PartitionState):
         self._roll_due = True
 
     def begin_run(self, kind: Running) -> None:
-        self.running, self.is_hurried = kind, False
+        self.running, self.is_hurried, self._uncut = kind, False, None
         self._idle.clear()
 
     def finish_run(self) -> None:
@@ -213,8 +215,21 @@ class PartitionLog(PartitionState):
         try:
             assert segment.file is not None
             await cut_synced(self._disk, self.resources.faults, segment.file, segment.end)
+            self._uncut = None
         except StorageError:
-            self._roll_due = True
+            self._roll_due, self._uncut = True, segment
+
+    async def cut_again(self, error: StorageError) -> bool:
+        """After a run that failed with error: False, its leftover could be taken for what is appended now.
+
+        That of a flush could, too, but it is what was acknowledged.
+        """
+        for _ in range(CUT_TRIES):
+            if self._uncut is None:
+                return True
+            await asyncio.sleep(self._settings.retry_s)
+            await self._cut_failed_run(self._uncut, error)
+        return self._uncut is None
 
     async def segment_for_run(self) -> seg.Segment:
         """Raises StorageError: it needs a new one and has not got it."""

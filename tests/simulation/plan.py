@@ -25,7 +25,7 @@ WEIGHTS = {
     "nearly fill the disk": 0.7,
     "slow disk": 0.5,
     "flip a bit": 1.5,
-    "start read-only": 1.0,
+    "start read-only": 0.7,
     "kill a shard": 1.0,
     "die at an operation": 2.0,
     "die after an error": 1.0,
@@ -50,9 +50,11 @@ class Plan:
     steps: tuple[Step, ...]
 
     @classmethod
-    def draw(cls, seed: int, steps: int = STEPS) -> Plan:
+    def draw(cls, seed: int, steps: int = STEPS, *, without: str = "") -> Plan:
+        """without: a kind of step that is not drawn."""
+        weights = {kind: weight for kind, weight in WEIGHTS.items() if kind != without}
         chance = random.Random(seed)
-        kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
+        kinds = chance.choices(list(weights), list(weights.values()), k=steps)
         return cls(seed, chance.choice((2, 3)), tuple(Step(kind, chance.getrandbits(32)) for kind in kinds))
 
     def __str__(self) -> str:
