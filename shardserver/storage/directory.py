@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from shardserver.errors import StorageError
 from shardserver.storage.disk import ALL, Act, Disk, Step
-from shardserver.storage.synced_write import SyncFaults, do_steps_noted
+from shardserver.storage.synced_write import SyncFaults, do_steps_noted, sync_directory_noted
 
 SYNCED_TOGETHER = 256
 
@@ -22,6 +22,21 @@ async def names_in(disk: Disk, directory: str) -> list[str]:
         if error.errno != errno.ENOENT:
             raise
         return []
+
+
+async def rename_synced(disk: Disk, faults: SyncFaults, path: str, target: str) -> None:
+    """Within one directory. Raises StorageError: it has its former name again; a sync of the directory has to say so
+    before what it holds is changed.
+
+    Else a later start, or try, would find the new name, and not know that the failed sync had dropped it (rule 20).
+    """
+    since = faults.number
+    await disk.rename(path, target)
+    try:
+        await sync_directory_noted(disk, faults, os.path.dirname(path), since)
+    except StorageError:
+        await disk.rename(target, path)
+        raise
 
 
 async def sync_directories_noted(disk: Disk, faults: SyncFaults, directories: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import os
 from shardserver.errors import StorageError
 from shardserver.storage import offsets as snapshot
 from shardserver.storage import segment as seg
+from shardserver.storage.directory import rename_synced
 from shardserver.storage.journal import build_journal
 from shardserver.storage.journal_format import BLOCK_BYTES, Hint
 from shardserver.storage.partition_log import PartitionLog
@@ -50,11 +51,10 @@ async def _swap(logs: ShardLog, keep: str | None) -> None:
     disk, faults = logs.resources.disk, logs.resources.faults
     since = faults.number
     former, target = os.path.join(logs.directory, "journal.broken"), os.path.join(logs.directory, "journal")
-    await _remove(logs, former)  # left by a crash
-    await disk.rename(target, former)
-    await sync_directory_noted(disk, faults, logs.directory, since)
-    await disk.rename(os.path.join(logs.directory, "journal.new"), target)
-    await sync_directory_noted(disk, faults, logs.directory, since)
+    if "journal" in await disk.list_directory(logs.directory):  # else a try before this one has come so far
+        await _remove(logs, former)  # left by a crash
+        await rename_synced(disk, faults, target, former)
+    await rename_synced(disk, faults, os.path.join(logs.directory, "journal.new"), target)
     if keep is None:
         await _remove(logs, former)
         return

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from shardserver.errors import StorageError
 from shardserver.memory.aligned import aligned_buffer
 from shardserver.storage import journal_format as fmt
+from shardserver.storage.directory import rename_synced
 from shardserver.storage.disk import Disk, File
 from shardserver.storage.journal_writer import JournalWriter
 from shardserver.storage.settings import LogSettings
@@ -125,22 +126,15 @@ class Journal(JournalWriter):
 
 async def create_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> None:
     """Build the ring beside its place, sync it, and rename it there: it exists whole or not at all."""
-    building, target = os.path.join(parent, "journal.new"), os.path.join(parent, "journal")
-    since = faults.number
     await disk.make_directory(parent)
     await build_journal(disk, faults, parent, settings)
-    await disk.rename(building, target)
-    try:
-        await sync_directory_noted(disk, faults, parent, since)
-    except StorageError:
-        # A later start would find the name, and could not tell that the failed sync has dropped it.
-        await disk.rename(target, building)
-        raise
+    await rename_synced(disk, faults, os.path.join(parent, "journal.new"), os.path.join(parent, "journal"))
 
 
 async def build_journal(disk: Disk, faults: SyncFaults, parent: str, settings: LogSettings) -> int:
     """A whole, synced ring in `journal.new`; gives its id."""
     building, since = os.path.join(parent, "journal.new"), faults.number
+    await sync_directory_noted(disk, faults, parent, since)  # what is there may be `journal` on disk (rename_synced)
     await disk.make_directory(building)
     for name in await disk.list_directory(building):
         await disk.unlink(os.path.join(building, name))

@@ -33,6 +33,7 @@ JOURNAL_RECOVERY, MOVES = f"{TESTS}/test_journal_recovery.py", f"{TESTS}/test_mo
 APPENDS = f"{TESTS}/test_append_log.py"
 RULES, UNSYNCED = f"{TESTS}/test_rules.py", f"{TESTS}/test_unsynced_runs.py"
 NEW_SEGMENTS = f"{TESTS}/test_new_segments.py"
+SIMULATION = "tests/simulation/test_simulation.py"
 BESIDE = "tests/io_uring/test_beside_the_loop.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
@@ -141,6 +142,14 @@ MUTANTS = [
         "            await cut_synced(self._disk, self.resources.faults, segment.file, segment.end)\n",
         "            pass\n",
         (f"{RULES}::test_what_a_run_without_room_has_left_is_cut",),
+    ),
+    Mutant(
+        "cut-again",
+        "4: its offsets are given to nobody before",
+        f"{STORAGE}/direct_run.py",
+        "            is_cut = await partition.cut_again(error)",
+        "            is_cut = True",
+        (f"{SIMULATION}::test_what_a_failed_run_has_left_and_nobody_could_cut_is_not_taken_for_what_came_after_it",),
     ),
     Mutant(
         "cut-torn-end",
@@ -273,8 +282,8 @@ MUTANTS = [
     Mutant(
         "journal-anew",
         "20: a new journal whose name's sync failed is built anew",
-        f"{STORAGE}/journal.py",
-        "        await disk.rename(target, building)\n        raise\n",
+        f"{STORAGE}/directory.py",
+        "        await disk.rename(target, path)\n        raise\n",
         "        raise\n",
         (f"{RULES}::test_a_journal_whose_name_a_failed_sync_may_have_dropped_is_built_anew",),
     ),

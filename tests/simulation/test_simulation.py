@@ -154,7 +154,7 @@ def _healing_gives_up_the_former_journal_first(patch: pytest.MonkeyPatch) -> Non
         (_checksums_are_not_looked_at, "changed bytes|are gone"),
         (_read_only_is_told_as_a_full_disk, "read-only shard"),
         (_healing_leaves_what_only_the_journal_holds, "is not at|must have kept"),
-        (_healing_gives_up_the_former_journal_first, "is not at|must have kept|differs"),
+        (_healing_gives_up_the_former_journal_first, "is not at|must have kept|differs|high watermark"),
     ],
 )
 def test_a_broken_server_is_found_out(

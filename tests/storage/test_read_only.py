@@ -122,6 +122,40 @@ def test_a_crash_at_any_operation_of_the_healing_loses_nothing(after: Callable[[
         asyncio.run(append_more(left, load))
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_healing_that_fails_at_any_operation_is_done_by_the_next_try(seed: int) -> None:
+    """Whatever names the failed sync has dropped."""
+    number, failures = seed, 0
+    while True:
+        number += 2
+        disk, load = killed_under_load(number % 16)
+
+        async def heal(disk: FaultDisk = disk, operation: int = number) -> int:
+            disk.is_broken = True
+            logs = await open_read_only(disk)
+            disk.is_broken = False
+            disk._fail_at = disk.operations + operation
+            failed = 0
+            while True:
+                try:
+                    await replace_journal(logs)
+                except StorageError:
+                    failed += 1
+                    continue
+                abandon(logs)
+                return failed
+
+        failed = asyncio.run(heal())
+        failures += failed
+        assert failed < 3
+        left = disk.after_power_loss(number)
+        asyncio.run(recover_and_check(left, load))
+        asyncio.run(append_more(left, load))
+        if disk._fail_at > disk.operations:
+            break
+    assert failures > 15
+
+
 def test_a_read_only_metadata_log_replays_and_takes_nothing() -> None:
     disk = FaultDisk(1)
 
