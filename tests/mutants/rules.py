@@ -261,7 +261,10 @@ MUTANTS = [
         RECOVERY,
         "        await _sync_names(logs, directory)\n",
         "        pass\n",
-        (f"{TESTS}/test_retention_faults.py::{DELETIONS}[1-kill]",),
+        (
+            f"{TESTS}/test_retention_faults.py::{DELETIONS}[0-kill]",
+            f"{NEW_SEGMENTS}::test_a_crash_at_any_step_of_a_first_flush_loses_nothing[kill]",
+        ),
     ),
     Mutant(
         "partition-name",
