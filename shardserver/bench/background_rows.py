@@ -19,6 +19,7 @@ from shardserver.bench.long_rows import (
     ROLLING,
     SEGMENT_BYTES,
     Once,
+    filled_bulk,
     half_load,
     p999,
     send_to_each,
@@ -26,9 +27,9 @@ from shardserver.bench.long_rows import (
 )
 from shardserver.bench.outcome import Acknowledged
 from shardserver.bench.own_server import OwnServer, ServerSetup
-from shardserver.bench.plan import STREAM, TOPIC, LoadSpec
+from shardserver.bench.plan import STREAM, TOPIC
 from shardserver.bench.processes import cores_beside
-from shardserver.bench.rows import FSYNC, LARGE, SENDS
+from shardserver.bench.rows import FSYNC, SENDS
 from shardserver.bench.session import Session
 from shardserver.bench.verdict import NOT_MET, NOT_RUN, WRONG, Verdict
 from shardserver.errors import ShardServerError
@@ -148,17 +149,13 @@ def beside_offset_snapshots(directory: Path, window_s: float) -> Verdict:
 def beside_index_rebuild(directory: Path, window_s: float, size_bytes: int) -> Verdict:
     """A start finds no index file; in the window each segment of another stream is polled."""
     with OwnServer(directory, FSYNC) as server:
-        cores = cores_beside(server.peer.cores)
-        bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
-        bulk.create(8, segment_size=SEGMENT_BYTES)
-        bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
-        settle(server.peer.pids)
+        bulk = filled_bulk(server, size_bytes)
         server.kill()
         for path in (server.data / "partitions").glob("*/*.index"):
             path.unlink()
         server.start()
         bulk.peer = server.peer
-        session = Session(server.peer, "fsync", cores)
+        session = Session(server.peer, "fsync", bulk.cores)
         session.create(SENDS.partitions)
         settle(server.peer.pids)
         polls = Once(lambda: _poll_all_segments(bulk, size_bytes))

@@ -99,15 +99,20 @@ def memory_growth(directory: Path, size_bytes: int) -> Verdict:
     return Verdict("", "MiB", state, growth / MIB, limit=f"<= {GROWTH_LIMIT_MIB}", note=consumed)
 
 
+def filled_bulk(server: OwnServer, size_bytes: int) -> Session:
+    """Another stream, of so many bytes in 8 partitions, on disk."""
+    bulk = Session(server.peer, "fsync", cores_beside(server.peer.cores), stream=f"{STREAM}-bulk")
+    bulk.create(8, segment_size=SEGMENT_BYTES)
+    bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
+    settle(server.peer.pids)
+    return bulk
+
+
 def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict:
     """size_bytes of another stream are deleted from the first second of the second window on."""
     with OwnServer(directory, FSYNC) as server:
-        cores = cores_beside(server.peer.cores)
-        bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
-        bulk.create(8, segment_size=SEGMENT_BYTES)
-        bulk.fill(LoadSpec(LARGE, pollers=1, partitions=8), size_bytes)
-        settle(server.peer.pids)
-        session = Session(server.peer, "fsync", cores)
+        bulk = filled_bulk(server, size_bytes)
+        session = Session(server.peer, "fsync", bulk.cores)
         session.create(SENDS.partitions)
         spec, quiet = half_load(session, SENDS, window_s)
         deletion = Once(bulk.delete)
