@@ -8,6 +8,7 @@ name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,7 +63,7 @@ async def make_segments(resources: LogResources, partitions: Sequence[PartitionL
             failed[one] = segment
         else:
             one.add_segment(segment)
-            await one.keep_label(new.label)
+            await _keep_label(one, new.label)
     return [failed.get(one) for one in partitions]
 
 
@@ -86,6 +87,13 @@ async def _emptied(one: PartitionLog, failed: dict[PartitionLog, StorageError]) 
     except StorageError as error:
         failed[one] = error
         return True
+
+
+async def _keep_label(one: PartitionLog, written: bytes) -> None:
+    """The metadata may have changed while its first identity was written."""
+    if written and written != one.identity.label():
+        with contextlib.suppress(StorageError):  # the next start looks again
+            await one.keep_identity()
 
 
 async def create_segments(disk: Disk, faults: SyncFaults, wanted: Sequence[NewSegment]) -> list[Segment | StorageError]:

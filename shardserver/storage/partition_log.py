@@ -20,7 +20,6 @@ from shardserver.errors import (
     StorageError,
 )
 from shardserver.memory.buffers import WritableBuffer
-from shardserver.storage import journal_format as fmt
 from shardserver.storage import segment as seg
 from shardserver.storage.append_log import Running
 from shardserver.storage.deleted_segments import DeletedSegments
@@ -266,33 +265,6 @@ class PartitionLog(PartitionState):
         self.segments.append(created)
         self.encoded_hint = None
 
-    def hint(self) -> fmt.Hint | None:
-        """What the journal may say of the active segment; None while there is no segment."""
-        if self.closed is not None:
-            return self.closed_hint
-        if not self.segments:
-            return None
-        active = self.segments[-1]
-        if self.flushed_end < active.base_offset:
-            return None
-        answered = self.answered_offset if self.has_unknown_answers else self.flushed_end
-        return fmt.Hint(active.base_offset, active.end, self.flushed_end, self.last_timestamp, answered)
-
-    def encode_hint(self) -> bytes | None:
-        """As hint(), kept until the next run or segment: of many partitions few change between two checkpoints."""
-        hint = self.hint()
-        raw = None if hint is None else hint.encode()
-        if self.closed is None and not self.has_unknown_answers:
-            self.encoded_hint = raw
-        return raw
-
-    def oldest_unflushed_sequence(self) -> int:
-        """The journal file with the oldest record that is in no segment yet; 0 when there is none."""
-        if self.flushed_end >= self.journaled_end:
-            return 0
-        oldest = self.tail.at(self.flushed_end)
-        return oldest.sequence if oldest is not None else 0
-
     # Identity
 
     @property
@@ -305,12 +277,6 @@ class PartitionLog(PartitionState):
         payload = self.identity.label()
         if payload and payload != await read_identity(self._disk, self.directory, self.uid):
             await write_identity(self._disk, self.resources.faults, self.directory, self.uid, payload)
-
-    async def keep_label(self, written: bytes) -> None:
-        """The metadata may have changed while its first identity was written."""
-        if written and written != self.identity.label():
-            with contextlib.suppress(StorageError):  # the next start looks again
-                await self.keep_identity()
 
     # Indexes
 

@@ -64,3 +64,30 @@ class PartitionState(AppendLog):
             return segment.base_offset
         place = self.segments.index(segment)
         return self.segments[place + 1].base_offset if place + 1 < len(self.segments) else self.flushed_end
+
+    def hint(self) -> fmt.Hint | None:
+        """What the journal may say of the active segment; None while there is no segment."""
+        if self.closed is not None:
+            return self.closed_hint
+        if not self.segments:
+            return None
+        active = self.segments[-1]
+        if self.flushed_end < active.base_offset:
+            return None
+        answered = self.answered_offset if self.has_unknown_answers else self.flushed_end
+        return fmt.Hint(active.base_offset, active.end, self.flushed_end, self.last_timestamp, answered)
+
+    def encode_hint(self) -> bytes | None:
+        """As hint(), kept until the next run or segment: of many partitions few change between two checkpoints."""
+        hint = self.hint()
+        raw = None if hint is None else hint.encode()
+        if self.closed is None and not self.has_unknown_answers:
+            self.encoded_hint = raw
+        return raw
+
+    def oldest_unflushed_sequence(self) -> int:
+        """The journal file with the oldest record that is in no segment yet; 0 when there is none."""
+        if self.flushed_end >= self.journaled_end:
+            return 0
+        oldest = self.tail.at(self.flushed_end)
+        return oldest.sequence if oldest is not None else 0
