@@ -15,6 +15,9 @@ from shardserver.storage.turn import Turn
 # beside them; beside eight, seventeen times (storage rule 26). With nothing small waiting, enough for any device.
 BULK_BESIDE_SMALL_BYTES, BULK_BYTES = 2 << 20, 16 << 20
 SMALL_LASTS_S = 0.1
+# Syncs that are in flight together end together, and the device has nothing to do until those answered have asked
+# again: from so much on, a quarter of what there is to write waits, and takes the place of what has ended.
+BULK_LEAST_BYTES = 6 << 20
 
 
 class BulkRuns:
@@ -23,18 +26,24 @@ class BulkRuns:
     def __init__(self, turn: Turn, tasks: LogTasks, most_bytes: int, on_end: Callable[[PartitionLog], None]) -> None:
         self._turn, self._tasks, self._most_bytes, self._on_end = turn, tasks, most_bytes, on_end
         self._budget = RunBudget(self._limit_bytes, turn.look_again)
+        self._waiting_bytes = 0
 
     def _limit_bytes(self) -> int:
         # Who has just been answered will ask again: small appends are there while the last one is not long ago.
         is_recent = asyncio.get_running_loop().time() - self._turn.small_at < SMALL_LASTS_S
-        return BULK_BESIDE_SMALL_BYTES if is_recent or self._turn.any_small() else BULK_BYTES
+        if is_recent or self._turn.any_small():
+            return BULK_BESIDE_SMALL_BYTES
+        return min(BULK_BYTES, max(BULK_LEAST_BYTES, (self._budget.taken_bytes + self._waiting_bytes) * 3 // 4))
 
     def start(self) -> None:
         """Those that are due and may go. The others stay dirty."""
-        for partition in self._turn.bulk():
+        due = self._turn.bulk()
+        self._waiting_bytes = sum(partition.unwritten_bytes for partition in due)
+        for partition in due:
             most, share = min(self._budget.limit_bytes(), self._most_bytes), Share(self._budget)
             if not share.take(min(partition.unwritten_bytes, most)):
                 return
+            self._waiting_bytes -= partition.unwritten_bytes
             self._turn.take(partition)
             self._tasks.start(self._run(partition, most, share))
 

@@ -23,7 +23,8 @@ class StagingPool:
     def take(self, size: int) -> memoryview:
         """At least size bytes, page-aligned, with whatever they held before."""
         room = max(LEAST_STAGING_BYTES, 1 << (size - 1).bit_length())
-        free = self._free.get(room)
+        free = self._free.pop(room, [])
+        self._free[room] = free
         if not free:
             return aligned_buffer(room)
         self.kept_bytes -= room
@@ -31,9 +32,15 @@ class StagingPool:
 
     def give_back(self, staging: memoryview) -> None:
         """What `take` gave, when no write looks at it any more."""
-        if self.kept_bytes + len(staging) <= KEPT_STAGING_BYTES:
-            self.kept_bytes += len(staging)
-            self._free.setdefault(len(staging), []).append(staging)
+        self._free.setdefault(len(staging), []).append(staging)
+        self.kept_bytes += len(staging)
+        while self.kept_bytes > KEPT_STAGING_BYTES:
+            room, free = next(iter(self._free.items()))  # the size that was asked for longest ago
+            if free:
+                free.pop()
+                self.kept_bytes -= room
+            else:
+                del self._free[room]
 
 
 @dataclass(slots=True)

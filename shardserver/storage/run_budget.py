@@ -10,17 +10,17 @@ class RunBudget:
 
     def __init__(self, limit_bytes: Callable[[], int], on_free: Callable[[], None]) -> None:
         self.limit_bytes, self._on_free = limit_bytes, on_free
-        self._taken = 0
+        self.taken_bytes = 0
 
     def take(self, size: int) -> bool:
         """One run may always go, however large."""
-        if self._taken and self._taken + size > self.limit_bytes():
+        if self.taken_bytes and self.taken_bytes + size > self.limit_bytes():
             return False
-        self._taken += size
+        self.taken_bytes += size
         return True
 
     def give_back(self, size: int) -> None:
-        self._taken -= size
+        self.taken_bytes -= size
         self._on_free()
 
 
