@@ -79,6 +79,26 @@ def test_runs_in_flight_are_few_while_small_appends_wait(small: bool, monkeypatc
         assert disk.most > 4 * BATCH_BYTES
 
 
+@pytest.mark.parametrize("least", [600_000, 5 * BATCH_BYTES], ids=["much", "little"])
+def test_a_quarter_of_much_bulk_waits_and_nothing_of_little(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all syncs end at once, and the device waits for those answered."""
+    monkeypatch.setattr(bulk_runs, "BULK_LEAST_BYTES", least)
+    disk = WatchingDisk(1)
+
+    async def run() -> None:
+        logs = await open_logs(disk)
+        for number in range(2):  # the first one makes the segments
+            disk.most = 0
+            waiting = [append(logs, uid, number, BATCH_BYTES - 400) for uid in range(1, PARTITIONS)]
+            await asyncio.wait(waiting)
+            assert [one.result() for one in waiting] == [number] * (PARTITIONS - 1)
+        await logs.close()
+
+    asyncio.run(run())
+    expected = 3 if least == 600_000 else 5
+    assert disk.most // BATCH_BYTES == expected
+
+
 @pytest.mark.parametrize("size, count", [(4000, 60), (900, 30)], ids=["in runs", "in the journal"])
 def test_what_lingered_in_memory_topics_is_all_written_after_one_linger(
     size: int, count: int, monkeypatch: pytest.MonkeyPatch

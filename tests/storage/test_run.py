@@ -116,3 +116,17 @@ def test_large_batches_of_the_arena_are_read_back_after_a_power_loss() -> None:
     assert SETTINGS.whole_bytes < 20_000
     asyncio.run(live())
     asyncio.run(recover())
+
+
+def test_the_pool_keeps_the_sizes_that_are_asked_for_and_never_more_than_its_limit() -> None:
+    pool = StagingPool()
+    unused = [pool.take(runs.LEAST_STAGING_BYTES) for _ in range(runs.KEPT_STAGING_BYTES // runs.LEAST_STAGING_BYTES)]
+    large = pool.take(4 << 20)
+    for staging in unused:
+        pool.give_back(staging)
+    pool.give_back(large)
+    assert pool.kept_bytes == runs.KEPT_STAGING_BYTES
+    assert pool.take(3 << 20) is large
+    small = pool.take(1)
+    assert any(small is staging for staging in unused)
+    assert pool.kept_bytes == runs.KEPT_STAGING_BYTES - (4 << 20) - runs.LEAST_STAGING_BYTES
