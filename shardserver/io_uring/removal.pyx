@@ -2,7 +2,7 @@
 little at a time.
 
 Where the file system tells the device of freed blocks (mount option `discard`), one unlink tells it of all of a segment,
-and journal writes wait behind that: 5 ms of 64 MiB, 0.5 ms of a step. A pause between steps gained nothing.
+and journal writes wait behind that: 5 ms, 0.6 behind a step (docs/performance.md, "Deletion").
 No twin: the fault Disk of the tests forgets the bytes of an open file with its name.
 """
 
