@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from shardserver.io_uring.removal import remove_file
-from tests.io_uring.test_beside_the_loop import MOST_TRIES, lock_is_kept
 
 MIB = 1 << 20
-__all__ = ["lock_is_kept"]
+MOST_TRIES = 500
 
 
 def make_file(path: Path, size: int) -> int:
@@ -43,9 +42,8 @@ def sizes_during_removal(path: Path, size: int) -> set[int]:
     return sizes
 
 
-@pytest.mark.usefixtures("lock_is_kept")
-def test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time_beside_the_loop(tmp_path: Path) -> None:
-    size, between = 256 * MIB + 4096, set[int]()
+def test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time(tmp_path: Path) -> None:
+    size, between = 1024 * MIB + 4096, set[int]()
     for _ in range(MOST_TRIES):
         between |= sizes_during_removal(tmp_path / "a", size) - {size, MIB}
         if len(between) > 1:

@@ -397,7 +397,7 @@ MUTANTS = [
         REMOVAL,
         "    with nogil:\n",
         "    if True:\n",
-        (f"{REMOVALS}::test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time_beside_the_loop",),
+        (f"{BESIDE}::test_the_loop_goes_on_while_a_file_is_removed",),
     ),
     Mutant(
         "removal-steps",
@@ -405,7 +405,7 @@ MUTANTS = [
         REMOVAL,
         "STEP = 1 << 20\n",
         "STEP = 1 << 40\n",
-        (f"{REMOVALS}::test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time_beside_the_loop",),
+        (f"{REMOVALS}::test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time",),
     ),
     Mutant(
         "removal-links",
