@@ -26,6 +26,7 @@ EXTENSIONS = [
     Extension("shardserver.io_uring.open_file", ["shardserver/io_uring/open_file.pyx"]),
     Extension("shardserver.io_uring.ring", ["shardserver/io_uring/ring.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.io_uring.group", ["shardserver/io_uring/group.pyx"]),
+    Extension("shardserver.io_uring.removal", ["shardserver/io_uring/removal.pyx"]),
     Extension("shardserver.io_uring.steps", ["shardserver/io_uring/steps.pyx"]),
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),

@@ -34,12 +34,16 @@ class Died(Exception):
 
 @dataclass(eq=False)
 class Node:
-    """One file: what is durable, and what was written since. unsynced: sectors; dropped: those a failed sync lost."""
+    """One file: what is durable, and what was written since. unsynced: sectors; dropped: those a failed sync lost.
+
+    is_removed: it has no name, so whoever has it open finds no bytes in it.
+    """
 
     durable: bytearray = field(default_factory=bytearray)
     current: bytearray = field(default_factory=bytearray)
     unsynced: set[int] = field(default_factory=set)
     dropped: set[int] = field(default_factory=set)
+    is_removed: bool = False
 
     def write(self, position: int, data: bytes) -> None:
         end = position + len(data)
@@ -408,7 +412,7 @@ class FaultDisk(StartsByFuture):
         def work() -> int:
             if self.unreadable and self.unreadable in file.path:
                 raise StorageError(file.path, errno=errno.EIO)
-            data = file.node.current[position : position + len(buffer)]
+            data = b"" if file.node.is_removed else file.node.current[position : position + len(buffer)]
             buffer[: len(data)] = data
             return len(data)
 
@@ -447,7 +451,12 @@ class FaultDisk(StartsByFuture):
         return self._submit("rename", work)
 
     def unlink(self, path: str) -> Future:
-        return self._submit("unlink", lambda: self.files.pop(path, None) and None)
+        def work() -> None:
+            node = self.files.pop(path, None)
+            if node is not None:
+                node.is_removed = True
+
+        return self._submit("unlink", work)
 
     def remove_directory(self, path: str) -> Future:
         return self._submit("rmdir", lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -16,6 +17,7 @@ from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.group import write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
 from shardserver.io_uring.open_file import honours_dsync
+from shardserver.io_uring.removal import remove_file
 from shardserver.io_uring.steps import Steps
 from shardserver.storage.disk import Ended, GroupWrite, Step, StepsEnd, tell_end
 
@@ -247,10 +249,10 @@ class ThreadDisk:
         return self._run(f"rename {source}", lambda: os.rename(source, target))
 
     def unlink(self, path: str) -> Future[None]:
-        return self._run(f"unlink {path}", lambda: _ignoring_missing(os.unlink, path))
+        return self._run(f"unlink {path}", lambda: remove_file(path))
 
     def remove_directory(self, path: str) -> Future[None]:
-        return self._run(f"rmdir {path}", lambda: _ignoring_missing(os.rmdir, path))
+        return self._run(f"rmdir {path}", lambda: _remove_directory(path))
 
     def sync_directory(self, path: str) -> Future[None]:
         return self._run(f"sync {path}", lambda: sync_directory(path))
@@ -287,8 +289,6 @@ def _hand_on(done: Future[None], outcome: Future[None]) -> None:
         outcome.set_result(None)
 
 
-def _ignoring_missing(remove: Callable[[str], None], path: str) -> None:
-    try:
-        remove(path)
-    except FileNotFoundError:
-        return
+def _remove_directory(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)

@@ -172,7 +172,7 @@ class Disk(Protocol):
         ...
 
     def unlink(self, path: str) -> Future[None]:
-        """Remove a file. A missing one is fine."""
+        """Remove a file. A missing one is fine. What is open may lose its bytes, but not before its last name."""
         ...
 
     def remove_directory(self, path: str) -> Future[None]:

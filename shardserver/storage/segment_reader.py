@@ -184,6 +184,8 @@ class SegmentWalk:
         if needed > len(view) and not is_end:
             self._want = needed
             return
+        if self.segment.closed:  # deleted: a file that was still open lost its bytes
+            raise StorageError(f"{self.segment.path} was closed")
         next_offset, position = _step_over(view, self.segment, self._position, self._expected, self.end_offset)
         self._due.append(Damage(self._position, self._expected, next_offset))
         self._expected, self._position, self._want = next_offset, position, self._settings.read_bytes

@@ -15,6 +15,7 @@ import pytest
 
 from shardserver.io_uring import threads
 from shardserver.io_uring.group import write_group
+from shardserver.io_uring.removal import remove_file
 from shardserver.io_uring.steps import Steps
 from shardserver.memory.aligned import aligned_buffer
 from shardserver.storage.disk import ALL, Act, Step
@@ -146,6 +147,14 @@ def test_the_loop_goes_on_while_a_group_is_written(tmp_path: Path) -> None:
 def test_the_loop_goes_on_while_files_are_made(tmp_path: Path) -> None:
     programs = [Steps(4, steps_of(tmp_path, 4)) for _ in range(50)]  # here: memory for them lets go of the lock
     assert any(loop_went_on_beside(lambda one=one: one.run(os.O_DIRECT)) for one in programs)
+
+
+@pytest.mark.usefixtures("lock_is_kept")
+def test_the_loop_goes_on_while_a_file_is_removed(tmp_path: Path) -> None:
+    for number in range(50):
+        with open(tmp_path / str(number), "wb") as file:
+            file.truncate(2 << 30)  # without a block: its steps take 3 ms
+    assert any(loop_went_on_beside(lambda one=one: remove_file(str(one))) for one in tmp_path.iterdir())
 
 
 def test_a_thread_that_keeps_the_lock_is_noticed(lock_is_kept: None) -> None:

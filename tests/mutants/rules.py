@@ -35,6 +35,7 @@ RULES, UNSYNCED = f"{TESTS}/test_rules.py", f"{TESTS}/test_unsynced_runs.py"
 NEW_SEGMENTS = f"{TESTS}/test_new_segments.py"
 SIMULATION = "tests/simulation/test_simulation.py"
 BESIDE = "tests/io_uring/test_beside_the_loop.py"
+REMOVAL, REMOVALS = "shardserver/io_uring/removal.pyx", "tests/io_uring/test_removal.py"
 CRASHES = f"{LOG_FAULTS}::test_what_was_acknowledged_survives_a_crash_at_any_operation"
 POWER_LOSS, KILL = f"{CRASHES}[0-power_loss]", f"{CRASHES}[0-kill]"
 
@@ -389,6 +390,38 @@ MUTANTS = [
         "            if program.has_failed:",
         "            if True:",
         (f"{BESIDE}::test_a_thread_runs_as_much_python_for_the_files_of_a_group_as_for_one",),
+    ),
+    Mutant(
+        "removal-nogil",
+        "29: and a file removed",
+        REMOVAL,
+        "    with nogil:\n",
+        "    if True:\n",
+        (f"{BESIDE}::test_the_loop_goes_on_while_a_file_is_removed",),
+    ),
+    Mutant(
+        "removal-steps",
+        "latency: its space goes a mebibyte at a time",
+        REMOVAL,
+        "STEP = 1 << 20\n",
+        "STEP = 1 << 40\n",
+        (f"{REMOVALS}::test_a_large_file_loses_its_name_and_then_a_mebibyte_at_a_time",),
+    ),
+    Mutant(
+        "removal-links",
+        "5: and only if no name leads to it any more",
+        REMOVAL,
+        " or found.st_nlink > 0:",
+        ":",
+        (f"{REMOVALS}::test_a_file_with_another_name_keeps_its_bytes",),
+    ),
+    Mutant(
+        "removed-bytes",
+        "5: a read in a deleted segment finds no damage",
+        f"{STORAGE}/segment_reader.py",
+        "        if self.segment.closed:  # deleted:",
+        "        if False:  # deleted:",
+        (f"{TESTS}/test_retention.py::test_bytes_that_went_while_a_poll_read_them_are_not_damaged_ones",),
     ),
     Mutant(
         "hint",

@@ -342,6 +342,47 @@ def test_a_poll_in_flight_on_a_segment_that_is_deleted_finishes() -> None:
     assert turns > 5
 
 
+class LateDisk(FaultDisk):
+    """Reads of segments wait until the test lets them go."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.may_read, self.waiting = asyncio.Event(), 0
+        self.may_read.set()
+
+    def read(self, file, position, buffer):  # type: ignore[no-untyped-def]
+        return asyncio.ensure_future(self._read_late(file, position, buffer))
+
+    async def _read_late(self, file, position, buffer):  # type: ignore[no-untyped-def]
+        if file.path.endswith(".log"):
+            self.waiting += 1
+            await self.may_read.wait()
+        return await super().read(file, position, buffer)
+
+
+def test_bytes_that_went_while_a_poll_read_them_are_not_damaged_ones(caplog: pytest.LogCaptureFixture) -> None:
+    """A descriptor that was given up for others is closed after its last read; nobody waits for that."""
+
+    async def run() -> None:
+        disk = LateDisk(1)
+        logs = await open_logs(disk)
+        await append(logs, 1, 14)
+        partition = logs.partition(1)
+        disk.may_read.clear()
+        poll = asyncio.ensure_future(partition.reader.read(0, 12, 1 << 20))
+        while not disk.waiting:
+            await asyncio.sleep(0)
+        first = partition.segments[2].base_offset
+        await logs.retention.delete(partition, first)
+        disk.may_read.set()
+        result = await poll
+        assert result.last_offset == 13 and result.count == 14 - first
+        await logs.close()
+
+    asyncio.run(run())
+    assert "batch_damaged" not in caplog.text
+
+
 def test_a_partition_whose_disk_fails_keeps_no_other_one_from_its_retention(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         clock, disk = MovedClock(), FaultDisk(10)
