@@ -106,7 +106,9 @@ cdef class AppendLog(Target):
     cdef bint has_due_work(self) noexcept
     cdef bint is_bulk(self) noexcept
     cdef uint64_t gather_bytes(self) noexcept nogil
-    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
-    cpdef int note_written(self, uint64_t end) except -1
-    cpdef int note_durable(self, uint64_t end) except -1
-    cpdef int release_acks(self) except -1
+    cdef bint has_unwritten(self) noexcept
+    # No cpdef: for a subclass in Python each call by C would look for another method in the object's dict.
+    cdef int64_t stage_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
+    cdef int set_written(self, uint64_t end) except -1
+    cdef int set_durable(self, uint64_t end) except -1
+    cdef int confirm_acks(self) except -1

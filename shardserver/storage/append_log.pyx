@@ -156,7 +156,7 @@ cdef class AppendLog(Target):
             return waiter.refuse(ticket, refusal)
         if self._visible == APPENDED:
             self.acknowledge_later(self.stamp(held, data, size, count, self.now_us()), waiter, ticket)
-            self.release_acks()
+            self.confirm_acks()
         else:
             new = self._waiting.push()
             new.data, new.size, new.count, new.ticket = data, size, count, ticket
@@ -237,6 +237,9 @@ cdef class AppendLog(Target):
     @property
     def has_work(self):
         """Something here has to reach the journal or a segment. Of a fenced log nobody knows what is right: nothing."""
+        return self.has_unwritten()
+
+    cdef bint has_unwritten(self) noexcept:
         return self.fenced is None and (self._waiting.length() > 0 or self.journaled_end < self.next_offset)
 
     @property
@@ -296,7 +299,10 @@ cdef class AppendLog(Target):
 
     # Into the journal
 
-    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2:
+    def journal_into(self, Staging staging not None, uint32_t shard, uint64_t sequence):
+        return self.stage_into(staging, shard, sequence)
+
+    cdef int64_t stage_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2:
         """Stage what may go into the write being built, in the journal file `sequence`.
 
         Gives the first offset that is not in it; -1: nothing is. While a direct run is in flight, nothing of the
@@ -328,16 +334,25 @@ cdef class AppendLog(Target):
 
     # Answers
 
-    cpdef int note_written(self, uint64_t end) except -1:
-        self.written_end = max(self.written_end, end)
-        return self.release_acks()
+    def note_written(self, uint64_t end):
+        self.set_written(end)
 
-    cpdef int note_durable(self, uint64_t end) except -1:
+    def note_durable(self, uint64_t end):
+        self.set_durable(end)
+
+    def release_acks(self):
+        self.confirm_acks()
+
+    cdef int set_written(self, uint64_t end) except -1:
+        self.written_end = max(self.written_end, end)
+        return self.confirm_acks()
+
+    cdef int set_durable(self, uint64_t end) except -1:
         self.durable_end = max(self.durable_end, end)
         self.written_end = max(self.written_end, end)
-        return self.release_acks()
+        return self.confirm_acks()
 
-    cpdef int release_acks(self) except -1:
+    cdef int confirm_acks(self) except -1:
         """Confirm what is as durable as promised. A waiter may append again from in here."""
         cdef uint64_t visible = self.visible_end()
         cdef Append ack

@@ -43,14 +43,14 @@ cdef class Staged:
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
-            log.note_written(self._ends[number])
+            log.set_written(self._ends[number])
             number += 1
 
     cpdef note_durable(self):
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
-            log.note_durable(self._ends[number])
+            log.set_durable(self._ends[number])
             number += 1
 
 
@@ -178,12 +178,12 @@ cdef class Turn(Wakers):
         return staged
 
     cdef int stage_log(self, AppendLog log, Staged staged, Staging staging, uint32_t shard, uint64_t sequence) except -1:
-        cdef int64_t end = log.journal_into(staging, shard, sequence)
+        cdef int64_t end = log.stage_into(staging, shard, sequence)
         if end >= 0:
             staged.add(log, end)
             if not log.pinned_sequence:
                 staged.unpinned.append(log)
-        if log.running or not log.has_work:
+        if log.running or not log.has_unwritten():
             self.take(log)
         return 0
 
