@@ -109,6 +109,9 @@ cdef class Turn(Wakers):
 
     def take(self, AppendLog log not None):
         """It is dirty no more."""
+        self.take_dirty(log)
+
+    cdef void take_dirty(self, AppendLog log) noexcept:
         if log._is_dirty:
             log._is_dirty = log.is_late = False
             self.dirty -= 1
@@ -116,7 +119,7 @@ cdef class Turn(Wakers):
     def forget(self, AppendLog log not None):
         """It is not this shard's any more."""
         log.is_served = False
-        self.take(log)
+        self.take_dirty(log)
         self.drop_cached(log)
         log.tail.leave_total()
 
@@ -184,7 +187,7 @@ cdef class Turn(Wakers):
             if not log.pinned_sequence:
                 staged.unpinned.append(log)
         if log.running or not log.has_unwritten():
-            self.take(log)
+            self.take_dirty(log)
         return 0
 
     # Memory
