@@ -16,6 +16,7 @@ from shardserver.errors import ArenaFullError, ShardServerError
 from shardserver.protocol.frame import Frame, RequestHeader
 
 from shardserver.memory.arena cimport Block
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.net.frame_reader cimport FrameReader, WireContext, checksum_is_good, split_checksum_is_good
 from shardserver.net.known_routes cimport KEY_ROOM, KnownRoutes, Route
 from shardserver.net.output cimport Output
@@ -29,6 +30,7 @@ cdef enum:
     OP_SEND = 160
     POLL_MESSAGES = 100  # the code of an OP_READ
     CROSSINGS_TOLD = 64
+    TARGET_BYTES = 448  # what a send touches of a partition's log (AppendLog), from its reference count on
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
     SIZE = 48
@@ -273,6 +275,8 @@ cdef class Wire(FrameReader):
             length = read_u32(raw + HEADER)
             if 4 <= length <= body - 4:
                 route = self.find_send(raw + HEADER + 4, length - 4)
+        if route is not None:
+            prefetch_bytes(<void*>route.target, TARGET_BYTES)  # it comes while the batch is verified and copied
         if route is None or not checksum_is_good(raw, body):
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0

@@ -51,7 +51,7 @@ cdef class Wakers:
 
 
 cdef class AppendLog(Target):
-    # What each append touches stands together, in the order in which it is touched, and first: HOT_BYTES.
+    # What each append touches stands together, before all else: a connection asks for its memory ahead of its use.
     cdef public object refusal
     cdef public object fenced
     cdef Admission _admission

@@ -16,6 +16,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.settings import Durability
 
 from shardserver.memory.arena cimport Block
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
 from shardserver.storage.clock cimport SystemClock
@@ -27,6 +28,7 @@ cdef enum:
     # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
+    TAIL_BYTES = 128  # of a tail, its reference count first
 
 assert KIND_BATCH == fmt.KIND_BATCH
 
@@ -189,6 +191,7 @@ cdef class AppendLog(Target):
             Py_INCREF(held)
             Py_INCREF(waiter)
             self.waiting_bytes += size
+            prefetch_bytes(<void*>self.tail, TAIL_BYTES)  # the journal write that carries it wants that
         return self._wakers.wake(self)
 
     cdef uint64_t now_us(self) except? 0:

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from shardserver.storage.append_log cimport WRITTEN, AppendLog, Wakers
 from shardserver.storage.staging cimport Staging
-from shardserver.storage.tail cimport TailTotal
+from shardserver.storage.tail cimport Entry, Tail, TailTotal
 
 
 cdef class Staged:
