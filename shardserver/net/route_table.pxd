@@ -26,6 +26,7 @@ cdef class RouteTable:
     cdef readonly uint64_t count
 
     cdef Known* place_of(self, const uint8_t* key, size_t length) noexcept
+    cdef void expect(self, const uint8_t* key, size_t length) noexcept
     cdef object find(self, const uint8_t* key, size_t length)
     cdef int add(self, const uint8_t* key, size_t length, route) except -1
     cdef int grow(self) except -1

@@ -268,18 +268,19 @@ cdef class Wire(FrameReader):
 
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1:
         """By a known route without Python; else as any other frame."""
-        cdef uint32_t length, count
+        cdef uint32_t length = 0, count
         cdef size_t body = size - HEADER
         cdef Route route = None
         if body >= 8:
             length = read_u32(raw + HEADER)
-            if 4 <= length <= body - 4:
+        if 4 <= length <= body - 4:
+            self.routes.expect_send(raw + HEADER + 4, length - 4)  # it comes while the frame is verified
+            if checksum_is_good(raw, body):
                 route = self.find_send(raw + HEADER + 4, length - 4)
-        if route is not None:
-            prefetch_bytes(<void*>route.target, TARGET_BYTES)  # it comes while the batch is verified and copied
-        if route is None or not checksum_is_good(raw, body):
+        if route is None:
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0
+        prefetch_bytes(<void*>route.target, TARGET_BYTES)  # and this while the batch is verified and copied
         count = read_u32(raw + HEADER + length)
         self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
         return 0
