@@ -35,6 +35,7 @@ cdef class KnownRoutes:
 
     cpdef forget(self)
     cdef int begin_revision(self, uint64_t revision) except -1
+    cdef void expect_send(self, const uint8_t* key, size_t length) noexcept
     cdef bint knows_send(self, const uint8_t* key, size_t length) except -1
     cdef Route find_send(self, const uint8_t* key, size_t length, owner)
     cdef int note_send(self, const uint8_t* key, size_t length, Route route) except -1

@@ -65,6 +65,11 @@ cdef class KnownRoutes:
             self._revision = revision
         return 0
 
+    cdef void expect_send(self, const uint8_t* key, size_t length) noexcept:
+        """It will be looked for soon: what memory has of it may come meanwhile."""
+        if length <= sizeof(self._key):
+            self.shared_sends.expect(key, length)
+
     cdef bint knows_send(self, const uint8_t* key, size_t length) except -1:
         """Makes the route the last one, if this connection has used it under this revision."""
         if self.last_send is not None and length == self._key_bytes and memcmp(key, self._key, length) == 0:

@@ -5,11 +5,36 @@ No twin: a dict from bytes to routes, and its tests compare it with one.
 
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from shardserver.memory.prefetch cimport prefetch_bytes
 
 cdef extern from "xxhash.h" nogil:
     uint64_t XXH3_64bits(const void *data, size_t length)
+
+cdef extern from "stdlib.h" nogil:
+    void* aligned_alloc(size_t alignment, size_t size)
+
+cdef enum:
+    CACHE_LINE = 64
+    ROUTE_BYTES = 128  # of a route's object, its reference count first
+
+assert sizeof(Known) == CACHE_LINE
+
+
+cdef inline uint8_t* key_of(Known* place) noexcept nogil:
+    if place.length <= NEAR:
+        return place.key.near
+    return place.key.far
+
+
+cdef Known* free_places(uint64_t room) except NULL:
+    cdef Known* made = <Known*>aligned_alloc(CACHE_LINE, room * sizeof(Known))
+    if made == NULL:
+        raise MemoryError
+    memset(made, 0, room * sizeof(Known))
+    return made
 
 
 cdef class RouteTable:
@@ -45,9 +70,15 @@ cdef class RouteTable:
             if place.route == NULL:
                 place.hash = hash
                 return place
-            if place.hash == hash and place.length == length and memcmp(place.key, key, length) == 0:
-                return place
+            if place.hash == hash and place.length == length:
+                prefetch_bytes(place.route, ROUTE_BYTES)
+                if memcmp(key_of(place), key, length) == 0:
+                    return place
             number += 1
+
+    cdef void expect(self, const uint8_t* key, size_t length) noexcept:
+        """It will be looked for soon."""
+        prefetch_bytes(self._places + (XXH3_64bits(key, length) & (self._room - 1)), sizeof(Known))
 
     cdef object find(self, const uint8_t* key, size_t length):
         cdef Known* place = self.place_of(key, length)
@@ -64,25 +95,24 @@ cdef class RouteTable:
             place.route = <PyObject*>route
             Py_DECREF(former)
             return 0
-        place.key = <uint8_t*>malloc(max(length, <size_t>1))
-        if place.key == NULL:
-            Py_DECREF(route)
-            raise MemoryError
-        memcpy(place.key, key, length)
+        if length > NEAR:
+            place.key.far = <uint8_t*>malloc(length)
+            if place.key.far == NULL:
+                Py_DECREF(route)
+                raise MemoryError
         place.length, place.route = length, <PyObject*>route
+        memcpy(key_of(place), key, length)
         self.count += 1
         return 0
 
     cdef int grow(self) except -1:
         cdef Known* former = self._places
         cdef uint64_t number, room = self._room
-        cdef Known* grown = <Known*>calloc(max(2 * room, <uint64_t>64), sizeof(Known))
-        if grown == NULL:
-            raise MemoryError
+        cdef Known* grown = free_places(max(2 * room, <uint64_t>64))
         self._places, self._room = grown, max(2 * room, <uint64_t>64)
         for number in range(room):
             if former[number].route != NULL:
-                self.place_of(former[number].key, former[number].length)[0] = former[number]
+                self.place_of(key_of(former + number), former[number].length)[0] = former[number]
         free(former)
         return 0
 
@@ -92,7 +122,8 @@ cdef class RouteTable:
         self._places, self._room, self.count = NULL, 0, 0
         for number in range(room):
             if places[number].route != NULL:
-                free(places[number].key)
+                if places[number].length > NEAR:
+                    free(places[number].key.far)
                 Py_DECREF(<object>places[number].route)
         free(places)
         return 0

@@ -16,6 +16,7 @@ from shardserver.errors import ArenaFullError, ShardServerError
 from shardserver.protocol.frame import Frame, RequestHeader
 
 from shardserver.memory.arena cimport Block
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.net.frame_reader cimport FrameReader, WireContext, checksum_is_good, split_checksum_is_good
 from shardserver.net.known_routes cimport KEY_ROOM, KnownRoutes, Route
 from shardserver.net.output cimport Output
@@ -29,6 +30,7 @@ cdef enum:
     OP_SEND = 160
     POLL_MESSAGES = 100  # the code of an OP_READ
     CROSSINGS_TOLD = 64
+    TARGET_BYTES = 448  # what a send touches of a partition's log (AppendLog), from its reference count on
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
     SIZE = 48
@@ -266,16 +268,19 @@ cdef class Wire(FrameReader):
 
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1:
         """By a known route without Python; else as any other frame."""
-        cdef uint32_t length, count
+        cdef uint32_t length = 0, count
         cdef size_t body = size - HEADER
         cdef Route route = None
         if body >= 8:
             length = read_u32(raw + HEADER)
-            if 4 <= length <= body - 4:
+        if 4 <= length <= body - 4:
+            self.routes.expect_send(raw + HEADER + 4, length - 4)  # it comes while the frame is verified
+            if checksum_is_good(raw, body):
                 route = self.find_send(raw + HEADER + 4, length - 4)
-        if route is None or not checksum_is_good(raw, body):
+        if route is None:
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0
+        prefetch_bytes(<void*>route.target, TARGET_BYTES)  # and this while the batch is verified and copied
         count = read_u32(raw + HEADER + length)
         self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
         return 0

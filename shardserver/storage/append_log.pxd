@@ -32,16 +32,13 @@ cdef struct Append:  # references to `held` and `waiter` are owned; held is NULL
     uint32_t count
 
 
-cdef class AppendQueue:
-    cdef Append* _slots
-    cdef uint64_t _room
-    cdef uint64_t _head
-    cdef uint64_t _tail
-
-    cdef uint64_t length(self) noexcept nogil
-    cdef Append* first(self) noexcept nogil
-    cdef Append* last(self) noexcept nogil
-    cdef Append* push(self) except NULL
+cdef struct Appends:  # first in, first out: `one` when it is there, then slots[head..tail), a ring of `room`
+    Append one
+    Append* slots
+    uint64_t room
+    uint64_t head
+    uint64_t tail
+    bint has_one
 
 
 cdef class Admission:
@@ -54,45 +51,46 @@ cdef class Wakers:
 
 
 cdef class AppendLog(Target):
-    cdef object _identity
-    cdef object _clock
-    cdef SystemClock _system_clock  # the same, or None where tests have another
+    # What each append touches stands together, before all else: a connection asks for its memory ahead of its use.
+    cdef public object refusal
+    cdef public object fenced
     cdef Admission _admission
     cdef Wakers _wakers
-    cdef TailTotal _total
-    cdef AppendQueue _waiting
-    cdef AppendQueue _acks
+    cdef public object on_append  # told of one while a run goes on; None: there is none that would take it
+    cdef uint8_t _visible
+    cdef bint _is_dirty
+    cdef bint _is_listed
+    cdef bint _is_cached
+    cdef public bint is_served
+    cdef public bint is_late
+    cdef public int running
+    cdef uint32_t _term
+    cdef readonly uint64_t waiting_bytes
+    cdef readonly uint64_t backlog_bytes
+    cdef uint64_t _direct_bytes
+    cdef Appends _waiting
     cdef readonly Tail tail
+    cdef SystemClock _system_clock  # the same as _clock, or None where tests have another
     cdef readonly uint64_t uid
     cdef uint64_t _partition_id
-    cdef uint32_t _term
-    cdef uint8_t _visible
+    cdef public uint64_t last_timestamp
+    cdef public uint64_t next_offset
+    cdef public uint64_t journaled_end
+    cdef public uint64_t pinned_sequence
+    cdef public uint64_t durable_end
+    cdef public uint64_t written_end
+    cdef Appends _acks
+    cdef public uint64_t flushed_end
+    cdef object _identity
+    cdef object _clock
+    cdef TailTotal _total
     cdef uint64_t _save_bytes
     cdef uint64_t _save_messages
     cdef uint64_t _max_write_bytes
     cdef uint64_t _flush_run_bytes
-    cdef uint64_t _direct_bytes
-    cdef readonly uint64_t waiting_bytes
-    cdef readonly uint64_t backlog_bytes
-    cdef public uint64_t next_offset
-    cdef public uint64_t journaled_end
-    cdef public uint64_t durable_end
-    cdef public uint64_t written_end
-    cdef public uint64_t flushed_end
-    cdef public uint64_t last_timestamp
-    cdef public uint64_t pinned_sequence
-    cdef public object fenced
-    cdef public object refusal
     cdef public object closed
     cdef public object set_aside
-    cdef public int running
-    cdef public object on_append  # told of one while a run goes on; None: there is none that would take it
     cdef public object encoded_hint  # what hint() gives, or None: it has changed; encode_hint() makes it
-    cdef public bint is_served
-    cdef public bint is_late
-    cdef bint _is_dirty
-    cdef bint _is_listed
-    cdef bint _is_cached
 
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
@@ -106,7 +104,9 @@ cdef class AppendLog(Target):
     cdef bint has_due_work(self) noexcept
     cdef bint is_bulk(self) noexcept
     cdef uint64_t gather_bytes(self) noexcept nogil
-    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
-    cpdef int note_written(self, uint64_t end) except -1
-    cpdef int note_durable(self, uint64_t end) except -1
-    cpdef int release_acks(self) except -1
+    cdef bint has_unwritten(self) noexcept
+    # No cpdef: for a subclass in Python each call by C would look for another method in the object's dict.
+    cdef int64_t stage_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
+    cdef int set_written(self, uint64_t end) except -1
+    cdef int set_durable(self, uint64_t end) except -1
+    cdef int confirm_acks(self) except -1

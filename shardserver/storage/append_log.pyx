@@ -9,12 +9,14 @@ from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObjec
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from shardserver.errors import StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.settings import Durability
 
 from shardserver.memory.arena cimport Block
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
 from shardserver.storage.clock cimport SystemClock
@@ -26,6 +28,7 @@ cdef enum:
     # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
+    TAIL_BYTES = 128  # of a tail, its reference count first
 
 assert KIND_BATCH == fmt.KIND_BATCH
 
@@ -33,44 +36,65 @@ assert KIND_BATCH == fmt.KIND_BATCH
 cdef dict VISIBLE = {Durability.FSYNC: DURABLE, Durability.WRITE: WRITTEN, Durability.MEMORY: APPENDED}
 
 
-cdef class AppendQueue:
-    """First in, first out. A pointer is good until the next push."""
+cdef inline uint64_t length_of(const Appends* appends) noexcept nogil:
+    return appends.has_one + appends.tail - appends.head
 
-    def __dealloc__(self):
-        while self._head != self._tail:
-            one = self.first()
-            self._head += 1
-            if one.held != NULL:
-                Py_DECREF(<object>one.held)
-            Py_DECREF(<object>one.waiter)
-        free(self._slots)
 
-    cdef uint64_t length(self) noexcept nogil:
-        return self._tail - self._head
+cdef inline Append* first_of(Appends* appends) noexcept nogil:
+    return &appends.one if appends.has_one else appends.slots + (appends.head & (appends.room - 1))
 
-    cdef Append* first(self) noexcept nogil:
-        return self._slots + (self._head & (self._room - 1))
 
-    cdef Append* last(self) noexcept nogil:
-        return self._slots + ((self._tail - 1) & (self._room - 1))
+cdef inline Append* last_of(Appends* appends) noexcept nogil:
+    return &appends.one if appends.head == appends.tail else appends.slots + ((appends.tail - 1) & (appends.room - 1))
 
-    cdef Append* push(self) except NULL:
-        """A new last one; the caller fills it."""
-        cdef uint64_t room, number
-        cdef Append* grown
-        if self._tail - self._head == self._room:
-            room = max(2 * self._room, <uint64_t>4)
-            grown = <Append*>malloc(room * sizeof(Append))
-            if grown == NULL:
-                raise MemoryError
-            number = self._head
-            while number != self._tail:
-                grown[number & (room - 1)] = self._slots[number & (self._room - 1)]
-                number += 1
-            free(self._slots)
-            self._slots, self._room = grown, room
-        self._tail += 1
-        return self.last()
+
+cdef inline void drop_first(Appends* appends) noexcept nogil:
+    if appends.has_one:
+        appends.has_one = False
+    else:
+        appends.head += 1
+
+
+cdef inline void drop_last(Appends* appends) noexcept nogil:
+    if appends.head == appends.tail:
+        appends.has_one = False
+    else:
+        appends.tail -= 1
+
+
+cdef inline Append* push(Appends* appends) except NULL:
+    """A new last one, good until the next; the caller fills it."""
+    if length_of(appends) == 0:
+        appends.has_one = True
+        return &appends.one
+    if appends.tail - appends.head == appends.room:
+        grow(appends)
+    appends.tail += 1
+    return last_of(appends)
+
+
+cdef int grow(Appends* appends) except -1:
+    cdef uint64_t room = max(2 * appends.room, <uint64_t>4), number = appends.head
+    cdef Append* grown = <Append*>malloc(room * sizeof(Append))
+    if grown == NULL:
+        raise MemoryError
+    while number != appends.tail:
+        grown[number & (room - 1)] = appends.slots[number & (appends.room - 1)]
+        number += 1
+    free(appends.slots)
+    appends.slots, appends.room = grown, room
+    return 0
+
+
+cdef void release(Appends* appends) noexcept:
+    """Their references and memory."""
+    while length_of(appends):
+        one = first_of(appends)
+        drop_first(appends)
+        if one.held != NULL:
+            Py_DECREF(<object>one.held)
+        Py_DECREF(<object>one.waiter)
+    free(appends.slots)
 
 
 cdef class Admission:
@@ -107,11 +131,14 @@ cdef class AppendLog(Target):
         self._clock, self._admission = resources.clock, resources.admission
         self._system_clock = resources.clock if isinstance(resources.clock, SystemClock) else None
         self._wakers, self._total = wakers, total
-        self._waiting, self._acks = AppendQueue(), AppendQueue()
         self.tail = Tail(total)
         self._max_write_bytes, self._direct_bytes = settings.max_write_bytes, settings.direct_bytes
         self._flush_run_bytes = settings.flush_run_bytes
         self.identity = identity
+
+    def __dealloc__(self):
+        release(&self._waiting)
+        release(&self._acks)
 
     @property
     def identity(self):
@@ -156,14 +183,15 @@ cdef class AppendLog(Target):
             return waiter.refuse(ticket, refusal)
         if self._visible == APPENDED:
             self.acknowledge_later(self.stamp(held, data, size, count, self.now_us()), waiter, ticket)
-            self.release_acks()
+            self.confirm_acks()
         else:
-            new = self._waiting.push()
+            new = push(&self._waiting)
             new.data, new.size, new.count, new.ticket = data, size, count, ticket
             new.held, new.waiter = <PyObject*>held, <PyObject*>waiter
             Py_INCREF(held)
             Py_INCREF(waiter)
             self.waiting_bytes += size
+            prefetch_bytes(<void*>self.tail, TAIL_BYTES)  # the journal write that carries it wants that
         return self._wakers.wake(self)
 
     cdef uint64_t now_us(self) except? 0:
@@ -183,7 +211,7 @@ cdef class AppendLog(Target):
         return entry
 
     cdef int acknowledge_later(self, Entry* entry, Waiter waiter, uint64_t ticket) except -1:
-        cdef Append* ack = self._acks.push()
+        cdef Append* ack = push(&self._acks)
         ack.base, ack.end, ack.ticket = entry.base, entry.base + entry.count, ticket
         ack.held, ack.waiter = NULL, <PyObject*>waiter
         Py_INCREF(waiter)
@@ -191,8 +219,8 @@ cdef class AppendLog(Target):
 
     cdef int stamp_first(self, uint64_t now) except -1:
         """Give the first batch that waits its offset; it is the tail's last entry then."""
-        cdef Append one = self._waiting.first()[0]
-        self._waiting._head += 1
+        cdef Append one = first_of(&self._waiting)[0]
+        drop_first(&self._waiting)
         self.waiting_bytes -= one.size
         held, waiter = <object>one.held, <Waiter>one.waiter
         Py_DECREF(held)
@@ -202,7 +230,7 @@ cdef class AppendLog(Target):
     def stamp_waiting(self, uint64_t least_bytes):
         """Give offsets to what waits, until least_bytes of it have theirs, or all."""
         cdef uint64_t stop = self.backlog_bytes + least_bytes
-        while self._waiting.length() and self.backlog_bytes < stop:
+        while length_of(&self._waiting) and self.backlog_bytes < stop:
             self.stamp_first(self.now_us())
 
     def take_back(self, entry):
@@ -227,17 +255,20 @@ cdef class AppendLog(Target):
     @property
     def unanswered(self):
         """Appends whose caller has been told nothing yet."""
-        return self._waiting.length() + self._acks.length()
+        return length_of(&self._waiting) + length_of(&self._acks)
 
     @property
     def has_waiting(self):
         """Batches without an offset."""
-        return self._waiting.length() > 0
+        return length_of(&self._waiting) > 0
 
     @property
     def has_work(self):
         """Something here has to reach the journal or a segment. Of a fenced log nobody knows what is right: nothing."""
-        return self.fenced is None and (self._waiting.length() > 0 or self.journaled_end < self.next_offset)
+        return self.has_unwritten()
+
+    cdef bint has_unwritten(self) noexcept:
+        return self.fenced is None and (length_of(&self._waiting) > 0 or self.journaled_end < self.next_offset)
 
     @property
     def is_memory(self):
@@ -266,7 +297,7 @@ cdef class AppendLog(Target):
         if self.fenced is not None:
             return False
         if self._visible != APPENDED:
-            return self._waiting.length() > 0 or self.backlog_bytes >= self._max_write_bytes
+            return length_of(&self._waiting) > 0 or self.backlog_bytes >= self._max_write_bytes
         if self.running:
             return False
         if self.is_late and self.journaled_end < self.next_offset:
@@ -296,7 +327,10 @@ cdef class AppendLog(Target):
 
     # Into the journal
 
-    cpdef int64_t journal_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2:
+    def journal_into(self, Staging staging not None, uint32_t shard, uint64_t sequence):
+        return self.stage_into(staging, shard, sequence)
+
+    cdef int64_t stage_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2:
         """Stage what may go into the write being built, in the journal file `sequence`.
 
         Gives the first offset that is not in it; -1: nothing is. While a direct run is in flight, nothing of the
@@ -312,9 +346,9 @@ cdef class AppendLog(Target):
             while place < self.tail._end and staging.fits(self.tail._entries[place].size):
                 self.journal_entry(self.tail._entries + place, staging, shard, sequence)
                 place += 1
-        if self.journaled_end == self.next_offset and self._waiting.length():
+        if self.journaled_end == self.next_offset and length_of(&self._waiting):
             now = self.now_us()
-            while self._waiting.length() and staging.fits(self._waiting.first().size):
+            while length_of(&self._waiting) and staging.fits(first_of(&self._waiting).size):
                 self.stamp_first(now)
                 self.journal_entry(self.tail._entries + self.tail._end - 1, staging, shard, sequence)
         return <int64_t>self.journaled_end if self.journaled_end > before else -1
@@ -328,24 +362,33 @@ cdef class AppendLog(Target):
 
     # Answers
 
-    cpdef int note_written(self, uint64_t end) except -1:
-        self.written_end = max(self.written_end, end)
-        return self.release_acks()
+    def note_written(self, uint64_t end):
+        self.set_written(end)
 
-    cpdef int note_durable(self, uint64_t end) except -1:
+    def note_durable(self, uint64_t end):
+        self.set_durable(end)
+
+    def release_acks(self):
+        self.confirm_acks()
+
+    cdef int set_written(self, uint64_t end) except -1:
+        self.written_end = max(self.written_end, end)
+        return self.confirm_acks()
+
+    cdef int set_durable(self, uint64_t end) except -1:
         self.durable_end = max(self.durable_end, end)
         self.written_end = max(self.written_end, end)
-        return self.release_acks()
+        return self.confirm_acks()
 
-    cpdef int release_acks(self) except -1:
+    cdef int confirm_acks(self) except -1:
         """Confirm what is as durable as promised. A waiter may append again from in here."""
         cdef uint64_t visible = self.visible_end()
         cdef Append ack
         if self._visible == APPENDED and self.backlog_bytes > BACKLOG_LIMIT_BYTES:
             visible = self.written_end  # the disk is slower than the producers: let them wait for it
-        while self._acks.length() and self._acks.first().end <= visible:
-            ack = self._acks.first()[0]
-            self._acks._head += 1
+        while length_of(&self._acks) and first_of(&self._acks).end <= visible:
+            ack = first_of(&self._acks)[0]
+            drop_first(&self._acks)
             waiter = <Waiter>ack.waiter
             Py_DECREF(waiter)
             (<Waiter>waiter).confirm(ack.ticket, ack.base)
@@ -353,8 +396,8 @@ cdef class AppendLog(Target):
 
     def fail_waiting(self, error):
         """Refuse what has no offset yet."""
-        waiting, self._waiting, self.waiting_bytes = self._waiting, AppendQueue(), 0
-        refuse_all(waiting, error)
+        self.waiting_bytes = 0
+        refuse_all(&self._waiting, error)
 
     def fence_after_bug(self, what, error):
         """What failed, and how: nobody knows what is half changed."""
@@ -364,32 +407,38 @@ cdef class AppendLog(Target):
         """Take no more appends: what was acknowledged may be half changed."""
         self.fenced = error
         self.fail_waiting(error)
-        acks, self._acks = self._acks, AppendQueue()
-        refuse_all(acks, error)
+        refuse_all(&self._acks, error)
 
     def roll_back(self, uint64_t offset, error):
         """Nothing from offset on was acknowledged or journaled: give those offsets back, refuse their batches."""
-        cdef AppendQueue refused = AppendQueue()
+        cdef Appends refused
+        memset(&refused, 0, sizeof(refused))
         self.tail.cut_from(offset)
         self.next_offset = offset
-        while self._acks.length() and self._acks.last().end > offset:
-            refused.push()[0] = self._acks.last()[0]
-            self._acks._tail -= 1
-        refuse_all(refused, error, backwards=True)
+        while length_of(&self._acks) and last_of(&self._acks).end > offset:
+            push(&refused)[0] = last_of(&self._acks)[0]
+            drop_last(&self._acks)
+        refuse_all(&refused, error, backwards=True)
 
 
-cdef int refuse_all(AppendQueue queue, error, bint backwards=False) except -1:
+cdef int refuse_all(Appends* appends, error, bint backwards=False) except -1:
+    """Those that are in it now: who is refused may append again from in here."""
+    cdef Appends refused = appends[0]
     cdef Append one
-    while queue.length():
-        if backwards:
-            one = queue.last()[0]
-            queue._tail -= 1
-        else:
-            one = queue.first()[0]
-            queue._head += 1
-        if one.held != NULL:
-            Py_DECREF(<object>one.held)
-        waiter = <Waiter>one.waiter
-        Py_DECREF(waiter)
-        (<Waiter>waiter).refuse(one.ticket, error)
+    memset(appends, 0, sizeof(Appends))
+    try:
+        while length_of(&refused):
+            if backwards:
+                one = last_of(&refused)[0]
+                drop_last(&refused)
+            else:
+                one = first_of(&refused)[0]
+                drop_first(&refused)
+            if one.held != NULL:
+                Py_DECREF(<object>one.held)
+            waiter = <Waiter>one.waiter
+            Py_DECREF(waiter)
+            (<Waiter>waiter).refuse(one.ticket, error)
+    finally:
+        release(&refused)
     return 0

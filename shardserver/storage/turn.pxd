@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from shardserver.storage.append_log cimport WRITTEN, AppendLog, Wakers
 from shardserver.storage.staging cimport Staging
-from shardserver.storage.tail cimport TailTotal
+from shardserver.storage.tail cimport Entry, Tail, TailTotal
 
 
 cdef class Staged:
@@ -32,6 +32,7 @@ cdef class Turn(Wakers):
     cdef readonly uint64_t wakes
 
     cdef int list_dirty(self, AppendLog log) except -1
+    cdef void take_dirty(self, AppendLog log) noexcept
     cdef bint any_bulk(self) except -1
     cdef bint any_due(self) except -1
     cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes)

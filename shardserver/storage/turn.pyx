@@ -8,6 +8,17 @@ from collections import deque
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
+from shardserver.memory.prefetch cimport prefetch_bytes
+
+
+cdef enum:
+    AHEAD = 4  # logs: about as long as memory takes to come
+
+
+cdef inline void prefetch_next_entry(Tail tail) noexcept:
+    """Where its next batch will stand."""
+    prefetch_bytes(tail._entries + tail._end, sizeof(Entry))
+
 
 cdef class Staged:
     """The batches of one journal write: logs, and up to where each is in it.
@@ -43,14 +54,14 @@ cdef class Staged:
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
-            log.note_written(self._ends[number])
+            log.set_written(self._ends[number])
             number += 1
 
     cpdef note_durable(self):
         cdef size_t number = 0
         cdef AppendLog log
         for log in self._logs:
-            log.note_durable(self._ends[number])
+            log.set_durable(self._ends[number])
             number += 1
 
 
@@ -109,6 +120,9 @@ cdef class Turn(Wakers):
 
     def take(self, AppendLog log not None):
         """It is dirty no more."""
+        self.take_dirty(log)
+
+    cdef void take_dirty(self, AppendLog log) noexcept:
         if log._is_dirty:
             log._is_dirty = log.is_late = False
             self.dirty -= 1
@@ -116,7 +130,7 @@ cdef class Turn(Wakers):
     def forget(self, AppendLog log not None):
         """It is not this shard's any more."""
         log.is_served = False
-        self.take(log)
+        self.take_dirty(log)
         self.drop_cached(log)
         log.tail.leave_total()
 
@@ -161,9 +175,13 @@ cdef class Turn(Wakers):
         cdef Staged staged = Staged()
         cdef list listed = self._listed, later = []
         cdef AppendLog log
+        cdef Py_ssize_t number, count = len(listed)
         cdef bint is_full = False
         self._listed = []
-        for log in listed:
+        for number in range(count):
+            if number + AHEAD < count:
+                prefetch_next_entry((<AppendLog>listed[number + AHEAD]).tail)
+            log = listed[number]
             if log._is_dirty and (is_full or log.is_bulk()):
                 self._listed.append(log)  # a bulk one's run is held back; through the journal it would cost the others more
                 continue
@@ -178,13 +196,13 @@ cdef class Turn(Wakers):
         return staged
 
     cdef int stage_log(self, AppendLog log, Staged staged, Staging staging, uint32_t shard, uint64_t sequence) except -1:
-        cdef int64_t end = log.journal_into(staging, shard, sequence)
+        cdef int64_t end = log.stage_into(staging, shard, sequence)
         if end >= 0:
             staged.add(log, end)
             if not log.pinned_sequence:
                 staged.unpinned.append(log)
-        if log.running or not log.has_work:
-            self.take(log)
+        if log.running or not log.has_unwritten():
+            self.take_dirty(log)
         return 0
 
     # Memory

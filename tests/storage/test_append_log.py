@@ -158,6 +158,20 @@ class TestEach:
         side.log.note_durable(6)
         assert side.outcomes == [(0, 0), (1, 2), (2, 4)] and side.log.high_watermark == 6
 
+    def test_any_number_waits_in_order(self, which: int) -> None:
+        side = sides(Durability.FSYNC)[which]
+        for number in range(7):
+            side.append(number, 10, 1)
+        first, _ = side.journal(1200, 7)
+        assert 0 < first < 7
+        side.log.note_durable(1)
+        for number in range(7, 40):
+            side.append(number, 10, 1)
+        while side.log.has_waiting:
+            side.journal(4096, 8)
+        side.log.note_durable(40)
+        assert side.outcomes == [(number, number) for number in range(40)]
+
     @pytest.mark.parametrize(
         ("durability", "seen"),
         [(Durability.FSYNC, [0, 0, 0, 2]), (Durability.WRITE, [0, 0, 2, 2]), (Durability.MEMORY, [2, 2, 2, 2])],
