@@ -34,9 +34,6 @@ cdef class Plane(WireContext):
     cdef object _schedule
     cdef bint _draining
     cdef bint _flush_scheduled
-    cdef size_t large_bytes  # read of large frames in this drain
-    cdef int _at_a_time  # sockets that one look takes from the set
 
-    cdef int serve(self, int most) except -1
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1
     cdef int starve(self, PlaneConnection connection) except -1

@@ -1,7 +1,6 @@
 """The data plane: sockets in an epoll set of their own, one call for all that are ready.
 
-A drain serves a bounded number of sockets and reads a bounded number of bytes of each; with large frames it reads about
-one, so that this one is on its way to the disk while the next one is read. The set is edge-triggered, else
+A drain serves a bounded number of sockets and reads a bounded number of bytes of each. The set is edge-triggered, else
 the kernel asks each socket a second time to find it empty: a socket that may hold more is put into the set again, which
 tells of it once more. Replies of a connection that are due together leave in one send.
 """
@@ -59,7 +58,6 @@ cdef enum:
     DIRECT = 16 * 1024  # so much of a frame is worth being read to where it stays
     HEAD = 4096  # read behind a large frame: what comes before the batch of the next one
     PASS = 1 << 20
-    LARGE_PASS = 256 * 1024  # a drain that has read so much of large frames ends
     EVENTS = 256
     WRITE_HIGH = 1 << 20
 
@@ -174,7 +172,6 @@ cdef class PlaneConnection(Wire):
         if got <= 0:
             return got
         if rest:
-            self.plane.large_bytes += min(<size_t>got, rest)
             self.frame_grew(min(<size_t>got, rest))
         self.take_bytes(self.plane.scratch, got - rest if <size_t>got > rest else 0)
         return got
@@ -192,7 +189,6 @@ cdef class Plane(WireContext):
             raise MemoryError
         self._due, self._starved = [], []
         self._schedule = None
-        self._at_a_time = EVENTS
 
     def __dealloc__(self):
         free(self.scratch)
@@ -228,22 +224,11 @@ cdef class Plane(WireContext):
 
     def drain(self):
         """Serve the sockets that are ready, at most EVENTS of them; one send for each that has something to say."""
-        cdef int count, left = EVENTS
-        self._draining = True
-        self.large_bytes = 0
-        while left > 0 and self.large_bytes < LARGE_PASS:
-            count = self.serve(min(left, self._at_a_time))
-            left = left - count if count == self._at_a_time else 0
-        # Who is not asked for stays in the set: one by one while large frames come.
-        self._at_a_time = EVENTS if self.large_bytes < LARGE_PASS else 1
-        self._draining = False
-        self.flush()
-
-    cdef int serve(self, int most) except -1:
-        """Serve at most so many of the sockets that are ready; gives their number."""
         cdef epoll_event events[EVENTS]
-        cdef int index, count = epoll_wait(self.epoll, events, most, 0)
+        cdef int index, count
         cdef PlaneConnection connection
+        count = epoll_wait(self.epoll, events, EVENTS, 0)
+        self._draining = True
         # Held for the round: a connection may be removed by what another one's bytes do.
         held = [<PlaneConnection>events[index].data.ptr for index in range(count)]
         for index in range(count):
@@ -255,7 +240,8 @@ cdef class Plane(WireContext):
             except Exception as error:  # a bug must not end the shard: this connection closes, the others go on
                 log.exception("connection_failed")
                 connection.fail("a request failed inside the server")
-        return max(count, 0)
+        self._draining = False
+        self.flush()
 
     cdef int flush_later(self, FrameReader connection) except -1:
         self._due.append(connection)

@@ -25,7 +25,6 @@ CLIENT = b"\x05" + bytes(15)
 OP_READ, OP_SEND = 2, 160
 MAX_FRAME = 1 << 20
 ONE_READ = 256 * 1024  # SCRATCH of plane.pyx
-LARGE_PASS = 256 * 1024
 
 
 def send_frame(number: int, payload: bytes = b"hello", partition: int = 2, spoil: int | None = None) -> bytes:
@@ -560,42 +559,5 @@ def test_a_route_that_is_gone_when_the_batch_is_whole_is_looked_for_anew() -> No
         assert owner.lookups == 2 and len(server.appended) == 2
         server.close()
         client.close()
-
-    run(work)
-
-
-def test_while_large_frames_come_a_drain_reads_about_one_and_leaves_the_others() -> None:
-    """The first is on its way to the disk while the second is read; all at once would be written at once, and late."""
-    part = LARGE_PASS * 9 // 16  # two of them are a pass; so much fits into a socket
-
-    async def work() -> None:
-        server = Server()
-        clients = [server.connect() for _ in range(4)]
-        frame = send_frame(2, b"x" * (MAX_FRAME - 1000))
-
-        def bring(start: int, end: int) -> None:
-            for client, _ in clients:
-                assert client.send(frame[start:end]) == end - start
-
-        def read_bytes() -> list[int]:
-            return sorted(owner.wire.unread_bytes for _, owner in clients)
-
-        bring(0, 20_000)
-        server.plane.drain()
-        bring(20_000, part)
-        server.plane.drain()  # who is ready at the first look is read
-        assert read_bytes() == [part] * 4
-        bring(part, 2 * part)
-        server.plane.drain()
-        assert read_bytes() == [part] * 2 + [2 * part] * 2
-        server.plane.drain()
-        assert read_bytes() == [2 * part] * 4
-        server.plane.drain()  # nothing large any more
-        bring(2 * part, 2 * part + 1000)
-        server.plane.drain()
-        assert read_bytes() == [2 * part + 1000] * 4
-        for client, _ in clients:
-            client.close()
-        server.close()
 
     run(work)
