@@ -29,6 +29,7 @@ EXTENSIONS = [
     Extension("shardserver.io_uring.removal", ["shardserver/io_uring/removal.pyx"]),
     Extension("shardserver.io_uring.steps", ["shardserver/io_uring/steps.pyx"]),
     Extension("shardserver.memory.arena", ["shardserver/memory/arena.pyx"], extra_compile_args=["-O3"]),
+    Extension("shardserver.memory.huge_memory", ["shardserver/memory/huge_memory.pyx"]),
     Extension("shardserver.protocol.sends", ["shardserver/protocol/sends.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.tail", ["shardserver/storage/tail.pyx"], extra_compile_args=["-O3"]),
     Extension("shardserver.storage.staging", ["shardserver/storage/staging.pyx"], extra_compile_args=["-O3"]),

@@ -39,6 +39,7 @@ from shardserver.housekeeping import Housekeeping, heal
 from shardserver.io_uring.choose import open_disk
 from shardserver.memory.arena import Arena
 from shardserver.memory.board import BOARD_BYTES, Board
+from shardserver.memory.huge_memory import HugeMemory
 from shardserver.memory.shared import map_memory, map_read_only
 from shardserver.net.listener import Listener
 from shardserver.net.live_figures import LiveFigures
@@ -155,8 +156,9 @@ class Shard:
     # Shared memory, and who else has it
 
     def _on_own(self, own: OwnDescriptors) -> None:
-        config, memory = self._config, map_memory(own.arena)
+        config, memory = self._config, HugeMemory(own.arena)
         os.close(own.arena)
+        memory.start()
         self._arena = Arena(memory, BOARD_BYTES)
         self._peers = Peers(self._arena, own.doorbell, self._service.serve)
         self._peers.serve_sends(self._local.target_of)
@@ -193,7 +195,7 @@ class Shard:
             self._sessions,
             net_limits(config),
             self._number,
-            Board(memory),
+            Board(memoryview(memory)),
             socket.socket(fileno=own.inbox),
             choose_accepting(config.net.accept_shards, self._arguments.shards),
             arena=self._arena,

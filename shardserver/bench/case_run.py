@@ -36,6 +36,10 @@ class Pace:
     def warmup_s(self) -> float:
         return min(0.5, self.seconds / 4)
 
+    def for_bursts(self) -> Pace:
+        """Each of three windows as long as all together are else."""
+        return Pace(min(3, self.repeats), self.repeats * self.seconds)
+
 
 @dataclass(slots=True)
 class CaseResult:

@@ -57,7 +57,7 @@ class Suite:
         if begun + self._longest_s > self._end:
             return f"the {self.budget_s:.0f} s are over"
         try:
-            return self.measure(case, self.directory, self.pace)
+            return self.measure(case, self.directory, self.pace.for_bursts() if case.in_bursts else self.pace)
         except (ShardServerError, OSError) as error:
             return f"it failed: {error}"
         finally:

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from shardserver.memory.huge_memory cimport HugeMemory
+
 cdef enum:
     ORDERS = 29  # 2^28 units of 256 bytes are 64 GiB
     LEVELS = 5  # 64^5 > 2^28
@@ -30,6 +32,7 @@ cdef class Buddies:
 
 cdef class Arena:
     cdef object _memory
+    cdef HugeMemory _huge  # what it lies in, or None
     cdef uint8_t* _start
     cdef uint64_t _first
     cdef uint64_t _present  # whole pages below it are there

@@ -3,6 +3,7 @@ import mmap
 from typing_extensions import Buffer
 
 from shardserver.memory.arena_python import ArenaStatistics
+from shardserver.memory.huge_memory import HugeMemory
 
 class Block:
     position: int
@@ -12,7 +13,7 @@ class Block:
 class Arena:
     used_bytes: int
     bytes: int
-    def __init__(self, memory: memoryview | mmap.mmap, first: int = 4096) -> None: ...
+    def __init__(self, memory: memoryview | mmap.mmap | HugeMemory, first: int = 4096) -> None: ...
     def allocate(self, size: int) -> Block: ...
     def copy(self, data: Buffer) -> Block: ...
     def position_of(self, buffer: Buffer) -> int: ...

@@ -16,6 +16,8 @@ from libc.string cimport memcpy, memset
 from shardserver.errors import ArenaFullError
 from shardserver.memory.arena_python import ArenaStatistics, check_arena, check_slice
 
+from shardserver.memory.huge_memory cimport HUGE, HugeMemory
+
 cdef extern from *:
     """
     static inline int arena_floor_log2(unsigned long long value) { return 63 - __builtin_clzll(value); }
@@ -31,7 +33,8 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     MADV_POPULATE_WRITE = 23  # linux/mman.h
-    PRESENT_STEP = 2 << 20
+    PRESENT_STEP = HUGE
+    LARGE = 64 * 1024  # from here on it is copied and written in one piece: worth a huge page
     UNIT = 256
     PAGE = 4096
     PARTS_OF_POWER = 8
@@ -156,6 +159,7 @@ cdef class Arena:
 
     def __cinit__(self, memory, uint64_t first=4096):
         cdef Py_buffer view
+        self._huge = memory if isinstance(memory, HugeMemory) else None
         self._memory = memoryview(memory)  # holds it open: an mmap cannot be closed under our blocks
         PyObject_GetBuffer(self._memory, &view, PyBUF_WRITABLE)
         self._start, self._bytes = <uint8_t*>view.buf, view.len
@@ -189,6 +193,9 @@ cdef class Arena:
         block.data = self._start + block.position
         if self._present < block.position + units * UNIT <= self._present + PRESENT_STEP:
             self.make_present()
+        # Of what lies further on nothing else may be used yet: it stays as it is.
+        if size >= LARGE and self._huge is not None and block.position + size <= self._present:
+            self._huge.use_up_to(block.position + size)
         self._used_units += units
         self._blocks += 1
         return block
@@ -200,8 +207,9 @@ cdef class Arena:
         lie further on are left to faults.
         """
         cdef uint64_t wanted = min(self._bytes, self._present + PRESENT_STEP)
-        if madvise(self._start + self._present, wanted - self._present, MADV_POPULATE_WRITE) < 0:
-            wanted = self._bytes  # a kernel before 5.14, or no memory: whoever touches a page meets that
+        if self._huge is None or not self._huge.is_huge_up_to(wanted):
+            if madvise(self._start + self._present, wanted - self._present, MADV_POPULATE_WRITE) < 0:
+                wanted = self._bytes  # a kernel before 5.14, or no memory: whoever touches a page meets that
         self._present = wanted
 
     cpdef Block copy(self, data):
