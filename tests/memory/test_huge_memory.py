@@ -128,6 +128,18 @@ def test_small_blocks_get_none(memory: HugeMemory) -> None:
     assert len(blocks) == 25_000 and memory.huge_bytes == 0
 
 
+def test_its_thread_runs_when_the_core_has_nothing_else_to_do(descriptor: int) -> None:
+    def idle_threads() -> int:
+        return sum(os.sched_getscheduler(int(task.name)) == os.SCHED_IDLE for task in Path("/proc/self/task").iterdir())
+
+    before = idle_threads()
+    memory = HugeMemory(descriptor)
+    memory.start()
+    if os.sched_getscheduler(0) != os.SCHED_IDLE:  # else the whole run is of that priority
+        assert wait_for(lambda: idle_threads() == before + 1)
+    memory.stop()
+
+
 def test_without_its_thread_the_arena_serves(descriptor: int) -> None:
     memory = HugeMemory(descriptor)
     arena = Arena(memory)
