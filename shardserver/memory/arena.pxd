@@ -43,6 +43,7 @@ cdef class Arena:
 
     cpdef Block allocate(self, Py_ssize_t size)
     cdef void make_present(self) noexcept
+    cpdef use_huge_pages(self, Block block)
     cpdef Block copy(self, data)
     cdef Block copy_bytes(self, const uint8_t* data, Py_ssize_t size)
     cpdef int64_t position_of(self, buffer) except -2

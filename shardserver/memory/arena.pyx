@@ -34,7 +34,6 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     MADV_POPULATE_WRITE = 23  # linux/mman.h
     PRESENT_STEP = HUGE
-    LARGE = 64 * 1024  # from here on it is copied and written in one piece: worth a huge page
     UNIT = 256
     PAGE = 4096
     PARTS_OF_POWER = 8
@@ -193,9 +192,6 @@ cdef class Arena:
         block.data = self._start + block.position
         if self._present < block.position + units * UNIT <= self._present + PRESENT_STEP:
             self.make_present()
-        # Of what lies further on nothing else may be used yet: it stays as it is.
-        if size >= LARGE and self._huge is not None and block.position + size <= self._present:
-            self._huge.use_up_to(block.position + size)
         self._used_units += units
         self._blocks += 1
         return block
@@ -211,6 +207,14 @@ cdef class Arena:
             if madvise(self._start + self._present, wanted - self._present, MADV_POPULATE_WRITE) < 0:
                 wanted = self._bytes  # a kernel before 5.14, or no memory: whoever touches a page meets that
         self._present = wanted
+
+    cpdef use_huge_pages(self, Block block):
+        """Have it, and all below it, come to lie on huge pages, where the memory has them.
+
+        Not what lies beyond the pages that are there: between them nothing may be used yet.
+        """
+        if self._huge is not None and block.position + block.size <= self._present:
+            self._huge.use_up_to(block.position + block.size)
 
     cpdef Block copy(self, data):
         """A block with the bytes of a contiguous buffer. Raises as allocate; BufferError: not contiguous."""

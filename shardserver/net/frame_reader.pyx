@@ -169,6 +169,7 @@ cdef class FrameReader(Waiter):
             self._block = self.context.arena.allocate(size)
         except ArenaFullError:  # room is made when the frame is whole
             return False
+        self.context.arena.use_huge_pages(self._block)
         self.context.arriving_bytes += size
         return True
 
