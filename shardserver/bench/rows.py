@@ -29,8 +29,8 @@ class Case:
     """One server under one load. echo: the same load runs against the echo. fill_bytes: polls go round over so much.
 
     settle_s: load before the first window, settle_depth requests in flight a connection: as long as the first send to
-    each partition costs more than the next, and until the memory of recent batches has been used once. in_bursts: what it
-    costs comes in bursts, such as flushes: its windows are long enough for them.
+    each partition costs more than the next, and until the memory of recent batches has been used once. in_bursts: what
+    it costs comes in bursts, such as flushes: its windows are long enough for them.
     """
 
     server: ServerSetup
@@ -122,8 +122,8 @@ ROWS = (
 
 # A stop flushes every partition that has something to flush: more than the default deadline allows for so many.
 PATIENT = ServerSetup("fsync", environment=(("SHARDSERVER_SERVER_SHUTDOWN_DEADLINE_S", "120"),))
-# The first flush of each partition makes its directory and its first segment: once, like the first touch of memory. From
-# then on a partition is flushed each time when half the journal is full, all of them within a few seconds.
+# The first flush of each partition makes its directory and its first segment: once, like the first touch of memory.
+# From then on a partition is flushed each time when half the journal is full, all of them within a few seconds.
 BURSTS = Case(PATIENT, SENDS, echo=False, settle_s=15, settle_depth=16, in_bursts=True)
 PARTITIONS_10000 = replace(BURSTS, spec=replace(SENDS, partitions=10_000, switches=True))
 PARTITIONS_1 = replace(BURSTS, spec=replace(SENDS, partitions=1))

@@ -1,4 +1,4 @@
-"""The arena's memory on huge pages: the same bytes for everybody, below blocks that ask for them, never more than is used."""
+"""Memory on huge pages: the same bytes for everybody, below blocks that ask for it, never more than is used."""
 
 from __future__ import annotations
 
