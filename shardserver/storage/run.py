@@ -23,8 +23,7 @@ class StagingPool:
     def take(self, size: int) -> memoryview:
         """At least size bytes, page-aligned, with whatever they held before."""
         room = max(LEAST_STAGING_BYTES, 1 << (size - 1).bit_length())
-        free = self._free.pop(room, [])
-        self._free[room] = free
+        free = self._free[room] = self._free.pop(room, [])  # last in order now
         if not free:
             return aligned_buffer(room)
         self.kept_bytes -= room
