@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4096
 IOV_MAX = 1024
+# Of a group (storage rule 24). A thread that is alone sleeps three times a file; of several, whose syncs come together,
+# the device flushes its cache once for some, and the core need not sleep: 34 instead of 100 us of CPU for 48 KiB.
+GROUP_THREADS = 4
+# What they have in flight together. More would keep journal writes waiting (storage rule 26).
+GROUP_IN_FLIGHT_BYTES = 1 << 20
 T = TypeVar("T")
 
 
@@ -94,6 +99,14 @@ def read_whole(file: OpenFile, position: int, buffer: memoryview) -> int:
         if got == 0 or (file.direct and got % BLOCK_BYTES):
             break
     return done
+
+
+def split_group(writes: Sequence[GroupWrite]) -> list[Sequence[GroupWrite]]:
+    """A part for each thread that is to write some of them; neighbours stay together."""
+    largest = max((len(buffer) for _, _, buffers in writes for buffer in buffers), default=1)
+    threads = max(1, min(GROUP_THREADS, GROUP_IN_FLIGHT_BYTES // largest))
+    size = max(1, -(-len(writes) // threads))
+    return [writes[begin : begin + size] for begin in range(0, len(writes), size)]
 
 
 def sync_directory(path: str) -> None:
@@ -204,6 +217,9 @@ class ThreadDisk:
         tell_end(self.write(file, position, buffers, sync=True, on_written=on_written), on_end)
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+        return asyncio.ensure_future(_joined([self._write_part(part) for part in split_group(writes)]))
+
+    def _write_part(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
         group = [(file.descriptor, position, list(buffers)) for file, position, buffers in writes]
         paths = [file.path for file, _, _ in writes]
 
@@ -265,6 +281,10 @@ class ThreadDisk:
         self._pool.shutdown(wait=True)
         outcome.set_result(None)
         return outcome
+
+
+async def _joined(parts: Sequence[Future[list[StorageError | None]]]) -> list[StorageError | None]:
+    return [error for part in parts for error in await part]
 
 
 def _group_error(number: int, path: str) -> StorageError | None:

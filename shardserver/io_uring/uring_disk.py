@@ -23,7 +23,7 @@ class UringDisk(ThreadDisk):
     name = "io_uring"
 
     def __init__(self) -> None:
-        super().__init__(threads=4)
+        super().__init__()
         self._ring: Ring | None = None
 
     def _make_ring(self) -> Ring:

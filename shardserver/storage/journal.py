@@ -58,6 +58,8 @@ class Journal(JournalWriter):
         self, disk: Disk, files: list[JournalFile], journal_id: int, settings: LogSettings, faults: SyncFaults
     ) -> None:
         super().__init__(disk, faults, journal_id, settings.max_write_bytes)
+        self._configured_files = settings.journal_files
+        self._oldest_share, self._unflushed_bytes = 1.0, 0
         self._disk, self._sync_faults, self._files = disk, faults, files
         self.count_files()
 
@@ -65,7 +67,28 @@ class Journal(JournalWriter):
         """Whenever one is taken into use, added or freed."""
         oldest = max(self.published_oldest_live, 1)
         self.files_in_use = sum(1 for file in self._files if file.sequence >= oldest)
-        self.is_half_used = self.files_in_use > len(self._files) // 2
+        self.is_flush_due = self.files_in_use > self._files_before_flush
+
+    def plan_flush(self, oldest_share: float, unflushed_bytes: int) -> None:
+        """oldest_share: of the partitions that keep files in use, those that keep the oldest one.
+
+        unflushed_bytes: so much may be in the journal only, if that is more than half of the ring.
+        """
+        self._oldest_share, self._unflushed_bytes = oldest_share, unflushed_bytes
+        self.count_files()
+
+    @property
+    def _files_before_flush(self) -> int:
+        """So many may be in use before the oldest one is freed.
+
+        Half of the ring when all partitions keep that file: the other half is there for what comes while they are
+        flushed. The fewer do, the later, up to three quarters: a partition that is flushed later is flushed less often.
+        Half of the files that are configured stay free in any case: a small ring fills faster than a disk syncs.
+        """
+        files = len(self._files)
+        latest = min(files * 3 // 4, files - self._configured_files // 2)
+        latest = min(latest, self._unflushed_bytes // self._files[0].file_bytes)
+        return files // 2 + int(max(0, latest - files // 2) * (1 - self._oldest_share))
 
     @property
     def free_files(self) -> int:

@@ -26,6 +26,11 @@ class JournalPins:
     def all(self) -> list[PartitionLog]:
         return [one for members in self._pinned.values() for one in members]
 
+    def oldest_share(self) -> float:
+        """Of all of them, those of the oldest file."""
+        total = sum(map(len, self._pinned.values()))
+        return len(self._pinned[min(self._pinned)]) / total if total else 1.0
+
     def through(self, sequence: int) -> list[PartitionLog]:
         """Those of the file of that sequence and of older ones."""
         return [one for held, members in self._pinned.items() if held <= sequence for one in members]

@@ -30,7 +30,7 @@ cdef class JournalWriter:
     cdef uint64_t _oldest_live
     cdef object _on_end
     cdef public int files_in_use
-    cdef public bint is_half_used
+    cdef public bint is_flush_due
 
     cdef uint64_t next_sequence(self) noexcept
     cdef uint64_t room(self) noexcept

@@ -14,7 +14,7 @@ class JournalWriter:
     in_flight: bool
     published_oldest_live: int
     files_in_use: int
-    is_half_used: bool
+    is_flush_due: bool
     def __init__(self, disk: Disk, faults: SyncFaults, journal_id: int, max_write_bytes: int) -> None: ...
     @property
     def current(self) -> Any: ...

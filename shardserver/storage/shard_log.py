@@ -207,6 +207,10 @@ class ShardLog(ShardTurn):
         self._published.set()
         self._progress.set()
 
+    def _plan_flush(self) -> None:
+        """In half of the arena is room for what the journal alone holds: at worst that takes 8/5 as much there."""
+        self.journal.plan_flush(self._pins.oldest_share(), self.resources.memory.bytes // 2)
+
     def _free_journal(self) -> None:
         self._start_flush(self._free_files)
 
@@ -234,12 +238,13 @@ class ShardLog(ShardTurn):
 
     async def _free_files(self) -> None:
         await self._growth.have_file(self.journal)
-        while self.journal.is_half_used and self.failed is None:
+        while self.journal.is_flush_due and self.failed is None:
             oldest = self._oldest_live()
             if oldest >= self.journal.sequence:
                 break
             await self._flush_through(oldest)
             await self._publish()
+            self._plan_flush()
 
     async def _flush_pinned(self) -> None:
         """Into segments with all that only the journal holds: what is there can be dropped from memory."""

@@ -41,7 +41,7 @@ cdef class WriteContent:
 
 cdef class ShardTurn:
     """The base of ShardLog, which has what is rare: _start_runs(), _add_adoptions(content), _add_offsets(content), _refuse_when_full(), _pin(log, sequence), _fail(error),
-    _note_progress(), _free_journal().
+    _note_progress(), _plan_flush(), _free_journal().
 
     journal: set before the first turn. _is_watched: somebody waits for _note_progress.
     """
@@ -130,6 +130,7 @@ cdef class ShardTurn:
         if sequence != self._checkpoint_started:
             self._checkpoint_started = sequence
             self._checkpoint = deque(self._partitions.values())
+            self._plan_flush()
         if self._checkpoint:
             self.add_checkpoint()
         if not self._checkpoint:
@@ -224,7 +225,7 @@ cdef class ShardTurn:
             self._note_progress()
         self._turn.evict_to(self._tail_bytes)
         self.loop().call_soon(self._gather)
-        if self.journal.is_half_used:
+        if self.journal.is_flush_due:
             self._free_journal()
         return 0
 
