@@ -13,6 +13,7 @@ Format: docs/formats/journal.md. Proof: docs/durability.md. Reading at start: jo
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from dataclasses import dataclass
@@ -79,16 +80,16 @@ class Journal(JournalWriter):
 
     @property
     def _files_before_flush(self) -> int:
-        """So many may be in use before the oldest one is freed.
+        """So many may be in use before the oldest one is freed: half of the ring, or more when few partitions keep it.
 
-        Half of the ring when all partitions keep that file: the other half is there for what comes while they are
-        flushed. The fewer do, the later, up to three quarters: a partition that is flushed later is flushed less often.
-        Half of the files that are configured stay free in any case: a small ring fills faster than a disk syncs.
+        What is flushed later is flushed less often. Half of the ring stays free for what comes while all partitions are
+        flushed, as much less as fewer keep the oldest file, but a quarter, and half of the files that are configured: a
+        small ring fills faster than a disk syncs.
         """
-        files = len(self._files)
-        latest = min(files * 3 // 4, files - self._configured_files // 2)
-        latest = min(latest, self._unflushed_bytes // self._files[0].file_bytes)
-        return files // 2 + int(max(0, latest - files // 2) * (1 - self._oldest_share))
+        files, configured = len(self._files), self._configured_files
+        half = files // 2
+        free = max(-(-files // 4), configured - configured // 2, math.ceil((files - half) * self._oldest_share))
+        return max(half, min(files - free, self._unflushed_bytes // self._files[0].file_bytes))
 
     @property
     def free_files(self) -> int:

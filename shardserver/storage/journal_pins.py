@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from shardserver.storage.partition_log import PartitionLog
 
 
@@ -32,5 +34,9 @@ class JournalPins:
         return len(self._pinned[min(self._pinned)]) / total if total else 1.0
 
     def through(self, sequence: int) -> list[PartitionLog]:
-        """Those of the file of that sequence and of older ones."""
-        return [one for held, members in self._pinned.items() if held <= sequence for one in members]
+        """Those of the file of that sequence and of older ones.
+
+        In the order in which they were made: inodes of neighbours are in the same block, which is then written once.
+        """
+        members = [one for held, members in self._pinned.items() if held <= sequence for one in members]
+        return sorted(members, key=attrgetter("uid"))

@@ -82,8 +82,10 @@ async def read_much(disk: Any, files: list[Any], amount: int) -> None:
 def test_a_thread_runs_as_much_python_for_a_group_as_for_one_file(
     tmp_path: Path, events: list[str], engine: str
 ) -> None:
-    counts = [events_of(tmp_path, events, engine, write_a_group, amount) for amount in (1, GROUP)]
-    assert 0 < counts[0] == counts[1]
+    one, one_each, group = (
+        events_of(tmp_path, events, engine, write_a_group, amount) for amount in (1, threads.GROUP_THREADS, GROUP)
+    )
+    assert 0 < one * threads.GROUP_THREADS == one_each == group
 
 
 @pytest.mark.parametrize("work", [write_much, read_much])

@@ -15,10 +15,10 @@ import pytest
 from shardserver.errors import DiskFullError, StorageError
 from shardserver.io_uring.queues import unsupported_reason
 from shardserver.io_uring.ring import ENTRIES
-from shardserver.io_uring.threads import ThreadDisk
+from shardserver.io_uring.threads import GROUP_THREADS, ThreadDisk, split_group
 from shardserver.io_uring.uring_disk import UringDisk
 from shardserver.memory.aligned import aligned_buffer
-from shardserver.storage.disk import ALL, Act, Step
+from shardserver.storage.disk import ALL, Act, GroupWrite, Step
 from tests.fault_disk import FaultDisk
 
 BLOCK = 4096
@@ -302,3 +302,39 @@ def test_a_group_with_no_room_in_one_file_writes_the_others(kind: str, tmp_path:
         await disk.shut_down()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_each_file_of_a_large_group_gets_its_bytes_and_its_own_error(kind: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        disk = make_engine(kind)
+        full = [await disk.open("/dev/full", direct=False, lock=False) for _ in range(2)]
+        files = [await disk.open(str(tmp_path / str(number)), create=True) for number in range(9)]
+        files[1:1], files[7:7] = full[:1], full[1:]
+        errors = await disk.write_group([(file, 0, [pattern(1, number)]) for number, file in enumerate(files)])
+        assert [error is not None for error in errors] == [file in full for file in files]
+        for number, file in enumerate(files):
+            if file not in full:
+                found = aligned_buffer(BLOCK)
+                assert await disk.read(file, 0, found) == BLOCK and found == pattern(1, number)
+            await disk.close(file)
+        await disk.shut_down()
+
+    asyncio.run(body())
+
+
+def sized(*sizes: int) -> list[GroupWrite]:
+    return [(object(), number, [aligned_buffer(size)]) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 63, 64])
+def test_a_group_is_split_among_threads_and_neighbours_stay_together(count: int) -> None:
+    group = sized(*[BLOCK] * count)
+    parts = split_group(group)
+    assert [one for part in parts for one in part] == group
+    assert len(parts) <= GROUP_THREADS and (count < GROUP_THREADS or max(map(len, parts)) <= -(-count // 3))
+
+
+@pytest.mark.parametrize(("size", "threads"), [(256 << 10, 4), (512 << 10, 2), (1 << 20, 1), (4 << 20, 1)])
+def test_threads_have_a_mebibyte_of_a_group_in_flight_together(size: int, threads: int) -> None:
+    assert len(split_group(sized(*[BLOCK] * 7, size))) == threads

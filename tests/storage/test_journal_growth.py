@@ -11,6 +11,7 @@ import pytest
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
+from tests.batches import make_batch
 from tests.fault_disk import FaultDisk
 from tests.storage.log_world import (
     SETTINGS,
@@ -116,3 +117,35 @@ def test_a_crash_at_any_operation_while_it_grows_loses_nothing(after: Callable[[
 
         asyncio.run(grow_at_last())
     raise AssertionError("never at the end")
+
+
+async def append_one(logs: ShardLog, uid: int) -> None:
+    done = asyncio.get_running_loop().create_future()
+    logs.partition(uid).append(logs.copy_batch(make_batch([b"x" * 9000])), 1, done.set_result)
+    assert isinstance(await done, int)
+
+
+async def used_at_flush(disk: FaultDisk, *, apart: bool) -> tuple[int, int]:
+    """(files of the ring, how many are in use when partition 1 begins to be flushed). apart: 2 keeps a later file."""
+    logs = await open_with(disk, replace(SETTINGS, tail_bytes=8 << 20))
+    logs._growth.least_files = 16
+    logs._growth.start_if_due(logs.journal)
+    await logs.wait_idle()
+    await append_one(logs, 1)
+    first = logs.journal.sequence
+    while apart and logs.journal.sequence == first:
+        await append_one(logs, 1)
+    while not logs.journal.is_flush_due:
+        assert not logs.partition(1).flushed_end
+        await append_one(logs, 2)
+    used = logs.journal.files_in_use
+    while not logs.partition(1).flushed_end:
+        await asyncio.sleep(0)
+    files = logs.journal.files
+    await logs.close()
+    return files, used
+
+
+def test_a_grown_ring_is_flushed_later_when_few_partitions_keep_its_oldest_file() -> None:
+    assert asyncio.run(used_at_flush(made_disk(5).after_kill(5), apart=False)) == (16, 9)
+    assert asyncio.run(used_at_flush(made_disk(5).after_kill(5), apart=True)) == (16, 13)

@@ -188,3 +188,34 @@ def test_nothing_is_written_behind_a_write_that_failed() -> None:
 
     asyncio.run(run())
     assert os.path.basename(world.writes[-1].path) == "00000.journal"
+
+
+async def used_when_due(world: World, files: int, share: float, unflushed_bytes: int) -> int:
+    """How many files of a grown ring are in use when its oldest one is to be freed."""
+    journal = (await world.open()).journal
+    while journal.files < files:
+        await journal.grow("data/journal")
+    journal.plan_flush(share, unflushed_bytes)
+    while not journal.is_flush_due:
+        await world.write(journal, 3)
+    await journal.close()
+    return journal.files_in_use
+
+
+@pytest.mark.parametrize(
+    ("files", "share", "unflushed_files", "used"),
+    [
+        (20, 1.0, 20, 11),  # all partitions keep the oldest file: half of the ring, and one
+        (20, 0.7, 20, 14),
+        (20, 0.1, 20, 16),  # few do: three quarters
+        (20, 0.1, 12, 13),  # or what memory has room for
+        (20, 0.1, 2, 11),  # but half of it as ever
+        (8, 0.1, 8, 6),  # three of the six that are configured stay free
+        (6, 0.1, 6, 4),
+    ],
+)
+def test_a_file_is_freed_the_later_the_fewer_partitions_keep_it(
+    files: int, share: float, unflushed_files: int, used: int
+) -> None:
+    room = unflushed_files * SETTINGS.journal_file_bytes
+    assert asyncio.run(used_when_due(World().create(), files, share, room)) == used

@@ -76,11 +76,16 @@ async def append_to_all(logs: ShardLog, batch: bytes, answered: Callable[[int | 
     await done
 
 
-def test_a_disk_at_one_percent_of_its_speed_answers_ten_thousand_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_growth, "RING_BYTES_PER_PARTITION", 512)
+@pytest.mark.parametrize("grown", [1, 4])
+def test_a_disk_at_one_percent_of_its_speed_answers_ten_thousand_partitions(
+    monkeypatch: pytest.MonkeyPatch, grown: int
+) -> None:
+    """grown: so many times as large as it was made the ring gets, and so are appends; files are freed later then."""
+    monkeypatch.setattr(journal_growth, "RING_BYTES_PER_PARTITION", 512 * grown)
     disk = SlowDisk(1)
     outcomes: list[int | ShardServerError] = []
     used_bytes: list[int] = []
+    batch = bytes(make_batch([b"x" * (500 * grown - 400)]))
 
     async def life() -> None:
         identities = [PartitionIdentity(uid, 1, 0) for uid in range(1, PARTITIONS + 1)]
@@ -89,12 +94,13 @@ def test_a_disk_at_one_percent_of_its_speed_answers_ten_thousand_partitions(monk
         disk.is_slow = True
         for _ in range(ROUNDS):
             async with asyncio.timeout(LONGEST_ROUND_S):
-                await append_to_all(logs, bytes(make_batch([b"x" * 100])), outcomes.append)
+                await append_to_all(logs, batch, outcomes.append)
             used_bytes.append(logs.resources.memory.used_bytes)
+        assert logs.journal.files >= FILES * grown
         abandon(logs)
 
     with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         runner.run(life())
-    assert disk.reuses > FILES
-    assert max(used_bytes) <= RING_BYTES * 8 // 5 + TAIL_BYTES
+    assert disk.reuses > FILES * grown
+    assert max(used_bytes) <= grown * RING_BYTES * 8 // 5 + TAIL_BYTES
     assert outcomes == [offset for offset in range(ROUNDS) for _ in range(PARTITIONS)]
