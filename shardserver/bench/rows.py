@@ -123,7 +123,7 @@ ROWS = (
 # A stop flushes every partition that has something to flush: more than the default deadline allows for so many.
 PATIENT = ServerSetup("fsync", environment=(("SHARDSERVER_SERVER_SHUTDOWN_DEADLINE_S", "120"),))
 # The first flush of each partition makes its directory and its first segment: once, like the first touch of memory.
-# From then on a partition is flushed each time when half the journal is full, all of them within a few seconds.
+# From then on a partition is flushed once in a turn of three quarters of the ring, all of them within a few seconds.
 BURSTS = Case(PATIENT, SENDS, echo=False, settle_s=15, settle_depth=16, in_bursts=True)
 PARTITIONS_10000 = replace(BURSTS, spec=replace(SENDS, partitions=10_000, switches=True))
 PARTITIONS_1 = replace(BURSTS, spec=replace(SENDS, partitions=1))

@@ -149,3 +149,14 @@ async def used_at_flush(disk: FaultDisk, *, apart: bool) -> tuple[int, int]:
 def test_a_grown_ring_is_flushed_later_when_few_partitions_keep_its_oldest_file() -> None:
     assert asyncio.run(used_at_flush(made_disk(5).after_kill(5), apart=False)) == (16, 9)
     assert asyncio.run(used_at_flush(made_disk(5).after_kill(5), apart=True)) == (16, 13)
+
+
+def test_partitions_of_a_file_are_flushed_in_the_order_in_which_they_were_made() -> None:
+    async def live() -> None:
+        logs = await open_with(FaultDisk(6), SETTINGS, partitions=5)
+        for uid in (4, 2, 5, 1, 3):
+            await append_one(logs, uid)
+        assert [one.uid for one in logs._pins.through(logs.journal.sequence)] == [1, 2, 3, 4, 5]
+        await logs.close()
+
+    asyncio.run(live())
