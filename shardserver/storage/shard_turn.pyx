@@ -116,6 +116,8 @@ cdef class ShardTurn:
             return 0
         if self.journal.begin():
             content = self._fill()
+            if not (self.journal.staging.records or self._force_write):
+                return 0  # what there is waits for the end of a run
         elif self.journal.begin_reserved():
             content = WriteContent()
         if content is None or not (self.journal.staging.records or self._force_write):

@@ -201,7 +201,7 @@ cdef class Turn(Wakers):
             staged.add(log, end)
             if not log.pinned_sequence:
                 staged.unpinned.append(log)
-        if log.running or not log.has_unwritten():
+        if log.is_held_by_run() or not log.has_unwritten():
             self.take_dirty(log)
         return 0
 
