@@ -15,6 +15,7 @@ from shardserver.storage.settings import Durability, RetentionSettings
 from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import FaultDisk
 from tests.storage.retention_world import (
+    LARGE,
     DAY_US,
     HOUR_US,
     SEGMENT_BYTES,
@@ -117,7 +118,7 @@ def test_a_sealed_segment_goes_when_its_newest_message_has_expired_and_not_befor
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-@pytest.mark.parametrize("size", [15_000, 10], ids=["in a segment", "in the journal only"])
+@pytest.mark.parametrize("size", [LARGE, 10], ids=["in a segment", "in the journal only"])
 def test_an_idle_partition_is_sealed_and_expires_and_its_offsets_go_on(size: int, durability: Durability) -> None:
     async def run() -> None:
         clock, disk = MovedClock(), FaultDisk(5)
