@@ -15,9 +15,9 @@ from shardserver.storage.settings import Durability, RetentionSettings
 from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import FaultDisk
 from tests.storage.retention_world import (
-    LARGE,
     DAY_US,
     HOUR_US,
+    LARGE,
     SEGMENT_BYTES,
     MovedClock,
     append,
@@ -99,7 +99,7 @@ def test_a_sealed_segment_goes_when_its_newest_message_has_expired_and_not_befor
     async def run() -> None:
         clock = MovedClock()
         logs = await open_logs(FaultDisk(4), clock, expiry_us=DAY_US)
-        await append(logs, 1, 10)
+        await append(logs, 1, 11)  # two to a segment: the last one has an old and a young message
         old_end = logs.partition(1).segments[-1].base_offset
         clock.now_us += HOUR_US - 1000
         await append(logs, 1, 10)
@@ -111,7 +111,7 @@ def test_a_sealed_segment_goes_when_its_newest_message_has_expired_and_not_befor
         assert await logs.retention.look() > 0
         assert logs.partition(1).first_offset == old_end
         assert young <= {one.base_offset for one in logs.partition(1).segments}
-        assert await read_offsets(logs, 1, 0) == list(range(old_end, 20))
+        assert await read_offsets(logs, 1, 0) == list(range(old_end, 21))
         await logs.close()
 
     asyncio.run(run())
