@@ -139,8 +139,8 @@ class Disk(Protocol):
         """Do them one after the other, in the background.
 
         What fails ends its chain, one of ALL ends all of the `chains`: none of their later steps is done, and their
-        files are closed. So does a failed sync, at once: it may have dropped what others have made and written, here and
-        elsewhere, and nobody knows of it before this call ends (storage rule 20).
+        files are closed. A failed sync ends them all, and at once: it may have dropped what others have written, and
+        they hear of it when this call ends (storage rule 20).
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Segments for direct runs: made in groups, while small appends go on through the journal, and a failure at any step."""
+"""Segments for direct runs: made in groups, while small appends go on through the journal; a failure at any step."""
 
 from __future__ import annotations
 
@@ -27,16 +27,27 @@ LONGEST_S = 20.0  # of what would wait for ever
 
 
 class HeldDisk(FaultDisk):
-    """New segments are not begun while is_held. groups: how many partitions each call made them for.
+    """New segments are not begun while is_held, journal writes while is_journal_held.
 
+    groups: how many partitions each call made segments for.
     fail_step: of the operations of the next such call; it fails.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.groups: list[int] = []
-        self.is_held = False
+        self.is_held = self.is_journal_held = False
         self.fail_step = 0
+
+    def write(self, file, position, buffers, **more) -> asyncio.Future:  # type: ignore[no-untyped-def]
+        if file.path.endswith(".journal") and self.is_journal_held:
+            return asyncio.ensure_future(self._write_later(file, position, buffers, **more))
+        return super().write(file, position, buffers, **more)
+
+    async def _write_later(self, *arguments, **more) -> None:  # type: ignore[no-untyped-def]
+        while self.is_journal_held:
+            await asyncio.sleep(0)
+        await super().write(*arguments, **more)
 
     def do_steps(self, chains: int, steps: Sequence[Step]) -> asyncio.Future:
         if not any(one.act is Act.CREATE and one.path.endswith(".log") for one in steps):
@@ -233,6 +244,22 @@ def test_small_appends_beside_a_failed_roll_are_answered_and_the_next_try_is_a_w
             await append(logs, 1, 1, number, BULK if number % 2 else 0)
         assert disk.groups == [1]
         assert await read_numbers(logs, 1) == list(range(20))
+
+    live(disk, work, 1, Durability.FSYNC, replace(SETTINGS, retry_s=60.0))
+
+
+def test_what_waits_for_the_journal_only_is_not_refused_when_a_roll_fails() -> None:
+    disk = HeldDisk(10)
+
+    async def work(logs: ShardLog) -> None:
+        disk.is_journal_held, disk.fail_step = True, 3
+        waiting = [begin(logs, 1, number, size) for number, size in enumerate((0, 0, BULK, 0))]
+        await until(lambda: disk.has_failed)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert disk.groups == [1] and not any(one.done() for one in waiting)
+        disk.is_journal_held = False
+        assert await asyncio.gather(*waiting) == [0, 1, 2, 3]
 
     live(disk, work, 1, Durability.FSYNC, replace(SETTINGS, retry_s=60.0))
 
