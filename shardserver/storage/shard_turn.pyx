@@ -187,7 +187,7 @@ cdef class ShardTurn:
         cdef object on_written = None
         cdef uint64_t oldest_live
         self._force_write = False
-        if len(content.batches) or content.offsets:
+        if content.batches.has_small or content.offsets:
             self._turn.small_at = self.loop().time()
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()

@@ -147,6 +147,22 @@ def test_more_than_one_journal_write_goes_through_it_while_a_segment_is_made() -
     live(disk, work)
 
 
+def test_bulk_that_goes_through_the_journal_holds_back_no_other_bulk() -> None:
+    """As small appends do (rule 26)."""
+    disk = HeldDisk(11)
+
+    async def work(logs: ShardLog) -> None:
+        disk.is_held = True
+        await append(logs, 1, 1, 0, BULK)
+        assert logs._turn.small_at == 0
+        await append(logs, 1, 1, 1)
+        assert logs._turn.small_at > 0
+        disk.is_held = False
+        await logs.partition(1).end_run()
+
+    live(disk, work)
+
+
 def test_partitions_that_come_while_a_segment_is_made_share_the_next_call() -> None:
     disk, partitions = HeldDisk(3), GROUP_PARTITIONS + 6
 
