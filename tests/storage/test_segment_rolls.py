@@ -269,11 +269,13 @@ def test_what_waits_for_the_journal_only_is_not_refused_when_a_roll_fails() -> N
 
     async def work(logs: ShardLog) -> None:
         disk.is_journal_held, disk.fail_step = True, 3
-        waiting = [begin(logs, 1, number, size) for number, size in enumerate((0, 0, BULK, 0))]
+        waiting = [begin(logs, 1, 0, 0)]
+        await until(lambda: logs.journal.in_flight)
+        waiting += [begin(logs, 1, number, size) for number, size in enumerate((0, BULK, 0), 1)]
         await until(lambda: disk.has_failed)
         for _ in range(100):
             await asyncio.sleep(0)
-        assert disk.groups == [1] and not any(one.done() for one in waiting)
+        assert disk.groups == [1] and logs.partition(1).has_waiting and not any(one.done() for one in waiting)
         disk.is_journal_held = False
         assert await asyncio.gather(*waiting) == [0, 1, 2, 3]
 
