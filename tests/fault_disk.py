@@ -130,7 +130,7 @@ async def do_steps_by_parts(disk: Any, chains: int, steps: Sequence[Step]) -> St
     """One after the other, each by operations of its own."""
     errors: list[StorageError | None] = [None] * chains
     files: dict[str, tuple[int, Any]] = {}
-    failed_syncs = 0
+    has_failed_sync = False
     for step in steps:
         if (step.chain == ALL and not any(error is None for error in errors)) or (
             step.chain != ALL and errors[step.chain] is not None
@@ -139,15 +139,17 @@ async def do_steps_by_parts(disk: Any, chains: int, steps: Sequence[Step]) -> St
         try:
             await _do_step(disk, step, files)
         except StorageError as error:
-            failed_syncs += step.act in (Act.SYNC, Act.SYNC_DIRECTORY)
-            ended = range(chains) if step.chain == ALL else [step.chain]
+            has_failed_sync = step.act in (Act.SYNC, Act.SYNC_DIRECTORY)
+            ended = range(chains) if step.chain == ALL or has_failed_sync else [step.chain]
             for chain in ended:
                 errors[chain] = errors[chain] or error
+            if has_failed_sync:
+                break
     for path, (chain, file) in list(files.items()):
         if errors[chain] is not None:
             del files[path]
-            await errors_of([disk.close(file)])
-    return StepsEnd(errors, failed_syncs, {path: file for path, (_, file) in files.items()})
+            disk.close(file)  # nobody waits: a failed sync is to be known at once
+    return StepsEnd(errors, has_failed_sync, {path: file for path, (_, file) in files.items()})
 
 
 async def _do_step(disk: Any, step: Step, files: dict[str, tuple[int, Any]]) -> None:

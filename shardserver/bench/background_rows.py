@@ -26,8 +26,8 @@ from shardserver.bench.long_rows import (
     settle,
 )
 from shardserver.bench.outcome import Acknowledged
-from shardserver.bench.own_server import OwnServer, ServerSetup
-from shardserver.bench.plan import STREAM, TOPIC
+from shardserver.bench.own_server import OwnServer
+from shardserver.bench.plan import STREAM, TOPIC, LoadSpec
 from shardserver.bench.processes import cores_beside
 from shardserver.bench.rows import FSYNC, SENDS
 from shardserver.bench.session import Session
@@ -36,8 +36,14 @@ from shardserver.errors import ShardServerError
 
 # Rebuilding reads it all: more than a window lasts is of no use.
 MOST_INDEXED_BYTES = 4 << 30
-# A ring that a window does not fill to its half, and a tail that holds as much: nothing is flushed.
-UNFLUSHED_FILES, UNFLUSHED_TAIL_BYTES = 64, 1 << 30
+# The quiet window fills a share of this ring that makes no flush due. Memory holds as much as the ring.
+FLUSHED_FILES, FLUSHED_FILE_BYTES, QUIET_SHARE = 32, 16 << 20, 0.25
+FLUSHED_RING_BYTES = FLUSHED_FILES * FLUSHED_FILE_BYTES
+FLUSHED_RING = (
+    ("SHARDSERVER_JOURNAL_FILES", str(FLUSHED_FILES)),
+    ("SHARDSERVER_JOURNAL_FILE_BYTES", str(FLUSHED_FILE_BYTES)),
+    ("SHARDSERVER_STORAGE_TAIL_BYTES", str(FLUSHED_RING_BYTES)),
+)
 FLUSHED_PARTITIONS = 1000
 CONSUMERS = 10_000
 # A snapshot follows 4 MiB of changes, each of which takes 4 KiB of the metadata log (docs/formats/metadata-log.md).
@@ -176,31 +182,40 @@ def _rebuilt(server: OwnServer) -> int:
 
 
 def beside_flush(directory: Path, window_s: float) -> Verdict:
-    """1,000 partitions: a ring that is not filled, against the default one, filled to its half before the window."""
+    """1,000 partitions, one load, one ring: a window behind a start, which finds all flushed, then whole rounds."""
     sends = replace(SENDS, partitions=FLUSHED_PARTITIONS, switches=True)
-    unflushed: ServerSetup = replace(
-        FSYNC,
-        environment=(
-            ("SHARDSERVER_JOURNAL_FILES", str(UNFLUSHED_FILES)),
-            ("SHARDSERVER_STORAGE_TAIL_BYTES", str(UNFLUSHED_TAIL_BYTES)),
-        ),
-    )
-    with OwnServer(directory, unflushed) as server:
+    with OwnServer(directory, replace(FSYNC, environment=FLUSHED_RING)) as server:
         session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
         session.create(FLUSHED_PARTITIONS)
-        spec, quiet = half_load(session, sends, window_s)
+        reached = session.run(sends, warmup_s=1, seconds=window_s / 4)
+        half = replace(sends, rate=max(1.0, reached.requests_per_s / 2), depth=16)
+        ring_s = _seconds_of_ring(server, session, half)
+        session.peer = server.restart()
+        settle(server.peer.pids)
+        quiet = session.run(half, warmup_s=1, seconds=min(window_s, ring_s * QUIET_SHARE))
         flushed = _flushes(server)
-    if flushed:
-        return Verdict("", "µs p99.9", NOT_RUN, note=f"{flushed} flushes in the quiet window too")
-    with OwnServer(directory, FSYNC) as server:
-        session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
-        session.create(FLUSHED_PARTITIONS)
+        if flushed:
+            return Verdict("", "µs p99.9", NOT_RUN, note=f"{flushed} flushes in the quiet window too")
         while not _flushes(server):
-            session.run(sends, seconds=window_s / 4)
+            session.run(half, seconds=ring_s / 8)
         before = _flushes(server)
-        busy = session.run(spec, warmup_s=1, seconds=window_s)
+        busy = session.run(half, warmup_s=1, seconds=max(window_s, ring_s))
         done = _flushes(server) - before
-        return judged(p999(quiet, busy, session, server, sends, f"{done} partitions flushed"), done)
+        found = p999(quiet, busy, session, server, sends, f"{done} partitions flushed")
+        if done < FLUSHED_PARTITIONS and found.state != WRONG:
+            return replace(found, state=NOT_RUN, note=f"no whole round: {found.note}")
+        return found
+
+
+def _seconds_of_ring(server: OwnServer, session: Session, load: LoadSpec) -> float:
+    """How long this load takes to fill the journal."""
+    before, seconds = _journal_bytes(server), 1.0
+    session.run(load, seconds=seconds)
+    return FLUSHED_RING_BYTES * seconds / max(1, _journal_bytes(server) - before)
+
+
+def _journal_bytes(server: OwnServer) -> int:
+    return sum(int(shard["log"]["journal"]["written_bytes"]) for shard in server.statistics())
 
 
 def _flushes(server: OwnServer) -> int:

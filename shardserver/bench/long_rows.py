@@ -30,9 +30,9 @@ KEPT_BYTES, SEGMENT_BYTES = 2 << 30, 64 << 20
 # A fifth of what the long rows write in all, as 20 GB are of 100.
 DELETED_SHARE = 5
 LATENCY_WINDOW_S = 20.0
-# Ten batches are more than a segment of 1 MiB, so that a partition rolls when it is written to again. A batch of
-# ROLL_DIRECT_BYTES or more is written at once, not through the journal: one to each partition makes all of them roll.
-ROLL_SEGMENT_BYTES, ROLL_SHAPE, ROLL_BATCHES, ROLL_PARTITIONS = MIB, Shape.fixed(110, 1000), 10, 1000
+# Two batches, padded, are less than a segment of 1 MiB and three are more: it has all three, and is full. A batch of
+# ROLL_DIRECT_BYTES or more is to go into a segment at once: one to each partition makes all of them roll.
+ROLL_SEGMENT_BYTES, ROLL_SHAPE, ROLL_BATCHES, ROLL_PARTITIONS = MIB, Shape.fixed(380, 1000), 3, 1000
 ROLL_DIRECT_BYTES, ROLL_MESSAGES, ROLL_MESSAGE_BYTES = 16 << 10, 16, 1000
 ROLLING = replace(FSYNC, environment=(("SHARDSERVER_JOURNAL_DIRECT_BYTES", str(ROLL_DIRECT_BYTES)),))
 # A server that used less of its core than this in a second has nothing left to do.
@@ -133,6 +133,7 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
         session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
         filling = LoadSpec(ROLL_SHAPE, pollers=1, partitions=ROLL_PARTITIONS)
         session.fill(filling, ROLL_PARTITIONS * ROLL_BATCHES * ROLL_SHAPE.batch_bytes)
+        session.peer = server.restart()  # nothing is in the journal only
         settle(server.peer.pids)
         before = _segments(server)
         sent = Acknowledged.none(ROLL_PARTITIONS)

@@ -77,6 +77,11 @@ class OwnServer:
         self.peer = peer_of(ready, self._password)
         return self.peer
 
+    def restart(self) -> Peer:
+        """A clean stop, behind which all is in segments, then a start."""
+        self._stop()
+        return self.start()
+
     def kill(self) -> None:
         """kill -9 of the supervisor and of every shard; returns when none of them runs any more."""
         assert self._process is not None

@@ -4,7 +4,7 @@ from shardserver.io_uring.open_file import OpenFile
 from shardserver.storage.disk import Step
 
 class Steps:
-    failed_syncs: int
+    has_failed_sync: bool
     has_failed: bool
     def __init__(self, chains: int, steps: Sequence[Step]) -> None: ...
     def run(self, direct: int) -> None: ...

@@ -121,7 +121,7 @@ cdef class Steps:
     cdef size_t _chain_count
     cdef list _held
     cdef dict _made
-    cdef readonly size_t failed_syncs
+    cdef readonly bint has_failed_sync
     cdef readonly bint has_failed
 
     def __cinit__(self, size_t chains, steps):
@@ -175,15 +175,17 @@ cdef class Steps:
         cdef size_t number
         cdef Step* one
         cdef int error
+        cdef bint ends_all
         for number in range(self._count):
             one = self._steps + number
             if one.chain >= 0 and self._chains[one.chain].error:
                 continue
             error = do_step(self._steps, one, direct)
             if error:
-                self.failed_syncs += one.act == SYNC or one.act == SYNC_DIRECTORY
-                self.end_chains(one.chain, number, error)
-                if one.chain < 0:
+                self.has_failed_sync = one.act == SYNC or one.act == SYNC_DIRECTORY
+                ends_all = one.chain < 0 or self.has_failed_sync
+                self.end_chains(-1 if ends_all else one.chain, number, error)
+                if ends_all:
                     break
         for number in range(self._count):
             one = self._steps + number

@@ -239,7 +239,7 @@ class ThreadDisk:
             errors: list[StorageError | None] = [None] * chains
             if program.has_failed:  # as in write_group
                 errors = [_step_error(failure, steps) for failure in program.failures()]
-            return StepsEnd(errors, program.failed_syncs, program.files())
+            return StepsEnd(errors, program.has_failed_sync, program.files())
 
         return self._run("do steps", work)
 

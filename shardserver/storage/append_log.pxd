@@ -105,6 +105,8 @@ cdef class AppendLog(Target):
     cdef bint is_bulk(self) noexcept
     cdef uint64_t gather_bytes(self) noexcept nogil
     cdef bint has_unwritten(self) noexcept
+    cdef bint has_oversize_first(self) noexcept
+    cdef bint is_held_by_run(self) noexcept
     # No cpdef: for a subclass in Python each call by C would look for another method in the object's dict.
     cdef int64_t stage_into(self, Staging staging, uint32_t shard, uint64_t sequence) except -2
     cdef int set_written(self, uint64_t end) except -1

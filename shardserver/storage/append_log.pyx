@@ -29,8 +29,10 @@ cdef enum:
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
     TAIL_BYTES = 128  # of a tail, its reference count first
+    WRITE_OVERHEAD = 128 + 24  # of a journal write with one record
 
 assert KIND_BATCH == fmt.KIND_BATCH
+assert WRITE_OVERHEAD == fmt.WRITE_HEADER_BYTES + fmt.RECORD_HEADER_BYTES
 
 
 cdef dict VISIBLE = {Durability.FSYNC: DURABLE, Durability.WRITE: WRITTEN, Durability.MEMORY: APPENDED}
@@ -321,6 +323,24 @@ cdef class AppendLog(Target):
         if self._visible == APPENDED and not self.is_late:
             least = max(least, self.gather_bytes())
         return self.waiting_bytes + self.backlog_bytes >= least
+
+    @property
+    def first_is_oversize(self):
+        """The oldest batch that has no offset fits into no journal write."""
+        return self.has_oversize_first()
+
+    cdef bint has_oversize_first(self) noexcept:
+        return length_of(&self._waiting) > 0 and first_of(&self._waiting).size + WRITE_OVERHEAD > self._max_write_bytes
+
+    @property
+    def waits_for_run(self):
+        """Nothing more of it goes to the journal before the run in flight has ended."""
+        return self.is_held_by_run()
+
+    cdef bint is_held_by_run(self) noexcept:
+        if self.running == IDLE:
+            return False
+        return self.running == DIRECT or self._visible == APPENDED or self.has_oversize_first()
 
     def recount_backlog(self):
         self.backlog_bytes = self.tail.bytes_from(self.journaled_end)

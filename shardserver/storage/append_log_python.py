@@ -176,6 +176,17 @@ class AppendLog:
             max(least, self._gather_bytes) if self.is_memory and not self.is_late else least
         )
 
+    @property
+    def first_is_oversize(self) -> bool:
+        most = self._settings.max_write_bytes - fmt.WRITE_HEADER_BYTES - fmt.RECORD_HEADER_BYTES
+        return bool(self._waiting) and len(self._waiting[0].batch) > most
+
+    @property
+    def waits_for_run(self) -> bool:
+        if not self.running:
+            return False
+        return self.running == DIRECT or self.is_memory or self.first_is_oversize
+
     def recount_backlog(self) -> None:
         self.backlog_bytes = self.tail.bytes_from(self.journaled_end)
 

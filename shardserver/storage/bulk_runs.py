@@ -8,7 +8,9 @@ from collections.abc import Callable
 from shardserver.storage.direct_run import DirectRun
 from shardserver.storage.log_tasks import LogTasks
 from shardserver.storage.partition_log import PartitionLog
+from shardserver.storage.resources import LogResources
 from shardserver.storage.run_budget import RunBudget, Share
+from shardserver.storage.segment_rolls import SegmentRolls
 from shardserver.storage.turn import Turn
 
 # In flight at a time. Two streams of 1 MiB give 92 % of the bandwidth, and small appends wait three times as long
@@ -21,10 +23,14 @@ BULK_LEAST_BYTES = 6 << 20
 
 
 class BulkRuns:
-    """The direct runs of one shard. most_bytes: of one write. on_end: told of the partition whose run has ended."""
+    """The direct runs of one shard, and their rolls. on_end: told of the partition whose run or roll has ended."""
 
-    def __init__(self, turn: Turn, tasks: LogTasks, most_bytes: int, on_end: Callable[[PartitionLog], None]) -> None:
-        self._turn, self._tasks, self._most_bytes, self._on_end = turn, tasks, most_bytes, on_end
+    def __init__(
+        self, resources: LogResources, turn: Turn, tasks: LogTasks, on_end: Callable[[PartitionLog], None]
+    ) -> None:
+        self._turn, self._tasks, self._on_end = turn, tasks, on_end
+        self._most_bytes = resources.settings.flush_run_bytes  # of one write
+        self._rolls = SegmentRolls(resources, tasks, on_end)
         self._budget = RunBudget(self._limit_bytes, turn.look_again)
         self._waiting_bytes = 0
 
@@ -36,8 +42,8 @@ class BulkRuns:
         return min(BULK_BYTES, max(BULK_LEAST_BYTES, (self._budget.taken_bytes + self._waiting_bytes) * 3 // 4))
 
     def start(self) -> None:
-        """Those that are due and may go. The others stay dirty."""
-        due = self._turn.bulk()
+        """Those that are due and may go. The others stay dirty, as do those that need a segment first."""
+        due = [partition for partition in self._turn.bulk() if not self._rolled(partition)]
         self._waiting_bytes = sum(partition.unwritten_bytes for partition in due)
         for partition in due:
             most, share = min(self._budget.limit_bytes(), self._most_bytes), Share(self._budget)
@@ -46,6 +52,13 @@ class BulkRuns:
             self._waiting_bytes -= partition.unwritten_bytes
             self._turn.take(partition)
             self._tasks.start(self._run(partition, most, share))
+
+    def _rolled(self, partition: PartitionLog) -> bool:
+        """Its segment is being made now. Under `memory` its run is a flush, which makes what it needs."""
+        if partition.is_memory or not partition.needs_segment:
+            return False
+        self._rolls.start(partition)
+        return True
 
     async def _run(self, partition: PartitionLog, most_bytes: int, share: Share) -> None:
         try:

@@ -73,7 +73,7 @@ class DirectRun:
         log.warning("run_failed", extra={"fields": {"partition": self._partition.uid, "error": str(error)}})
 
     async def _write(self) -> None:
-        segment = await self._partition.segment_for_run()
+        segment = self._partition.segments[-1]  # bulk_runs.py has it made before
         if self._partition.identity.durability is Durability.WRITE:
             await self._write_several(segment)
             return

@@ -70,7 +70,7 @@ class StepsEnd(NamedTuple):
     """errors: of each chain. files: what is still open of the chains that came to their end, by path."""
 
     errors: list[StorageError | None]
-    failed_syncs: int
+    has_failed_sync: bool
     files: dict[str, File]
 
 
@@ -139,7 +139,8 @@ class Disk(Protocol):
         """Do them one after the other, in the background.
 
         What fails ends its chain, one of ALL ends all of the `chains`: none of their later steps is done, and their
-        files are closed.
+        files are closed. A failed sync ends them all, and at once: it may have dropped what others have written, and
+        they hear of it when this call ends (storage rule 20).
         """
         ...
 

@@ -1,7 +1,7 @@
 """One partition's log: its runs, its segments on disk, and what recovery brings back. Its appends: append_log.pyx.
 
-At most one run (flush or direct) of a partition is in flight; while a direct one is, nothing of the
-partition goes to the journal (storage rule 3).
+At most one run (flush or direct) of a partition is in flight, or a new segment is being made for one; while a direct
+one is, nothing of the partition goes to the journal (storage rule 3).
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class PartitionLog(PartitionState):
 
     async def end_flush(self, write: FlushWrite | None, error: StorageError | None) -> None:
         """error: why it was not built, or not written or synced."""
+        self._failed = error is not None
         try:
             if write is not None:
                 await self.end_writes([write], error)
@@ -230,13 +231,11 @@ class PartitionLog(PartitionState):
             await self._cut_failed_run(self._uncut, error)
         return self._uncut is None
 
-    async def segment_for_run(self) -> seg.Segment:
-        """Raises StorageError: it needs a new one and has not got it."""
-        if self.needs_segment:
-            for error in await make_segments(self.resources, [self]):
-                if error is not None:
-                    raise error
-        return self.segments[-1]
+    async def _make_segment(self) -> None:
+        """Raises StorageError: it has not got the one that its next run goes into."""
+        for error in await make_segments(self.resources, [self]):
+            if error is not None:
+                raise error
 
     async def empty_active(self) -> bool:
         """Have the active segment take the next run from its beginning, if that has the same name. Raises StorageError.
@@ -347,7 +346,7 @@ class PartitionLog(PartitionState):
             self.begin_run(Running.FLUSH)
             try:
                 self._roll_due = True
-                await self.segment_for_run()
+                await self._make_segment()
             finally:
                 self.finish_run()
             return True

@@ -83,7 +83,7 @@ class ShardLog(ShardTurn):
         self._flusher = PartitionFlusher(resources, self._note_run, self._progress.set)
         self._pins = JournalPins(self._pinned)
         self._records = WriteRecords(shard, self.serves)
-        self._bulk = BulkRuns(self._turn, self._tasks, self._settings.flush_run_bytes, self._end_bulk)
+        self._bulk = BulkRuns(resources, self._turn, self._tasks, self._end_bulk)
         self._room = TailRoom(resources, self._turn, lambda: self._start_flush(self._flush_pinned))
         files = self._settings.journal_files
         self._growth = JournalGrowth(self._tasks, self._partitions, shard, self.directory, files)

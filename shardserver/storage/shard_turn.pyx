@@ -116,6 +116,8 @@ cdef class ShardTurn:
             return 0
         if self.journal.begin():
             content = self._fill()
+            if not (self.journal.staging.records or self._force_write):
+                return 0  # what there is waits for the end of a run
         elif self.journal.begin_reserved():
             content = WriteContent()
         if content is None or not (self.journal.staging.records or self._force_write):
@@ -186,7 +188,7 @@ cdef class ShardTurn:
         cdef object on_written = None
         cdef uint64_t oldest_live
         self._force_write = False
-        if len(content.batches) or content.offsets:
+        if content.batches.has_small or content.offsets:
             self._turn.small_at = self.loop().time()
         oldest_live = self._oldest_live()
         self.resources.hooks.before_submit()

@@ -180,9 +180,9 @@ async def do_steps_noted(disk, SyncFaults faults, uint64_t chains, steps):
     What a chain without an error has synced is durable: no sync has failed, in any file, since the first step.
     """
     before, began_s = faults.count(), _now_s()
-    errors, failed_syncs, files = await disk.do_steps(chains, steps)
+    errors, has_failed_sync, files = await disk.do_steps(chains, steps)
     faults.note_time(steps[0].path, (_now_s() - began_s) / chains, chains)
-    for _ in range(failed_syncs):
+    if has_failed_sync:
         faults.note()
     if faults.count() != before:
         doubt = "another sync failed meanwhile, and may have dropped what was made beside it"

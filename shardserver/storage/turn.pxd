@@ -13,6 +13,7 @@ cdef class Staged:
     cdef size_t _room
     cdef readonly list unpinned
     cdef readonly bint shows_written
+    cdef readonly bint has_small
 
     cdef int add(self, AppendLog log, uint64_t end) except -1
     cpdef note_durable(self)

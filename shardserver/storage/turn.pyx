@@ -24,7 +24,7 @@ cdef class Staged:
     """The batches of one journal write: logs, and up to where each is in it.
 
     unpinned: those of them that no journal file was kept for before. shows_written: one of them has somebody to tell
-    before the sync.
+    before the sync. has_small: not all of them are bulk, which comes here while its segment is being made.
     """
 
     def __cinit__(self):
@@ -176,6 +176,7 @@ cdef class Turn(Wakers):
         cdef list listed = self._listed, later = []
         cdef AppendLog log
         cdef Py_ssize_t number, count = len(listed)
+        cdef size_t used
         cdef bint is_full = False
         self._listed = []
         for number in range(count):
@@ -187,7 +188,10 @@ cdef class Turn(Wakers):
                 continue
             log._is_listed = False
             if log._is_dirty:
+                used = staging.used
                 self.stage_log(log, staged, staging, shard, sequence)
+                if 0 < staging.used - used < least_bytes:
+                    staged.has_small = True
                 if log._is_dirty:
                     later.append(log)  # the others come first
                     log._is_listed = True
@@ -201,7 +205,7 @@ cdef class Turn(Wakers):
             staged.add(log, end)
             if not log.pinned_sequence:
                 staged.unpinned.append(log)
-        if log.running or not log.has_unwritten():
+        if log.is_held_by_run() or not log.has_unwritten():
             self.take_dirty(log)
         return 0
 

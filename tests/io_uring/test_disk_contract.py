@@ -241,8 +241,8 @@ def test_steps_make_names_and_files_and_a_failed_one_ends_its_chain_alone(check:
         steps += [Step(Act.CLOSE, 0, f"{parents[0]}/a")]
         steps += [Step(Act.RENAME, chain, f"{directory}/{chain}/a", f"{directory}/{chain}/b") for chain in (0, 1)]
         steps += [Step(Act.SYNC_DIRECTORY, chain, one) for chain, one in enumerate(parents)]
-        errors, failed_syncs, files = await disk.do_steps(3, steps)
-        assert [one and one.errno for one in errors] == [None, errno.EEXIST, None] and failed_syncs == 0
+        errors, has_failed_sync, files = await disk.do_steps(3, steps)
+        assert [one and one.errno for one in errors] == [None, errno.EEXIST, None] and not has_failed_sync
         assert list(files) == [f"{parents[2]}/a"] and files[f"{parents[2]}/a"].path == f"{parents[2]}/a"
         found = aligned_buffer(2 * BLOCK)
         assert await disk.read(files[f"{parents[2]}/a"], 0, found) == BLOCK and found[:BLOCK] == blocks[2]
@@ -269,19 +269,20 @@ def test_a_step_of_all_chains_that_fails_ends_them_all(check: Callable[[Check], 
         assert errors[0] is not None and errors[1].errno == errno.EEXIST and "rename" in str(errors[0]) and files == {}
         assert await disk.list_directory(directory) == ["0", "1"]
         await disk.close(await asyncio.wait_for(disk.open(f"{directory}/0"), 10))
-        assert await disk.do_steps(0, []) == ([], 0, {})
+        assert await disk.do_steps(0, []) == ([], False, {})
 
     check(body)
 
 
 @pytest.mark.parametrize("kind", ["io_uring", "threads"])
-def test_a_sync_that_failed_is_counted(kind: str, tmp_path: Path) -> None:
+def test_a_sync_that_failed_ends_all_chains_and_is_told(kind: str, tmp_path: Path) -> None:
     async def body() -> None:
         disk = make_engine(kind)
-        steps = [Step(Act.SYNC_DIRECTORY, chain, f"{tmp_path}/none") for chain in range(3)]
-        steps += [Step(Act.SYNC_DIRECTORY, 2, f"{tmp_path}/none"), Step(Act.SYNC_DIRECTORY, 3, str(tmp_path))]
-        errors, failed_syncs, _ = await disk.do_steps(4, steps)
-        assert [one and one.errno for one in errors] == [errno.ENOENT] * 3 + [None] and failed_syncs == 3
+        steps = [Step(Act.CREATE, 1, f"{tmp_path}/made", pattern(1))]
+        steps += [Step(Act.SYNC_DIRECTORY, 0, f"{tmp_path}/none"), Step(Act.UNLINK, 1, f"{tmp_path}/made")]
+        errors, has_failed_sync, files = await disk.do_steps(2, steps)
+        assert [one and one.errno for one in errors] == [errno.ENOENT] * 2 and has_failed_sync and files == {}
+        await disk.close(await asyncio.wait_for(disk.open(f"{tmp_path}/made"), 10))  # nobody has kept its lock
         await disk.shut_down()
 
     asyncio.run(body())

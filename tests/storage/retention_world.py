@@ -12,6 +12,7 @@ from tests.fault_disk import FaultDisk
 from tests.storage.log_world import SETTINGS
 
 SEGMENT_BYTES = 48 * 1024
+LARGE = SETTINGS.max_write_bytes  # it does not fit the journal
 HOUR_US = 3600 * 1_000_000
 DAY_US = 24 * HOUR_US
 UIDS = (1, 2)
@@ -46,7 +47,7 @@ async def open_logs(
     return await recover_shard(disk, "data", SETTINGS, source, clock or MovedClock(), lambda error: None)
 
 
-async def append(logs: ShardLog, uid: int, count: int, size: int = 15_000) -> None:
+async def append(logs: ShardLog, uid: int, count: int, size: int = LARGE) -> None:
     """Batches of one message, by default so large that they go into segments directly."""
     for number in range(count):
         outcome: asyncio.Future = asyncio.get_running_loop().create_future()

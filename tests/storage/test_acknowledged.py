@@ -67,15 +67,18 @@ def test_under_write_the_acknowledgement_does_not_wait_for_the_sync() -> None:
 
 
 async def open_direct(disk: FaultDisk, *, direct_bytes: int = 1) -> ShardLog:
-    """Every append is a run of its own, unless direct_bytes says otherwise."""
+    """An append is a run of its own, unless direct_bytes says otherwise, or it fits the journal and has no segment."""
     source = RecoveryInput(0, 2, [PartitionIdentity(1, 1, 0)])
     settings = replace(SETTINGS, direct_bytes=direct_bytes)
     return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)
 
 
-async def append(logs: ShardLog, number: int) -> None:
+OVERSIZE = SETTINGS.max_write_bytes  # for the journal
+
+
+async def append(logs: ShardLog, number: int, size: int = 0) -> None:
     outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-    logs.partition(1).append(make_batch([b"%d " % number]), 1, outcome.set_result)
+    logs.partition(1).append(make_batch([b"%d " % number + b"x" * size]), 1, outcome.set_result)
     assert isinstance(await outcome, int)
 
 
@@ -104,7 +107,7 @@ def test_a_segment_whose_header_was_not_synced_before_a_kill_is_not_missed_after
 
         async def first(disk: FaultDisk = disk) -> None:
             logs = await open_direct(disk)
-            assert await until_dead(disk, append(logs, 1)) is None and disk.is_dead
+            assert await until_dead(disk, append(logs, 1, OVERSIZE)) is None and disk.is_dead
             abandon(logs)
 
         async def second(disk: FaultDisk) -> None:
@@ -129,7 +132,7 @@ def test_a_segment_whose_name_was_not_synced_before_a_kill_keeps_what_is_written
 
         async def first(disk: FaultDisk = disk) -> None:
             logs = await open_direct(disk)
-            assert await until_dead(disk, append(logs, 1)) is None and disk.is_dead
+            assert await until_dead(disk, append(logs, 1, OVERSIZE)) is None and disk.is_dead
             abandon(logs)
 
         asyncio.run(first())
@@ -137,7 +140,7 @@ def test_a_segment_whose_name_was_not_synced_before_a_kill_keeps_what_is_written
 
         async def second(disk: FaultDisk = disk) -> None:
             logs = await open_direct(disk)
-            await append(logs, 2)
+            await append(logs, 2, OVERSIZE)
             abandon(logs)
 
         asyncio.run(second())

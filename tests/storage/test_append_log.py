@@ -66,11 +66,12 @@ class Side:
         ends = (log.next_offset, log.journaled_end, log.durable_end, log.written_end, log.last_timestamp)
         sizes = (log.waiting_bytes, log.backlog_bytes, log.unwritten_bytes, log.tail.bytes)
         flags = (log.has_waiting, log.has_work, log.is_due, log.wants_run, log.is_late)
+        held = (log.first_is_oversize, log.waits_for_run)
         tail = [
             (one.base_offset, one.count, one.timestamp, one.sequence, bytes(one.data))
             for one in log.tail.from_offset(0)
         ]
-        return (*ends, *sizes, *flags, log.high_watermark, tail, self.outcomes)
+        return (*ends, *sizes, *flags, *held, log.high_watermark, tail, self.outcomes)
 
 
 def sides(durability: Durability, save_messages: int = 0, save_bytes: int = 0) -> list[Side]:

@@ -17,6 +17,7 @@ from tests.fault_disk import FaultDisk
 from tests.storage.retention_world import (
     DAY_US,
     HOUR_US,
+    LARGE,
     SEGMENT_BYTES,
     MovedClock,
     append,
@@ -98,7 +99,7 @@ def test_a_sealed_segment_goes_when_its_newest_message_has_expired_and_not_befor
     async def run() -> None:
         clock = MovedClock()
         logs = await open_logs(FaultDisk(4), clock, expiry_us=DAY_US)
-        await append(logs, 1, 10)
+        await append(logs, 1, 11)  # two to a segment: the last one has an old and a young message
         old_end = logs.partition(1).segments[-1].base_offset
         clock.now_us += HOUR_US - 1000
         await append(logs, 1, 10)
@@ -110,14 +111,14 @@ def test_a_sealed_segment_goes_when_its_newest_message_has_expired_and_not_befor
         assert await logs.retention.look() > 0
         assert logs.partition(1).first_offset == old_end
         assert young <= {one.base_offset for one in logs.partition(1).segments}
-        assert await read_offsets(logs, 1, 0) == list(range(old_end, 20))
+        assert await read_offsets(logs, 1, 0) == list(range(old_end, 21))
         await logs.close()
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-@pytest.mark.parametrize("size", [15_000, 10], ids=["in a segment", "in the journal only"])
+@pytest.mark.parametrize("size", [LARGE, 10], ids=["in a segment", "in the journal only"])
 def test_an_idle_partition_is_sealed_and_expires_and_its_offsets_go_on(size: int, durability: Durability) -> None:
     async def run() -> None:
         clock, disk = MovedClock(), FaultDisk(5)

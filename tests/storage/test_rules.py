@@ -509,7 +509,7 @@ def test_what_a_run_without_room_has_left_is_cut() -> None:
     async def life() -> None:
         logs = await open_logs(disk)
         with pytest.raises(DiskFullError):
-            await append(logs, 1, 1, size=13_000)
+            await append(logs, 1, 1, size=SETTINGS.max_write_bytes)
         path, end = segment_of(logs)
         assert not disk.is_full
         assert len(disk.files[path].current) == len(disk.files[path].durable) == end == fmt.BLOCK_BYTES
@@ -537,9 +537,9 @@ def test_a_segment_whose_first_run_failed_is_never_missing() -> None:
 
     async def life(disk: FaultDisk) -> None:
         logs = await open_logs(disk)
-        await until_dead(disk, append(logs, 1, 1, 0, size=13_000))
+        await until_dead(disk, append(logs, 1, 1, 0, size=SETTINGS.max_write_bytes))
         await asyncio.sleep(2 * SETTINGS.linger_s)  # its hint goes to the journal
-        await until_dead(disk, append(logs, 1, 1, 1, size=13_000))
+        await until_dead(disk, append(logs, 1, 1, 1, size=SETTINGS.max_write_bytes))
         abandon(logs)
 
     async def later(disk: FaultDisk) -> list[int]:
