@@ -14,6 +14,7 @@ cdef enum:
     DROPPED_AHEAD = 8  # entries: about as long as memory takes to come
     HELD_BYTES = 64
 
+
 cdef inline uint64_t end_of(const Entry* entry) noexcept nogil:
     return entry.base + entry.count
 

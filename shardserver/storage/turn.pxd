@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shardserver.storage.append_log cimport WRITTEN, AppendLog, Wakers
+from shardserver.storage.append_log cimport LOG_BYTES, WRITTEN, AppendLog, Wakers
 from shardserver.storage.staging cimport Staging
-from shardserver.storage.tail cimport Entry, Tail, TailTotal
+from shardserver.storage.tail cimport TAIL_BYTES, Entry, Tail, TailTotal
 
 
 cdef class Staged:

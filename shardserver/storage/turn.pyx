@@ -13,8 +13,6 @@ from shardserver.memory.prefetch cimport prefetch_bytes
 
 cdef enum:
     AHEAD = 4  # logs: about as long as memory takes to come
-    LOG_BYTES = 448  # of a log, its reference count first: what each append touches
-    TAIL_BYTES = 128
     EVICTED_AT_ONCE = 4096  # batches: about a millisecond
 
 
