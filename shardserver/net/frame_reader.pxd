@@ -1,6 +1,6 @@
 """Bytes to frames, for cimport. Docstrings in frame_reader.pyx."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.protocol.sends cimport Waiter
@@ -19,6 +19,8 @@ cdef class WireContext:
     cdef readonly uint64_t in_flight_limit
 
     cdef int flush_later(self, FrameReader wire) except -1
+    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1
+    cdef int take_now(self) except -1
 
 
 cdef class FrameReader(Waiter):

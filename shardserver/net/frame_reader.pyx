@@ -6,13 +6,13 @@ checked against what is there before it is used. Specification: FrameDecoder in 
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from shardserver.errors import ArenaFullError, ProtocolError
 from shardserver.protocol.frame import check_request_header, name_foreign_protocol
 
-from shardserver.memory.arena cimport Arena
+from shardserver.memory.arena cimport Arena, Block
 from shardserver.protocol.little_endian cimport read_u32, read_u64
 from shardserver.protocol.sends cimport Waiter
 
@@ -67,6 +67,14 @@ cdef class WireContext:
 
     cdef int flush_later(self, FrameReader wire) except -1:
         """Replies are due. For those that have sockets."""
+        return 0
+
+    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1:
+        """Have `hand_over` of a Wire called soon, with these. False: it is to be called now."""
+        return False
+
+    cdef int take_now(self) except -1:
+        """Have what was left for later done."""
         return 0
 
 

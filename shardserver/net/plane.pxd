@@ -1,9 +1,22 @@
 """The data plane for cimport. Docstrings in plane.pyx."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shardserver.net.frame_reader cimport WireContext
 from shardserver.net.wire cimport Wire
+
+
+cdef enum:
+    LATER = 2  # sends: so long memory may take to come
+
+
+cdef struct Taken:  # a send on its way to its partition; references are owned
+    PyObject* wire
+    PyObject* route
+    PyObject* block
+    uint64_t number
+    uint32_t count
 
 
 cdef class PlaneConnection(Wire):
@@ -33,7 +46,11 @@ cdef class Plane(WireContext):
     cdef list _starved
     cdef object _schedule
     cdef bint _draining
+    cdef Taken _taken[LATER]  # a ring: the oldest at _taken_first
+    cdef int _taken_first
+    cdef int _taken_count
     cdef bint _flush_scheduled
 
+    cdef int take_first(self) except -1
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1
     cdef int starve(self, PlaneConnection connection) except -1

@@ -6,14 +6,18 @@ tells of it once more. Replies of a connection that are due together leave in on
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 import logging
 import os
 
+from shardserver.memory.arena cimport Block
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.net.frame_reader cimport FrameReader, WireContext
+from shardserver.net.known_routes cimport Route
 from shardserver.net.wire cimport Wire
 
 log = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ cdef extern from "sys/socket.h" nogil:
         MSG_DONTWAIT
 
 cdef enum:
+    TARGET_BYTES = 448  # what a send touches of a partition's log (AppendLog), from its reference count on
     SCRATCH = 256 * 1024  # what one socket may bring in one drain, when its frames are small
     DIRECT = 16 * 1024  # so much of a frame is worth being read to where it stays
     HEAD = 4096  # read behind a large frame: what comes before the batch of the next one
@@ -240,8 +245,54 @@ cdef class Plane(WireContext):
             except Exception as error:  # a bug must not end the shard: this connection closes, the others go on
                 log.exception("connection_failed")
                 connection.fail("a request failed inside the server")
+        self.take_now()
         self._draining = False
         self.flush()
+
+    # Sends on their way
+
+    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1:
+        """Of thousands of partitions none is in the processor's cache: what a send needs of its own comes while the next
+        sockets are read. In order of arrival, and none is left when the drain ends.
+        """
+        cdef Taken* taken
+        if not self._draining:
+            return False
+        if self._taken_count == LATER:
+            self.take_first()
+        if self._taken_count:
+            taken = self._taken + (self._taken_first + self._taken_count - 1) % LATER
+            prefetch_bytes(<void*>(<Route>taken.route).target, TARGET_BYTES)
+        taken = self._taken + (self._taken_first + self._taken_count) % LATER
+        taken.wire, taken.route, taken.block = <PyObject*>wire, <PyObject*>route, <PyObject*>block
+        taken.number, taken.count = number, count
+        Py_INCREF(wire)
+        Py_INCREF(route)
+        Py_INCREF(block)
+        self._taken_count += 1
+        return True
+
+    cdef int take_now(self) except -1:
+        while self._taken_count:
+            self.take_first()
+        return 0
+
+    cdef int take_first(self) except -1:
+        """The next ones may be taken from in here."""
+        cdef Taken taken = self._taken[self._taken_first]
+        cdef PlaneConnection connection = <PlaneConnection>taken.wire
+        route, block = <Route>taken.route, <Block>taken.block
+        Py_DECREF(connection)
+        Py_DECREF(route)
+        Py_DECREF(block)
+        self._taken_first = (self._taken_first + 1) % LATER
+        self._taken_count -= 1
+        try:
+            connection.hand_over(taken.number, route, block, taken.count)
+        except Exception as error:  # as in drain
+            log.exception("connection_failed")
+            connection.fail("a request failed inside the server")
+        return 0
 
     cdef int flush_later(self, FrameReader connection) except -1:
         self._due.append(connection)

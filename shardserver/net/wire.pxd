@@ -85,6 +85,7 @@ cdef class Wire(FrameReader):
     cdef int note_direction(self, Route route) except -1
     cdef int tell_crossings(self) except -1
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1
+    cdef int hand_over_in_turn(self, uint64_t number, Route route, Block block, uint32_t count) except -1
     cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1
     cdef Slot* started(self, uint64_t number) noexcept
     cdef int answer_status(self, uint64_t number, uint32_t status) except -1

@@ -30,7 +30,6 @@ cdef enum:
     OP_SEND = 160
     POLL_MESSAGES = 100  # the code of an OP_READ
     CROSSINGS_TOLD = 64
-    TARGET_BYTES = 448  # what a send touches of a partition's log (AppendLog), from its reference count on
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
     # Of a request header (framing 2) and of a reply header (framing 3).
     SIZE = 48
@@ -121,6 +120,7 @@ cdef class Wire(FrameReader):
 
     def close(self, reason):
         """Answer nothing more; late completions are ignored."""
+        self.context.take_now()
         self.close_reason = self.close_reason or reason
         self.drop_slots()
         self._output.clear()
@@ -259,6 +259,7 @@ cdef class Wire(FrameReader):
         cdef FrameReply reply = FrameReply.__new__(FrameReply)
         view = memoryview(raw)
         reply._connection, reply._number = self, number
+        self.context.take_now()  # sends of this connection before it
         self.tell_crossings()
         self._is_local = False
         self.owner.start(Frame(RequestHeader.decode(view), view[HEADER:]), reply)
@@ -267,23 +268,31 @@ cdef class Wire(FrameReader):
     # Sends
 
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1:
-        """By a known route without Python; else as any other frame."""
+        """By a known route without Python; else as any other frame.
+
+        Verified before its route is looked for, whose place in memory is asked for meanwhile.
+        """
         cdef uint32_t length = 0, count
         cdef size_t body = size - HEADER
+        cdef const uint8_t* batch
         cdef Route route = None
+        cdef int code = 0
         if body >= 8:
             length = read_u32(raw + HEADER)
         if 4 <= length <= body - 4:
-            self.routes.expect_send(raw + HEADER + 4, length - 4)  # it comes while the frame is verified
+            self.routes.expect_send(raw + HEADER + 4, length - 4)
             if checksum_is_good(raw, body):
+                batch, count = raw + HEADER + 4 + length, read_u32(raw + HEADER + length)
+                code = verify(batch, body - 4 - length, count)  # giving the interpreter's lock away takes as long
                 route = self.find_send(raw + HEADER + 4, length - 4)
         if route is None:
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0
-        prefetch_bytes(<void*>route.target, TARGET_BYTES)  # and this while the batch is verified and copied
-        count = read_u32(raw + HEADER + length)
-        self.send_by_route(number, route, raw, raw + HEADER + 4 + length, body - 4 - length, count)
-        return 0
+        memcpy(self.slot(number).echo, raw + CLIENT, ECHO)
+        if code:
+            self.answer_status(number, code)
+            return 0
+        return self.send_by_route(number, route, raw, batch, size - (batch - raw), count)
 
     cdef inline bint knows_send(self, const uint8_t* key, size_t length) except -1:
         self.routes.begin_revision(self.context.revision)
@@ -300,19 +309,12 @@ cdef class Wire(FrameReader):
     cdef int send_by_route(
         self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
     ) except -1:
-        cdef Slot* slot = self.slot(number)
-        cdef int code
-        memcpy(slot.echo, raw + CLIENT, ECHO)
-        code = verify(batch, length, count)  # with the interpreter's lock: most take no longer than giving it away
-        if code:
-            self.answer_status(number, code)
-            return 0
         try:
             block = self.context.arena.copy_bytes(batch, length)
         except ArenaFullError:  # Python makes room, or refuses
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, batch + length - raw))
             return 0
-        return self.hand_over(number, route, block, count)
+        return self.hand_over_in_turn(number, route, block, count)
 
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1:
         """As send_by_route, of a batch that lies where it stays. raw: the frame up to it."""
@@ -323,7 +325,13 @@ cdef class Wire(FrameReader):
         if code:
             self.answer_status(number, code)
             return 0
-        return self.hand_over(number, route, block, count)
+        return self.hand_over_in_turn(number, route, block, count)
+
+    cdef inline int hand_over_in_turn(self, uint64_t number, Route route, Block block, uint32_t count) except -1:
+        """Behind what came before it, also of other connections: soon, when the context has memory to wait for."""
+        if not self.context.take_later(self, number, route, block, count):
+            self.hand_over(number, route, block, count)
+        return 0
 
     cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1:
         memcpy(self.slot(number).place, route._place, 12)

@@ -7,12 +7,16 @@ from shardserver.memory.arena cimport Block
 from shardserver.protocol.sends cimport Target, Waiter
 from shardserver.storage.clock cimport SystemClock
 from shardserver.storage.staging cimport Staging
-from shardserver.storage.tail cimport Entry, Tail, TailTotal
+from shardserver.storage.tail cimport TAIL_BYTES, Entry, Tail, TailTotal
 
 cpdef enum Running:
     IDLE
     FLUSH
     DIRECT
+
+
+cdef enum:
+    LOG_BYTES = 448  # of a log, its reference count first: what each append touches
 
 
 cdef enum Visible:  # which end polls see

@@ -28,7 +28,6 @@ cdef enum:
     # What a `memory` partition gathers before it writes within its second, and how far its disk may fall behind.
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
-    TAIL_BYTES = 128  # of a tail, its reference count first
     WRITE_OVERHEAD = 128 + 24  # of a journal write with one record
 
 assert KIND_BATCH == fmt.KIND_BATCH

@@ -10,10 +10,13 @@ from shardserver.memory.arena import padded
 from shardserver.storage.index import INDEX_INTERVAL_BYTES
 from shardserver.storage.run import Run
 
+from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.storage.tail cimport Entry, Tail
 
 cdef enum:
     BLOCK = 4096
+    COPIED_AHEAD = 2  # batches
+    ASKED_BYTES = 512  # of each: the processor sees by itself that the rest is wanted
 
 cdef uint64_t MARK_INTERVAL = INDEX_INTERVAL_BYTES
 
@@ -42,11 +45,15 @@ cdef class Gathering:
         """Copy them back to back, and zeros behind them up to a whole block."""
         cdef uint64_t end = (total + BLOCK - 1) // BLOCK * BLOCK, position = 0
         cdef Py_buffer view
+        cdef const Entry* ahead
         cdef size_t number
         staging = self._pool.take(end)
         PyObject_GetBuffer(staging, &view, PyBUF_WRITABLE)
         try:
             for number in range(count):
+                if number + COPIED_AHEAD < count:
+                    ahead = entries + number + COPIED_AHEAD
+                    prefetch_bytes(ahead.data, min(ahead.size, <size_t>ASKED_BYTES))
                 self.mark(entries + number, self._size + position)
                 memcpy(<uint8_t*>view.buf + position, entries[number].data, entries[number].size)
                 position += entries[number].size

@@ -4,6 +4,10 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
+cdef enum:
+    TAIL_BYTES = 128  # of a tail, its reference count first
+
+
 cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, whose bytes are at `data`
     uint64_t base
     uint64_t timestamp

@@ -8,6 +8,12 @@ from libc.string cimport memmove
 
 from shardserver.storage.tail_python import TailEntry
 
+from shardserver.memory.prefetch cimport prefetch_bytes
+
+cdef enum:
+    DROPPED_AHEAD = 8  # entries: about as long as memory takes to come
+    HELD_BYTES = 64
+
 
 cdef inline uint64_t end_of(const Entry* entry) noexcept nogil:
     return entry.base + entry.count
@@ -136,6 +142,8 @@ cdef class Tail:
 
     cdef int drop_oldest(self) except -1:
         cdef Entry* oldest = self._entries + self._first
+        if self._first + DROPPED_AHEAD < self._end:
+            prefetch_bytes(oldest[DROPPED_AHEAD].held, HELD_BYTES)
         self._first += 1
         self.bytes -= oldest.size
         if self._total is not None:

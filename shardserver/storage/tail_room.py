@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from shardserver.errors import ArenaFullError
@@ -19,6 +20,7 @@ class TailRoom:
 
     def __init__(self, resources: LogResources, turn: Turn, on_full: Callable[[], None]) -> None:
         self._resources, self._turn, self._on_full = resources, turn, on_full
+        self._goes_on = False
 
     def copy(self, batch: Buffer) -> Block:
         """The batch in the arena. Raises ArenaFullError: all that is there is needed."""
@@ -37,5 +39,12 @@ class TailRoom:
         return self._turn.tails.bytes < before or self._resources.walks.drop_oldest()
 
     def evict_after_runs(self) -> None:
-        """Down to the setting. What has come into segments meanwhile may be evicted."""
-        self._turn.evict_to(self._resources.settings.tail_bytes)
+        """Down to the setting: what has come into segments may go. Of much, a part in each turn of the loop."""
+        is_done = self._turn.evict_to(self._resources.settings.tail_bytes)
+        if not is_done and not self._goes_on:
+            self._goes_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self.evict_after_runs()

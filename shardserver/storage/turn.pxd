@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shardserver.storage.append_log cimport WRITTEN, AppendLog, Wakers
+from shardserver.storage.append_log cimport LOG_BYTES, WRITTEN, AppendLog, Wakers
 from shardserver.storage.staging cimport Staging
-from shardserver.storage.tail cimport Entry, Tail, TailTotal
+from shardserver.storage.tail cimport TAIL_BYTES, Entry, Tail, TailTotal
 
 
 cdef class Staged:
@@ -38,5 +38,5 @@ cdef class Turn(Wakers):
     cdef bint any_due(self) except -1
     cpdef Staged stage(self, Staging staging, uint32_t shard, uint64_t sequence, size_t least_bytes)
     cdef int stage_log(self, AppendLog log, Staged staged, Staging staging, uint32_t shard, uint64_t sequence) except -1
-    cpdef evict_to(self, uint64_t limit)
-    cdef int evict_from(self, AppendLog log, uint64_t excess) except -1
+    cpdef bint evict_to(self, uint64_t limit) except -1
+    cdef size_t evict_from(self, AppendLog log, uint64_t excess, size_t most) except? 0

@@ -13,11 +13,23 @@ from shardserver.memory.prefetch cimport prefetch_bytes
 
 cdef enum:
     AHEAD = 4  # logs: about as long as memory takes to come
+    EVICTED_AT_ONCE = 4096  # batches: about a millisecond
 
 
-cdef inline void prefetch_next_entry(Tail tail) noexcept:
-    """Where its next batch will stand."""
-    prefetch_bytes(tail._entries + tail._end, sizeof(Entry))
+cdef inline void prefetch_log(list logs, Py_ssize_t number, Py_ssize_t count) noexcept:
+    if number < count:
+        prefetch_bytes(<void*>logs[number], LOG_BYTES)
+
+
+cdef inline void prefetch_for_staging(list logs, Py_ssize_t number, Py_ssize_t count) noexcept:
+    """Of the log `number` where its next batch will stand; of those behind it what leads there, each in its time."""
+    cdef Tail tail
+    prefetch_log(logs, number + 2 * AHEAD, count)
+    if number + AHEAD < count:
+        prefetch_bytes(<void*>(<AppendLog>logs[number + AHEAD]).tail, TAIL_BYTES)
+    if number < count:
+        tail = (<AppendLog>logs[number]).tail
+        prefetch_bytes(tail._entries + tail._end, sizeof(Entry))
 
 
 cdef class Staged:
@@ -58,11 +70,11 @@ cdef class Staged:
             number += 1
 
     cpdef note_durable(self):
-        cdef size_t number = 0
-        cdef AppendLog log
-        for log in self._logs:
-            log.set_durable(self._ends[number])
-            number += 1
+        cdef list logs = self._logs
+        cdef Py_ssize_t number, count = len(logs)
+        for number in range(count):
+            prefetch_log(logs, number + AHEAD, count)
+            (<AppendLog>logs[number]).set_durable(self._ends[number])
 
 
 cdef class Turn(Wakers):
@@ -180,8 +192,7 @@ cdef class Turn(Wakers):
         cdef bint is_full = False
         self._listed = []
         for number in range(count):
-            if number + AHEAD < count:
-                prefetch_next_entry((<AppendLog>listed[number + AHEAD]).tail)
+            prefetch_for_staging(listed, number + AHEAD, count)
             log = listed[number]
             if log._is_dirty and (is_full or log.is_bulk()):
                 self._listed.append(log)  # a bulk one's run is held back; through the journal it would cost the others more
@@ -227,25 +238,29 @@ cdef class Turn(Wakers):
         """How many tails hold something that may go."""
         return len(self._cached)
 
-    cpdef evict_to(self, uint64_t limit):
+    cpdef bint evict_to(self, uint64_t limit) except -1:
         """Drop the oldest batches of one log after the other while all tails have more than limit bytes.
 
-        What is in no segment yet stays.
+        What is in no segment yet stays. False: there may be more to drop than one call does.
         """
         cdef AppendLog log
         cdef Py_ssize_t left = len(self._cached)
-        while left and self.tails.bytes > limit:
+        cdef size_t batches = EVICTED_AT_ONCE
+        while batches and left and self.tails.bytes > limit:
             left -= 1
             log = self._cached.popleft()
-            self.evict_from(log, self.tails.bytes - limit)
+            batches -= self.evict_from(log, self.tails.bytes - limit, batches)
             if log.tail.has_below(log.flushed_end):
                 self._cached.append(log)
             else:  # the end of its next run brings it back: who has nothing in segments is not looked at
                 log._is_cached = False
+        return batches > 0
 
-    cdef int evict_from(self, AppendLog log, uint64_t excess) except -1:
+    cdef size_t evict_from(self, AppendLog log, uint64_t excess, size_t most) except? 0:
+        """So many batches were dropped."""
         cdef uint64_t end = min(log.flushed_end, log.visible_end())
         cdef uint64_t target = log.tail.bytes - min(excess, log.tail.bytes)
-        while log.tail.bytes > target and log.tail.evict_oldest(end):
-            pass
-        return 0
+        cdef size_t dropped = 0
+        while dropped < most and log.tail.bytes > target and log.tail.evict_oldest(end):
+            dropped += 1
+        return dropped

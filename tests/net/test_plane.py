@@ -86,10 +86,12 @@ class Owner:
         self.wire = PlaneConnection(server.plane, self, MAX_FRAME, limit)
         self.repeated, self.asked, self.lookups, self.local = 1, 0, 0, 0
         self.reason = ""
+        self.on_start: Callable[[], None] = lambda: None
         server.plane.add(self.wire, connected.fileno())
 
     def start(self, frame: Frame, reply: Callable[[list, bool], None]) -> None:
         self.asked += 1
+        self.on_start()
         if frame.header.operation == OP_SEND:
             reply([encode_reply_header(frame.header, 0, status=3)], False)
             return
@@ -160,6 +162,47 @@ def test_sends_by_a_route_are_stored_and_confirmed_in_order() -> None:
         assert server.plane.in_flight_bytes == 0 and owner.wire.is_idle
         server.close()
         client.close()
+        assert server.arena.used_bytes == 0
+
+    run(work)
+
+
+def test_what_came_before_a_request_for_python_is_stored_when_python_gets_it() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        stored: list[int] = []
+        owner.on_start = lambda: stored.append(len(server.appended))
+        routed = [False, True, True, False, True, False, False]  # two of them may be on their way at a time
+        client.send(b"".join(send_frame(n, partition=2 if known else 5) for n, known in enumerate(routed)))
+        for number in range(len(routed)):
+            assert (await take_reply(client))[0].request == number
+        assert stored == [0, 2, 3, 3] and len(server.appended) == 3
+        server.close()
+        client.close()
+
+    run(work)
+
+
+def test_what_came_before_a_bug_that_closes_its_connection_is_stored() -> None:
+    async def work() -> None:
+        server = Server()
+        (client, broken), (other, _) = server.connect(), server.connect()
+        find = broken.find_route
+
+        def find_route(key: bytes) -> Route | None:
+            if broken.lookups:
+                raise ZeroDivisionError
+            return find(key)
+
+        broken.find_route = find_route  # type: ignore[method-assign]
+        client.send(send_frame(0) + send_frame(1, partition=5))
+        other.send(send_frame(2))
+        assert (await take_reply(other))[0].request == 2
+        assert broken.reason == "a request failed inside the server" and len(server.appended) == 2
+        server.close()
+        client.close()
+        other.close()
         assert server.arena.used_bytes == 0
 
     run(work)

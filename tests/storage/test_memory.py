@@ -81,6 +81,26 @@ def test_a_poll_at_the_tail_gives_views_of_the_arena() -> None:
     asyncio.run(run())
 
 
+def test_much_that_may_go_from_memory_goes_in_several_turns_of_the_loop() -> None:
+    count, at_once = 10_000, 4096
+
+    async def run() -> None:
+        memory = heap_arena(16 << 20)
+        changes = {"journal_file_bytes": 4 << 20, "direct_bytes": 64 << 20, "tail_bytes": 0}
+        logs = await open_log(FaultDisk(1), memory, **changes)
+        await asyncio.gather(*(send(logs, b"%d " % number) for number in range(count)))
+        assert logs.statistics().memory.blocks == count
+        await logs.flush_partitions([logs.partition(1)])
+        left = [logs.statistics().memory.blocks]
+        while left[-1] and len(left) < 10:
+            await asyncio.sleep(0)
+            left.append(logs.statistics().memory.blocks)
+        assert left[:3] == [count - at_once, count - 2 * at_once, 0]
+        await logs.close()
+
+    asyncio.run(run())
+
+
 def test_what_recovery_replays_lies_in_the_arena() -> None:
     async def run() -> None:
         disk, memory = FaultDisk(1), heap_arena(1 << 20)
