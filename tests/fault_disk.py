@@ -117,12 +117,12 @@ class Operation:
 
 
 async def write_group_by_parts(disk: Any, writes: Sequence[GroupWrite]) -> list[StorageError | None]:
-    """All writes, then the syncs of those that were written, each an operation of its own."""
+    """All writes, then the syncs of those that were written, each an operation of its own, until one fails."""
     outcomes = await errors_of([disk.write(file, position, buffers) for file, position, buffers in writes])
-    written = [number for number, error in enumerate(outcomes) if error is None]
-    synced = await errors_of([disk.sync(writes[number][0]) for number in written])
-    for number, error in zip(written, synced, strict=True):
-        outcomes[number] = error
+    failed: StorageError | None = None
+    for number, (file, _, _) in enumerate(writes):
+        if outcomes[number] is None:
+            failed = outcomes[number] = failed or (await errors_of([disk.sync(file)]))[0]
     return outcomes
 
 

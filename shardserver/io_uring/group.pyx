@@ -13,6 +13,17 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite(int descriptor, const void* data, size_t size, int64_t position)
     int fdatasync(int descriptor)
 
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
+
+cdef extern from *:
+    """
+    #define group_load(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
+    #define group_store(place) __atomic_store_n(place, 1, __ATOMIC_RELEASE)
+    """
+    int group_load(int* place) nogil
+    void group_store(int* place) nogil
+
 cdef enum:
     BLOCK = 4096
 
@@ -51,8 +62,25 @@ cdef int sync_whole(int descriptor) noexcept nogil:
     return 0
 
 
-cdef void write_and_sync(Write* writes, size_t count) noexcept nogil:
-    """All writes first, then the syncs. A file whose write failed is not synced; the error stands at its last write."""
+cdef class SyncsEnd:
+    """What the threads of a group share: a sync has failed, and none of the others are made any more."""
+
+    cdef int _has_come
+
+
+cdef int sync_or_end(int descriptor, int* has_ended) noexcept nogil:
+    cdef int error = ECANCELED
+    if not group_load(has_ended):
+        error = sync_whole(descriptor)
+        if error:
+            group_store(has_ended)
+    return error
+
+
+cdef void write_and_sync(Write* writes, size_t count, int* has_ended) noexcept nogil:
+    """All writes first, then the syncs, until one fails. A file whose write failed is not synced; the error stands at its
+    last write.
+    """
     cdef size_t number
     cdef const Write* one
     cdef int failed = 0
@@ -65,11 +93,12 @@ cdef void write_and_sync(Write* writes, size_t count) noexcept nogil:
             failed = 0
     for number in range(count):
         if not writes[number].goes_on and writes[number].error == 0:
-            writes[number].error = sync_whole(writes[number].descriptor)
+            writes[number].error = sync_or_end(writes[number].descriptor, has_ended)
 
 
-def write_group(list group):
-    """group: (descriptor, position, list of buffers) for each file, which may stand in it once.
+def write_group(list group, SyncsEnd end not None):
+    """group: (descriptor, position, list of buffers) for each file, which may stand in it once. end: the same for all
+    parts of a group.
 
     Gives an errno for each, 0: all is written and synced. The buffers are the caller's, and must not change meanwhile.
     """
@@ -93,7 +122,7 @@ def write_group(list group):
                 number += 1
             writes[number - 1].goes_on = False
         with nogil:
-            write_and_sync(writes, count)
+            write_and_sync(writes, count, &end._has_come)
         errors = [writes[number].error for number in range(count) if not writes[number].goes_on]
     finally:
         free(writes)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from shardserver.errors import DiskFullError, StorageError
-from shardserver.io_uring.group import write_group
+from shardserver.io_uring.group import SyncsEnd, write_group
 from shardserver.io_uring.open_file import OpenFile as OpenFile
 from shardserver.io_uring.open_file import honours_dsync
 from shardserver.io_uring.removal import remove_file
@@ -217,14 +217,15 @@ class ThreadDisk:
         tell_end(self.write(file, position, buffers, sync=True, on_written=on_written), on_end)
 
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
-        return asyncio.ensure_future(_joined([self._write_part(part) for part in split_group(writes)]))
+        end = SyncsEnd()
+        return asyncio.ensure_future(_joined([self._write_part(part, end) for part in split_group(writes)]))
 
-    def _write_part(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
+    def _write_part(self, writes: Sequence[GroupWrite], end: SyncsEnd) -> Future[list[StorageError | None]]:
         group = [(file.descriptor, position, list(buffers)) for file, position, buffers in writes]
         paths = [file.path for file, _, _ in writes]
 
         def work() -> list[StorageError | None]:
-            numbers = write_group(group)
+            numbers = write_group(group, end)
             if not any(numbers):  # else the loop would wait for the lock at each of them (storage rule 29)
                 return [None] * len(numbers)
             return [_group_error(number, path) for number, path in zip(numbers, paths, strict=True)]

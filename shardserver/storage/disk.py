@@ -130,8 +130,8 @@ class Disk(Protocol):
     def write_group(self, writes: Sequence[GroupWrite]) -> Future[list[StorageError | None]]:
         """Write into several files, then sync each of them; a file may be in it once.
 
-        Gives an error for each that was not written or not synced, else None. In the background: none of it is as
-        urgent as a write.
+        Gives an error for each that was not written or not synced, else None. A sync that fails ends the group at once,
+        as in do_steps: what is not synced yet is not. In the background: none of it is as urgent as a write.
         """
         ...
 

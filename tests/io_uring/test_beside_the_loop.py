@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shardserver.io_uring import threads
-from shardserver.io_uring.group import write_group
+from shardserver.io_uring.group import SyncsEnd, write_group
 from shardserver.io_uring.removal import remove_file
 from shardserver.io_uring.steps import Steps
 from shardserver.memory.aligned import aligned_buffer
@@ -142,7 +142,7 @@ def test_the_loop_goes_on_while_a_group_is_written(tmp_path: Path) -> None:
     block = aligned_buffer(BLOCK)
     with open(tmp_path / "a", "wb") as file:
         group = [(file.fileno(), 0, [block] * GROUP)]
-        assert any(loop_went_on_beside(lambda: write_group(group)) for _ in range(MOST_TRIES))
+        assert any(loop_went_on_beside(lambda: write_group(group, SyncsEnd())) for _ in range(MOST_TRIES))
 
 
 @pytest.mark.usefixtures("lock_is_kept")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from shardserver.errors import DiskFullError, StorageError
+from shardserver.io_uring.group import SyncsEnd, write_group
 from shardserver.io_uring.queues import unsupported_reason
 from shardserver.io_uring.ring import ENTRIES
-from shardserver.io_uring.threads import GROUP_THREADS, ThreadDisk, split_group
+from shardserver.io_uring.threads import GROUP_IN_FLIGHT_BYTES, GROUP_THREADS, ThreadDisk, split_group
 from shardserver.io_uring.uring_disk import UringDisk
 from shardserver.memory.aligned import aligned_buffer
 from shardserver.storage.disk import ALL, Act, GroupWrite, Step
@@ -299,6 +300,25 @@ def test_a_group_with_no_room_in_one_file_writes_the_others(kind: str, tmp_path:
         assert [type(one) for one in errors] == [DiskFullError, type(None), DiskFullError]
         assert errors[0].errno == errno.ENOSPC and await disk.file_bytes(good) == BLOCK
         for file in (full, good):
+            await disk.close(file)
+        await disk.shut_down()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", ["io_uring", "threads"])
+def test_a_sync_that_failed_ends_its_group(kind: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        disk = make_engine(kind)
+        files = [await disk.open(str(tmp_path / name), create=True) for name in "ab"]
+        files.insert(1, await disk.open("/dev/null", direct=False, lock=False))  # takes writes, has no fdatasync
+        size = GROUP_IN_FLIGHT_BYTES // BLOCK  # so large that one thread writes all of them
+        errors = await disk.write_group([(file, 0, [pattern(size)]) for file in files])
+        assert [one and one.errno for one in errors] == [None, errno.EINVAL, errno.ECANCELED]
+        end = SyncsEnd()  # that of several threads
+        parts = [write_group([(file.descriptor, 0, [pattern(1)])], end) for file in files]
+        assert parts == [[0], [errno.EINVAL], [errno.ECANCELED]]
+        for file in files:
             await disk.close(file)
         await disk.shut_down()
 
