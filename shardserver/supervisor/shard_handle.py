@@ -18,7 +18,7 @@ import msgspec
 
 from shardserver.config import Config
 from shardserver.errors import ProtocolError
-from shardserver.supervisor import stop_signals
+from shardserver.supervisor import huge_heap, stop_signals
 from shardserver.supervisor.descriptors import close_all
 from shardserver.supervisor.endpoint import Endpoint, make_endpoint
 from shardserver.supervisor.lines import LineSocket
@@ -129,6 +129,7 @@ class ShardHandle:
             process = SPAWN.Process(
                 target=self._plan.target, args=(self._arguments(theirs),), name=f"shard-{self.number}"
             )
+            os.environ[huge_heap.VARIABLE] = huge_heap.with_huge_heap(os.environ.get(huge_heap.VARIABLE))
             resource_tracker.ensure_running()  # it would take our mask away inside
             with stop_signals.held_back():
                 process.start()

@@ -70,6 +70,7 @@ def test_ready_names_what_scripts_need_and_the_event_says_which_limit_decided(se
     assert set(ready) == {"tcp", "shards", "supervisor_pid", "disk_engine", "durability"}
     assert set(ready["shards"][0]) == {"shard", "pid", "core"}
     assert os.sched_getaffinity(shard_pid(ready)) == {ready["shards"][0]["core"]}
+    assert b"glibc.malloc.hugetlb=1" in Path(f"/proc/{shard_pid(ready)}/environ").read_bytes()
     server.signal(signal.SIGTERM)
     code, printed = server.wait()
     found = events(printed)

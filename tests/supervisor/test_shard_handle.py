@@ -8,11 +8,24 @@ from collections.abc import Iterator
 import pytest
 
 from shardserver.errors import ConfigError
+from shardserver.supervisor.huge_heap import with_huge_heap
 from shardserver.supervisor.shard_handle import Backoff, pin_threads
 from shardserver.supervisor.shard_process import pin
 from shardserver.supervisor.sockets import listen, shown_address
 
 NO_CORE = 1023
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=3", "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0:glibc.malloc.check=3", "glibc.malloc.hugetlb=0:glibc.malloc.check=3"),
+    ],
+)
+def test_a_shard_s_heap_asks_for_huge_pages_unless_told_otherwise(given: str | None, wanted: str) -> None:
+    assert with_huge_heap(given) == wanted
 
 
 def test_restarts_wait_longer_and_longer_and_begin_again_after_good_service() -> None:
