@@ -169,10 +169,10 @@ def test_a_batch_of_other_bytes_or_another_count_is_another_batch() -> None:
 
 def test_a_large_batch_that_is_in_a_segment_is_found_there() -> None:
     async def work(world: World) -> None:
-        batch = batch_of(7, size=20_000)
+        batch = batch_of(7, size=40_000)
         await world.restart(SILENT)  # a hint would say that the run was answered
         await answers(world.ask(batch))
-        await answers(world.ask(batch_of(8, size=20_000)))
+        await answers(world.ask(batch_of(8, size=40_000)))
         await world.restart()
         assert await answers(world.ask(batch, floor=0)) == [0]
         assert await world.numbers() == [7, 8]
@@ -212,10 +212,10 @@ def test_a_repeat_for_a_partition_that_is_not_here_is_told_so_and_holds_up_nothi
 
 def test_a_repeat_that_cannot_be_read_is_refused_and_what_follows_it_goes_on() -> None:
     async def work(world: World) -> None:
-        await answers(world.ask(batch_of(7, size=20_000)))
+        await answers(world.ask(batch_of(7, size=40_000)))
         await world.restart()
         world.disk.unreadable = "partitions"
-        failed, new = world.ask(batch_of(7, size=20_000), floor=0), world.ask(batch_of(8))
+        failed, new = world.ask(batch_of(7, size=40_000), floor=0), world.ask(batch_of(8))
         first, second = await answers(failed, new)
         world.disk.unreadable = ""
         assert isinstance(first, StorageError) and second == 1
@@ -385,7 +385,7 @@ def test_repeats_leave_no_cycles_behind() -> None:
 # Answers and hints
 
 
-@pytest.mark.parametrize("size", [300, 20_000])
+@pytest.mark.parametrize("size", [300, 40_000])
 def test_an_answer_is_shown_before_the_write_with_the_hint_that_covers_its_batch(size: int) -> None:
     """Else the owner may die with the hint written and the answer not seen, and the repeat is not looked for there."""
 
