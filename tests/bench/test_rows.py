@@ -71,6 +71,13 @@ def test_an_idle_core_makes_the_rate_load_bound_and_the_cost_decides(busy: float
     assert judge(RATE, dear, None).state == f"load-bound: {NOT_MET}"
 
 
+def test_the_cost_of_a_load_bound_row_is_compared_pair_by_pair() -> None:
+    pairs = [(100_000, 153_000), (50_000, 83_300), (66_700, 125_000)]  # 1.53, 1.67, 1.87; their medians 1.87
+    ours, echo = ([outcome(value, busy=0.8) for value in values] for values in zip(*pairs, strict=True))
+    assert judge(RATE, CaseResult(ours, echo), None).state == f"load-bound: {MET}"
+    assert judge(replace(RATE, least=0.61), CaseResult(ours, echo), None).state == f"load-bound: {NOT_MET}"
+
+
 def test_an_echo_that_costs_too_much_is_suspect_for_small_frames_only() -> None:
     slow = CaseResult([outcome(60_000)], [outcome(66_000)])  # 15.2 µs a request
     assert judge(RATE, slow, None).state == SUSPECT
