@@ -118,7 +118,7 @@ MUTANTS = [
         "        if self.running == DIRECT or self.fenced is not None",
         "        if self.running == DIRECT:\n            self.journaled_end = self.next_offset\n"
         "        if self.fenced is not None",
-        (POWER_LOSS,),
+        (f"{RULES}::test_what_came_behind_a_direct_run_is_not_acknowledged_before_it_nor_without_it",),
     ),
     Mutant(
         "prefix-copied",

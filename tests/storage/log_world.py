@@ -15,6 +15,7 @@ from tests.batches import make_batch, payloads_of
 from tests.fault_disk import FaultDisk
 
 UIDS = (1, 2)
+SEGMENT_BYTES = (48 << 10, 256 << 10)  # one rolls again and again; the other seldom, so more of its runs are direct
 MOST_AT_A_TIME = 8
 SETTINGS = LogSettings(
     journal_file_bytes=160 * 1024,
@@ -50,7 +51,8 @@ async def open_logs(
     **more: object,
 ) -> ShardLog:
     identities = [
-        PartitionIdentity(uid, 1, uid - 1, segment_bytes=48 * 1024, durability=durability, **more) for uid in UIDS
+        PartitionIdentity(uid, 1, uid - 1, segment_bytes=size, durability=durability, **more)
+        for uid, size in zip(UIDS, SEGMENT_BYTES, strict=True)
     ]
     source = RecoveryInput(0, max(UIDS) + 1, identities, answers_are_known=answers_are_known)
     return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)

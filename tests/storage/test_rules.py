@@ -62,6 +62,48 @@ async def bytes_of_two_runs(disk: FaultDisk, first: int) -> bytes:
     return bytes(disk.files[path].current[end:])
 
 
+class HeldRunDisk(FaultDisk):
+    """The writes of segments are not begun while is_held."""
+
+    is_held = False
+
+    def write(self, file, position, buffers, **more) -> asyncio.Future:  # type: ignore[no-untyped-def]
+        if not (self.is_held and file.path.endswith(".log")):
+            return super().write(file, position, buffers, **more)
+        return asyncio.ensure_future(self._write_later(file, position, buffers, **more))
+
+    async def _write_later(self, *arguments, **more) -> None:  # type: ignore[no-untyped-def]
+        while self.is_held:
+            await asyncio.sleep(0)
+        await super().write(*arguments, **more)
+
+
+def test_what_came_behind_a_direct_run_is_not_acknowledged_before_it_nor_without_it() -> None:
+    """Rule 3: journaled beside the run, it would be answered, and after a crash have a gap before it."""
+    disk = HeldRunDisk(1)
+
+    async def life() -> None:
+        logs = await open_logs(disk)
+        await append_and_flush(logs, 0)  # the partition has its segment
+        disk.is_held = True
+        run = asyncio.ensure_future(append(logs, 1, 1, 1, size=SETTINGS.direct_bytes))
+        while not logs.partition(1).running:
+            await asyncio.sleep(0)
+        behind = asyncio.ensure_future(append(logs, 1, 1, 2))
+        await append(logs, 2)  # another partition's goes through the journal
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not run.done() and not behind.done()
+        logs_after = await open_logs(disk.after_power_loss(1))
+        assert await read_numbers(logs_after, 1) == [0]
+        abandon(logs_after)
+        disk.is_held = False
+        assert (await run, await behind) == (1, 2)
+        await logs.close()
+
+    asyncio.run(life())
+
+
 def test_a_whole_leftover_behind_a_torn_one_does_not_come_back() -> None:
     """Rule 4: the run [X1 torn, X2 whole], a crash, Y1 of X1's size, Y2 journaled, a crash: Y2 is there, and not X2."""
     disk, other = made_disk(1), made_disk(1)
