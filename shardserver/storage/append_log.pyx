@@ -247,9 +247,11 @@ cdef class AppendLog(Target):
             self._wakers.keep_cached(self)
 
     def replace_tail(self):
-        """An empty one; what was in it is in segments too."""
-        self.tail.leave_total()
+        """An empty one; gives the old one, which counts in the shard's total no more."""
+        old = self.tail
+        old.leave_total()
         self.tail = Tail(self._total)
+        return old
 
     # What waits, and for what
 

@@ -117,9 +117,11 @@ class AppendLog:
             self._is_cached = True
             self._wakers.keep_cached(self)
 
-    def replace_tail(self) -> None:
-        self.tail.leave_total()
+    def replace_tail(self) -> Tail:
+        old = self.tail
+        old.leave_total()
         self.tail = Tail(self._total)
+        return old
 
     # What waits, and for what
 

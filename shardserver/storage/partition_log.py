@@ -35,7 +35,7 @@ from shardserver.storage.partition_state import PartitionState
 from shardserver.storage.resources import LogResources
 from shardserver.storage.settings import PartitionIdentity
 from shardserver.storage.synced_write import cut_synced
-from shardserver.storage.tail import TailEntry
+from shardserver.storage.tail import Tail, TailEntry
 from shardserver.storage.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -414,18 +414,17 @@ class PartitionLog(PartitionState):
         file = await self.resources.files.get(segment)
         await cut_synced(self._disk, self.resources.faults, file, segment.end)
 
-    def shut(self) -> NotOwnerError:
-        """No reads from here on; what is in memory is in segments too. Gives the reason of the refusal."""
+    def shut(self) -> tuple[NotOwnerError, Tail]:
+        """No reads from here on. (The reason of the refusal, what was in memory: it is in segments too.)"""
         assert self.refusal is not None and self.is_flushed
         self.closed_hint, self.encoded_hint = self.hint(), None
-        self.replace_tail()
         self.closed = self.refusal
-        return self.closed
+        return self.closed, self.replace_tail()
 
-    def drop_tail(self) -> None:
-        """Read no more. The tail's memory is the arena's again at once, whoever still refers to this log."""
+    def drop_tail(self) -> Tail:
+        """Read no more. Gives what was in memory: it is the arena's again once emptied, whoever refers to this log."""
         self.is_closed = True
-        self.tail.cut_from(0)
+        return self.replace_tail()
 
     async def close_files(self) -> None:
         """For another owner. An error of a close is none: the descriptor is gone, and all was synced before."""

@@ -139,7 +139,7 @@ class ShardLog(ShardTurn):
 
     async def _close_forgotten(self, partition: PartitionLog) -> None:
         await partition.end_run()
-        partition.drop_tail()
+        await self._room.let_go(partition.drop_tail())
         await partition.close_files()
 
     async def remove_files(self, uid: int) -> None:
@@ -321,7 +321,9 @@ class ShardLog(ShardTurn):
     def shut_partition(self, partition: PartitionLog) -> None:
         """No reads any more. Its offsets stay in snapshots until it is forgotten."""
         self._turn.drop_cached(partition)
-        self.offsets.close_partition(partition.uid, partition.shut())
+        reason, tail = partition.shut()
+        self.offsets.close_partition(partition.uid, reason)
+        self._tasks.start(self._room.let_go(tail))
 
     def open_partition(self, partition: PartitionLog) -> None:
         partition.open_again()

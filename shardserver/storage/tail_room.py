@@ -9,10 +9,13 @@ from shardserver.errors import ArenaFullError
 from shardserver.memory.arena import Block
 from shardserver.memory.buffers import Buffer
 from shardserver.storage.resources import LogResources
+from shardserver.storage.tail import Tail
 from shardserver.storage.turn import Turn
 
 # So much of the cache goes at a time when the arena is full, or the next append would have to look again.
 LEAST_DROP_BYTES = 1 << 20
+LET_GO_AT_ONCE = 4096  # batches: about a millisecond
+ALL_OFFSETS = (1 << 64) - 1
 
 
 class TailRoom:
@@ -44,6 +47,13 @@ class TailRoom:
         if not is_done and not self._goes_on:
             self._goes_on = True
             asyncio.get_running_loop().call_soon(self._go_on)
+
+    async def let_go(self, tail: Tail) -> None:
+        """Of a partition that is not served here any more, in parts as well."""
+        while tail.first_offset is not None:
+            for _ in range(LET_GO_AT_ONCE):
+                tail.evict_oldest(ALL_OFFSETS)
+            await asyncio.sleep(0)
 
     def _go_on(self) -> None:
         self._goes_on = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from shardserver.errors import ArenaFullError, NotOwnerError, ShardServerError
 from shardserver.memory.arena import Arena
 from shardserver.memory.heap import heap_arena
+from shardserver.storage import tail_room
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.segment_reader import read_buffer
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
@@ -245,6 +247,27 @@ def test_all_blocks_come_back_when_a_partition_is_deleted(durability: Durability
         assert logs.statistics().tail_bytes == 0
         with pytest.raises(NotOwnerError, match="deleted"):
             await partition.reader.read(0, 1, 1 << 20)
+        await logs.close()
+
+    asyncio.run(run())
+
+
+def test_the_memory_of_a_deleted_partition_comes_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once it stopped the loop for as long as hundreds of thousands of batches take."""
+    monkeypatch.setattr(tail_room, "LET_GO_AT_ONCE", 8)
+    memory = heap_arena(1 << 20)
+
+    async def run() -> None:
+        logs = await open_log(FaultDisk(1), memory)
+        for number in range(50):
+            await send(logs, numbered(number, 100))
+        logs.forget_partition(1)
+        left = [memory.statistics().blocks]
+        while left[-1]:
+            await asyncio.sleep(0)
+            left.append(memory.statistics().blocks)
+        parts = [before - after for before, after in itertools.pairwise(left)]
+        assert sum(parts) >= 50 and max(parts) == 8
         await logs.close()
 
     asyncio.run(run())
