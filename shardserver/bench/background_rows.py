@@ -16,7 +16,6 @@ from shardserver.bench.long_rows import (
     DELETED_SHARE,
     LATENCY_WINDOW_S,
     ROLL_PARTITIONS,
-    ROLLING,
     SEGMENT_BYTES,
     Once,
     filled_bulk,
@@ -46,6 +45,8 @@ FLUSHED_RING = (
 )
 FLUSHED_PARTITIONS = 1000
 CONSUMERS = 10_000
+# Of a job that can be done again and again: one stop of the device, which comes with or without it, decides nothing.
+PAIRS = 3
 # A snapshot follows 4 MiB of changes, each of which takes 4 KiB of the metadata log (docs/formats/metadata-log.md).
 CHANGES_BEFORE = 1000
 SMALL_RING = (("SHARDSERVER_JOURNAL_FILE_BYTES", str(4 << 20)),)
@@ -75,12 +76,10 @@ class Repeated(Once):
     def __init__(self, action: Callable[[], None]) -> None:
         super().__init__(self._repeat)
         self._repeated, self._has_ended = action, threading.Event()
-        self.times = 0
 
     def _repeat(self) -> None:
         while not self._has_ended.is_set():
             self._repeated()
-            self.times += not self._has_ended.is_set()
 
     def end(self) -> None:
         """Raises as join."""
@@ -95,19 +94,24 @@ def judged(found: Verdict, done: int) -> Verdict:
     return replace(found, state=NOT_MET, note=f"the job did not run in the window: {found.note}")
 
 
-def _beside(
-    server: OwnServer, session: Session, window_s: float, job: Once, done: Callable[[], int], what: str
+def _beside_repeated(
+    server: OwnServer, session: Session, window_s: float, action: Callable[[], None], done: Callable[[], int], what: str
 ) -> Verdict:
-    """done: how often the job has run so far. A job that is Repeated goes on as long as the load."""
-    spec, quiet = half_load(session, SENDS, window_s)
-    before = done()
-    busy = session.run(spec, warmup_s=1, seconds=window_s, report=job)
-    count_of_job = done() - before
-    if isinstance(job, Repeated):
+    """PAIRS of windows of half the length, with the action again and again in each second one.
+
+    done: how often the job, of which an action may be a part, has run so far.
+    """
+    spec, quiet = half_load(session, SENDS, window_s / 2)
+    pairs, times = [], 0
+    while True:
+        job, before = Repeated(action), done()
+        busy = session.run(spec, warmup_s=1, seconds=window_s / 2, report=job)
+        times += done() - before
         job.end()
-    else:
-        job.join()
-    return judged(p999(quiet, busy, session, server, SENDS, f"{count_of_job} {what}"), count_of_job)
+        pairs.append((quiet, busy))
+        if len(pairs) == PAIRS:
+            return judged(p999(pairs, session, server, SENDS, f"{times} {what}"), times)
+        quiet = session.run(spec, warmup_s=1, seconds=window_s / 2)
 
 
 def beside_metadata_snapshots(directory: Path, window_s: float) -> Verdict:
@@ -125,8 +129,7 @@ def beside_metadata_snapshots(directory: Path, window_s: float) -> Verdict:
 
             for _ in range(CHANGES_BEFORE // 2):
                 change()
-            changes = Repeated(change)
-            return _beside(server, session, window_s, changes, lambda: _generation(server), "snapshots")
+            return _beside_repeated(server, session, window_s, change, lambda: _generation(server), "snapshots")
 
 
 def _generation(server: OwnServer) -> int:
@@ -149,7 +152,7 @@ def beside_offset_snapshots(directory: Path, window_s: float) -> Verdict:
                 if path.exists():
                     seen.add(path.stat().st_mtime_ns)
 
-            return _beside(server, session, window_s, Repeated(commit), lambda: len(seen), "snapshots")
+            return _beside_repeated(server, session, window_s, commit, lambda: len(seen), "snapshots")
 
 
 def beside_index_rebuild(directory: Path, window_s: float, size_bytes: int) -> Verdict:
@@ -164,8 +167,12 @@ def beside_index_rebuild(directory: Path, window_s: float, size_bytes: int) -> V
         session = Session(server.peer, "fsync", bulk.cores)
         session.create(SENDS.partitions)
         settle(server.peer.pids)
-        polls = Once(lambda: _poll_all_segments(bulk, size_bytes))
-        return _beside(server, session, window_s, polls, lambda: _rebuilt(server), "indexes rebuilt")
+        spec, quiet = half_load(session, SENDS, window_s)
+        polls, before = Once(lambda: _poll_all_segments(bulk, size_bytes)), _rebuilt(server)
+        busy = session.run(spec, warmup_s=1, seconds=window_s, report=polls)
+        rebuilt = _rebuilt(server) - before
+        polls.join()
+        return judged(p999([(quiet, busy)], session, server, SENDS, f"{rebuilt} indexes rebuilt"), rebuilt)
 
 
 def _poll_all_segments(bulk: Session, size_bytes: int) -> None:
@@ -201,7 +208,7 @@ def beside_flush(directory: Path, window_s: float) -> Verdict:
         before = _flushes(server)
         busy = session.run(half, warmup_s=1, seconds=max(window_s, ring_s))
         done = _flushes(server) - before
-        found = p999(quiet, busy, session, server, sends, f"{done} partitions flushed")
+        found = p999([(quiet, busy)], session, server, sends, f"{done} partitions flushed")
         if done < FLUSHED_PARTITIONS and found.state != WRONG:
             return replace(found, state=NOT_RUN, note=f"no whole round: {found.note}")
         return found
@@ -224,7 +231,7 @@ def _flushes(server: OwnServer) -> int:
 
 def beside_get_snapshot(directory: Path, window_s: float) -> Verdict:
     """One archive after another, of a directory with 1,000 partitions."""
-    with OwnServer(directory, ROLLING) as server:
+    with OwnServer(directory, FSYNC) as server:
         cores = cores_beside(server.peer.cores)
         bulk = Session(server.peer, "fsync", cores, stream=f"{STREAM}-bulk")
         bulk.create(ROLL_PARTITIONS)
@@ -233,8 +240,13 @@ def beside_get_snapshot(directory: Path, window_s: float) -> Verdict:
         session = Session(server.peer, "fsync", cores)
         session.create(SENDS.partitions)
         with session.connect() as connection:
-            archives = Repeated(lambda: check_archive(connection.snapshot()))
-            return _beside(server, session, window_s, archives, lambda: archives.times, "archives")
+            taken: list[int] = []
+
+            def take() -> None:
+                check_archive(connection.snapshot())
+                taken.append(1)
+
+            return _beside_repeated(server, session, window_s, take, lambda: len(taken), "archives")
 
 
 def check_archive(raw: bytes) -> None:

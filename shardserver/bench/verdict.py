@@ -65,8 +65,8 @@ def judge(row: Row, result: CaseResult, against: CaseResult | None) -> Verdict:
         low=min(found),
         high=max(found),
         limit=limit_text(row),
-        cpu_us=_median_cpu(result.ours),
-        ceiling_cpu_us=_median_cpu(beside),
+        cpu_us=median_cpu(result.ours),
+        ceiling_cpu_us=median_cpu(beside),
         note="; ".join(faults) or result.verified,
     )
 
@@ -114,7 +114,7 @@ def _p50_pair(ours: Outcome, echo: Outcome, disk: DiskSpeed) -> tuple[float | No
     return own / 1e3, (echoed + disk.p50_ns) / 1e3
 
 
-def _median_cpu(outcomes: Sequence[Outcome]) -> float | None:
+def median_cpu(outcomes: Sequence[Outcome]) -> float | None:
     known = [one.peer_us_per_request for one in outcomes if one.peer_us_per_request is not None]
     return statistics.median(known) if known else None
 

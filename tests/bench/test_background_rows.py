@@ -26,24 +26,25 @@ def test_a_job_that_did_not_run_meets_no_limit() -> None:
     assert judged(lost, 0) == lost
 
 
-def test_a_repeated_action_counts_what_ended_before_the_load_did() -> None:
-    twice, may_end = threading.Event(), threading.Event()
+def test_an_action_is_repeated_in_one_thread_until_its_end() -> None:
+    thrice, may_go_on = threading.Event(), threading.Event()
     calls: list[int] = []
 
     def act() -> None:
-        calls.append(1)
+        calls.append(threading.get_ident())
         if len(calls) == 3:
-            twice.set()
-            may_end.wait()
+            thrice.set()
+            may_go_on.wait()
 
     repeated = Repeated(act)
     repeated(MOMENT)
     repeated(MOMENT)
-    twice.wait()
+    thrice.wait()
+    assert not repeated.is_over
     repeated._has_ended.set()
-    may_end.set()
+    may_go_on.set()
     repeated.end()
-    assert (len(calls), repeated.times) == (3, 2)
+    assert len(calls) == 3 and len(set(calls)) == 1 and repeated.is_over
 
 
 def test_an_error_of_the_job_is_raised() -> None:

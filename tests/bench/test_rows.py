@@ -13,6 +13,7 @@ from shardserver.bench.case_run import CaseResult, Pace
 from shardserver.bench.disk_speed import DiskSpeed
 from shardserver.bench.latencies import Latencies, empty_counts
 from shardserver.bench.load import latency_index
+from shardserver.bench.long_rows import p999
 from shardserver.bench.outcome import Acknowledged, Measurement, Outcome
 from shardserver.bench.rows import (
     CONSUME_TAIL,
@@ -235,3 +236,24 @@ def test_only_wrong_data_fails_the_command(
     assert suite.main(["--seconds", "2", "--json"]) == code
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {one["name"] for one in rows} == {row.name for row in ROWS if row.is_quick}
+
+
+class RestartedSession:
+    """As much of a Session as the end of a row needs."""
+
+    def kill_and_restart(self, server: object) -> None: ...
+
+    def faults(self, spec: object) -> list[str]:
+        return []
+
+
+def test_one_stop_of_the_device_decides_nothing_about_a_tail_measured_in_pairs() -> None:
+    pairs = [(outcome(p50_us=quiet), outcome(p50_us=busy)) for quiet, busy in [(100, 110), (100, 5000), (100, 150)]]
+    found = p999(pairs, RestartedSession(), None, None, "3 archives")  # type: ignore[arg-type]
+    assert (found.state, round(found.ours or 0), round(found.ceiling or 0)) == (MET, 150, 100)
+    assert [round(one or 0, 1) for one in (found.ratio, found.low, found.high)] == [1.5, 1.1, 50.0]
+    assert found.note == "3 archives"
+    late = p999([(outcome(), outcome(p50_us=210))], RestartedSession(), None, None, "")  # type: ignore[arg-type]
+    assert late.state == NOT_MET
+    few = p999([*pairs, (outcome(), outcome(9))], RestartedSession(), None, None, "")  # type: ignore[arg-type]
+    assert few.state == NOT_RUN
