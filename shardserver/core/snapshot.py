@@ -11,6 +11,7 @@ from io import FileIO
 import msgspec
 
 from shardserver.core import snapshot_archive
+from shardserver.core.background_process import send_to_background
 from shardserver.core.context import ShardContext
 from shardserver.core.server_statistics import gather_statistics
 from shardserver.core.snapshot_archive import Material
@@ -57,7 +58,7 @@ def _spawn(given: int, made: int) -> int:
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, made, 1)],
     )
-    os.sched_setscheduler(archiver, os.SCHED_IDLE, os.sched_param(0))
+    send_to_background(archiver)
     os.sched_setaffinity(archiver, os.sched_getaffinity(os.getppid()))
     return archiver
 

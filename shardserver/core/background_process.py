@@ -1,0 +1,37 @@
+"""A process that uses cores that nobody else wants, and gives way at once.
+
+A write of the journal ends in a worker of the kernel that is bound to one core. Whoever computes there keeps the worker
+waiting until the next tick, 4 ms, whatever its niceness. SCHED_IDLE gives way at once, but among the tasks of one group
+only: where each session is a group (autogroup, sched(7)), the kernel's workers are in another one. Who has a longer
+slice than they gives way in any case: Linux 6.12 and up has that for ordinary processes (sched_setattr(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+# (sched_setattr, sched_getattr), of asm/unistd.h.
+CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
+# struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
+ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+LEAST_NICE, LONGEST_SLICE_NS = 19, 100_000_000
+
+
+def send_to_background(process: int) -> None:
+    """process: its id. Raises OSError: it is gone."""
+    if not _lengthen_slice(process):
+        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _lengthen_slice(process: int) -> bool:
+    """False: this kernel has not done it. One that does not know of slices takes the call and reads another back."""
+    if (calls := CALLS.get(platform.machine())) is None:
+        return False
+    libc, found = ctypes.CDLL(None), ctypes.create_string_buffer(ATTRIBUTES.size)
+    wanted = ATTRIBUTES.pack(ATTRIBUTES.size, os.SCHED_OTHER, 0, LEAST_NICE, 0, LONGEST_SLICE_NS, 0, 0)
+    if libc.syscall(calls[0], process, wanted, 0) or libc.syscall(calls[1], process, found, ATTRIBUTES.size, 0):
+        return False
+    return bool(ATTRIBUTES.unpack(found.raw)[5] == LONGEST_SLICE_NS)

@@ -1,0 +1,51 @@
+"""A process in the background: by the length of its slice, or, where the kernel does not do that, SCHED_IDLE."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from shardserver.core import background_process
+from shardserver.core.background_process import send_to_background
+
+SLICES_SINCE = (6, 12)
+
+
+@pytest.fixture
+def process() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "60"]) as made:
+        try:
+            yield made.pid
+        finally:
+            made.kill()
+
+
+def test_it_gives_way_by_a_long_slice_where_the_kernel_has_slices(process: int) -> None:
+    send_to_background(process)
+    kernel = tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
+    if kernel >= SLICES_SINCE and platform.machine() in background_process.CALLS:
+        assert os.sched_getscheduler(process) == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, process) == background_process.LEAST_NICE
+        assert background_process._lengthen_slice(process)
+    else:
+        assert os.sched_getscheduler(process) == os.SCHED_IDLE
+
+
+@pytest.mark.parametrize("calls", [{}, {platform.machine(): (-1, -1)}], ids=["another machine", "the kernel refuses"])
+def test_it_is_idle_where_it_cannot_be_told_otherwise(
+    process: int, calls: dict[str, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_process, "CALLS", calls)
+    send_to_background(process)
+    assert os.sched_getscheduler(process) == os.SCHED_IDLE
+
+
+def test_one_that_is_gone_is_an_error() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+        with pytest.raises(OSError, match="process"):
+            send_to_background(ended.pid)
