@@ -15,6 +15,7 @@ from shardserver.bench.case_run import Pace
 from shardserver.bench.long_rows import (
     DELETED_SHARE,
     LATENCY_WINDOW_S,
+    PAIRS,
     ROLL_PARTITIONS,
     SEGMENT_BYTES,
     Once,
@@ -45,8 +46,6 @@ FLUSHED_RING = (
 )
 FLUSHED_PARTITIONS = 1000
 CONSUMERS = 10_000
-# Of a job that can be done again and again: one stop of the device, which comes with or without it, decides nothing.
-PAIRS = 3
 # A snapshot follows 4 MiB of changes, each of which takes 4 KiB of the metadata log (docs/formats/metadata-log.md).
 CHANGES_BEFORE = 1000
 SMALL_RING = (("SHARDSERVER_JOURNAL_FILE_BYTES", str(4 << 20)),)
@@ -97,7 +96,7 @@ def judged(found: Verdict, done: int) -> Verdict:
 def _beside_repeated(
     server: OwnServer, session: Session, window_s: float, action: Callable[[], None], done: Callable[[], int], what: str
 ) -> Verdict:
-    """PAIRS of windows of half the length, with the action again and again in each second one.
+    """Pairs of windows of half the length, with the action again and again in each second one.
 
     done: how often the job, of which an action may be a part, has run so far.
     """
