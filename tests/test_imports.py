@@ -10,6 +10,7 @@ ROOT = Path(shardserver.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "amounts": set(),
+    "time_slice": set(),
     "config": {"errors", "amounts"},
     "config_text": {"config"},
     "memory": {"errors"},
@@ -17,10 +18,10 @@ MAY_IMPORT = {
     "storage": {"errors", "memory", "protocol"},
     "io_uring": {"errors", "memory", "storage"},
     "router": {"errors", "memory", "protocol"},
-    "core": {"errors", "memory", "protocol", "storage", "router"},
+    "core": {"errors", "time_slice", "memory", "protocol", "storage", "router"},
     "net": {"errors", "memory", "protocol", "storage", "router", "core"},
     "client": {"errors", "protocol"},
-    "bench": {"errors", "memory", "protocol", "client"},
+    "bench": {"errors", "time_slice", "memory", "protocol", "client"},
     "cli": {"errors", "config", "config_text", "supervisor", "admin", "core", "client"},
 }
 

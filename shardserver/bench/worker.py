@@ -17,6 +17,7 @@ from shardserver.bench.processes import sleep_until
 from shardserver.client.connection import Connection
 from shardserver.client.requests import POLL_OFFSET_FROM_END
 from shardserver.errors import ShardServerError
+from shardserver.time_slice import lengthen_slice
 
 # Bytes from the place of the partition (u32) to a poll's end, and to a send's batch.
 POLL_PARTITION_FROM_END, SEND_PARTITION_FROM_BATCH = POLL_OFFSET_FROM_END + 5, 8
@@ -46,6 +47,7 @@ def run_worker(plan: ProcessPlan, pipe: Pipe, progress: Any, index: int) -> None
     """The process, whole. progress: DupFd of PROGRESS_BYTES a process. Through the pipe go (content, error) pairs."""
     try:
         os.sched_setaffinity(0, {plan.core})
+        lengthen_slice(0, nice=0)  # the kernel's workers here end what the server has written
         batches = plan.spec.shape.make_batches(plan.seed) if plan.spec.senders else []
         with ExitStack() as stack, mmap.mmap(progress.detach(), 0) as shared:
             connections = [_open(stack, plan, one) for one in plan.connections]

@@ -11,12 +11,12 @@ from io import FileIO
 import msgspec
 
 from shardserver.core import snapshot_archive
-from shardserver.core.background_process import send_to_background
 from shardserver.core.context import ShardContext
 from shardserver.core.server_statistics import gather_statistics
 from shardserver.core.snapshot_archive import Material
 from shardserver.errors import BackpressureError, Code, RejectedError
 from shardserver.protocol.system import SnapshotRequest
+from shardserver.time_slice import send_to_background
 
 
 async def take_snapshot(context: ShardContext, request: SnapshotRequest) -> bytes:

@@ -1,4 +1,4 @@
-"""A process that uses cores that nobody else wants, and gives way at once.
+"""Who computes for long and gives way at once, to the kernel's workers too.
 
 A write of the journal ends in a worker of the kernel that is bound to one core. Whoever computes there keeps the worker
 waiting until the next tick, 4 ms, whatever its niceness. SCHED_IDLE gives way at once, but among the tasks of one group
@@ -21,17 +21,20 @@ LEAST_NICE, LONGEST_SLICE_NS = 19, 100_000_000
 
 
 def send_to_background(process: int) -> None:
-    """process: its id. Raises OSError: it is gone."""
-    if not _lengthen_slice(process):
+    """Where nobody else wants the core. process: its id. Raises OSError: it is gone."""
+    if not lengthen_slice(process, LEAST_NICE):
         os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _lengthen_slice(process: int) -> bool:
-    """False: this kernel has not done it. One that does not know of slices takes the call and reads another back."""
+def lengthen_slice(process: int, nice: int) -> bool:
+    """process: 0 is the caller's thread. False: this kernel has not done it.
+
+    One that does not know of slices takes the call and reads another one back.
+    """
     if (calls := CALLS.get(platform.machine())) is None:
         return False
     libc, found = ctypes.CDLL(None), ctypes.create_string_buffer(ATTRIBUTES.size)
-    wanted = ATTRIBUTES.pack(ATTRIBUTES.size, os.SCHED_OTHER, 0, LEAST_NICE, 0, LONGEST_SLICE_NS, 0, 0)
+    wanted = ATTRIBUTES.pack(ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, LONGEST_SLICE_NS, 0, 0)
     if libc.syscall(calls[0], process, wanted, 0) or libc.syscall(calls[1], process, found, ATTRIBUTES.size, 0):
         return False
     return bool(ATTRIBUTES.unpack(found.raw)[5] == LONGEST_SLICE_NS)

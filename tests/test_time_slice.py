@@ -1,4 +1,4 @@
-"""A process in the background: by the length of its slice, or, where the kernel does not do that, SCHED_IDLE."""
+"""Who gives way: by the length of its slice, or, in the background where the kernel does not do that, SCHED_IDLE."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardserver.core import background_process
-from shardserver.core.background_process import send_to_background
+from shardserver import time_slice
+from shardserver.time_slice import lengthen_slice, send_to_background
 
 SLICES_SINCE = (6, 12)
 
@@ -27,10 +27,10 @@ def process() -> Iterator[int]:
 def test_it_gives_way_by_a_long_slice_where_the_kernel_has_slices(process: int) -> None:
     send_to_background(process)
     kernel = tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
-    if kernel >= SLICES_SINCE and platform.machine() in background_process.CALLS:
+    if kernel >= SLICES_SINCE and platform.machine() in time_slice.CALLS:
         assert os.sched_getscheduler(process) == os.SCHED_OTHER
-        assert os.getpriority(os.PRIO_PROCESS, process) == background_process.LEAST_NICE
-        assert background_process._lengthen_slice(process)
+        assert os.getpriority(os.PRIO_PROCESS, process) == time_slice.LEAST_NICE
+        assert lengthen_slice(process, time_slice.LEAST_NICE)
     else:
         assert os.sched_getscheduler(process) == os.SCHED_IDLE
 
@@ -39,7 +39,7 @@ def test_it_gives_way_by_a_long_slice_where_the_kernel_has_slices(process: int) 
 def test_it_is_idle_where_it_cannot_be_told_otherwise(
     process: int, calls: dict[str, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background_process, "CALLS", calls)
+    monkeypatch.setattr(time_slice, "CALLS", calls)
     send_to_background(process)
     assert os.sched_getscheduler(process) == os.SCHED_IDLE
 
