@@ -46,11 +46,13 @@ cdef class Plane(WireContext):
     cdef list _starved
     cdef object _schedule
     cdef bint _draining
+    cdef size_t _received  # bytes in this drain
     cdef Taken _taken[LATER]  # a ring: the oldest at _taken_first
     cdef int _taken_first
     cdef int _taken_count
     cdef bint _flush_scheduled
 
+    cdef int serve_ready(self) except -1
     cdef int take_first(self) except -1
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1
     cdef int starve(self, PlaneConnection connection) except -1

@@ -63,7 +63,11 @@ cdef enum:
     DIRECT = 16 * 1024  # so much of a frame is worth being read to where it stays
     HEAD = 4096  # read behind a large frame: what comes before the batch of the next one
     PASS = 1 << 20
+    # A drain ends behind so many sockets or bytes, looked at as often as it asks which sockets are ready: small requests
+    # of many connections come into one journal write, and large ones keep the loop for some milliseconds, not for 256 MiB.
     EVENTS = 256
+    DRAIN_BYTES = 16 << 20
+    AT_ONCE = 64
     WRITE_HIGH = 1 << 20
 
 
@@ -133,6 +137,7 @@ cdef class PlaneConnection(Wire):
         self._may_hold_more = is_over or (events & EPOLLRDHUP) != 0
         if self.fd >= 0 and (is_over or (is_open and events & EPOLLIN)):
             got = self.receive()
+            self.plane._received += max(got, 0)
             if got < 0 and errno == EINTR:
                 self._may_hold_more = True
             elif got == 0 or (got < 0 and errno != EAGAIN):
@@ -228,12 +233,22 @@ cdef class Plane(WireContext):
         return 0
 
     def drain(self):
-        """Serve the sockets that are ready, at most EVENTS of them; one send for each that has something to say."""
-        cdef epoll_event events[EVENTS]
+        """Serve the sockets that are ready, not without end; one send for each that has something to say."""
+        cdef int served = 0, count = AT_ONCE
+        self._draining, self._received = True, 0
+        while count == AT_ONCE and served < EVENTS and self._received < DRAIN_BYTES:
+            count = self.serve_ready()
+            served += count
+        self.take_now()
+        self._draining = False
+        self.flush()
+
+    cdef int serve_ready(self) except -1:
+        """Gives of how many sockets."""
+        cdef epoll_event events[AT_ONCE]
         cdef int index, count
         cdef PlaneConnection connection
-        count = epoll_wait(self.epoll, events, EVENTS, 0)
-        self._draining = True
+        count = epoll_wait(self.epoll, events, AT_ONCE, 0)
         # Held for the round: a connection may be removed by what another one's bytes do.
         held = [<PlaneConnection>events[index].data.ptr for index in range(count)]
         for index in range(count):
@@ -245,9 +260,7 @@ cdef class Plane(WireContext):
             except Exception as error:  # a bug must not end the shard: this connection closes, the others go on
                 log.exception("connection_failed")
                 connection.fail("a request failed inside the server")
-        self.take_now()
-        self._draining = False
-        self.flush()
+        return max(count, 0)
 
     # Sends on their way
 

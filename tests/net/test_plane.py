@@ -349,6 +349,31 @@ def test_a_client_that_does_not_read_is_read_no_more_and_gets_all_in_the_end() -
     run(work)
 
 
+def test_a_drain_ends_by_its_bytes_and_the_next_one_goes_on_behind_them() -> None:
+    """A thousand connections with large requests once kept the loop for the better part of a second."""
+
+    async def work() -> None:
+        server = Server(in_flight_limit=1 << 30)
+        asyncio.get_running_loop().remove_reader(server.plane.fileno())
+        frame = encode_request(OP_READ, 0, bytes(100 << 10), client=CLIENT, request=1, session=1)
+        clients = []
+        for _ in range(230):
+            client, owner = server.connect()
+            owner.repeated = 0
+            assert client.send(frame) == len(frame)
+            clients.append(client)
+        asked = []
+        for _ in range(2):
+            server.plane.drain()
+            asked.append(sum(owner.asked for owner in server.owners))
+        assert asked == [192, 230]  # 64 at a time, until 16 MiB have come
+        server.close()
+        for client in clients:
+            client.close()
+
+    run(work)
+
+
 def test_with_its_bytes_in_flight_at_the_limit_a_connection_waits_and_others_go_on() -> None:
     async def work() -> None:
         frame = len(send_frame(0))
