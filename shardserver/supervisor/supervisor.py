@@ -233,6 +233,7 @@ class Supervisor:
         }
         if any(one.degraded for one in recovered):
             content["degraded"] = True
+        self._publish_state()  # before: who sees ready.json may look at state.json next
         self._data.write_ready(content)
         limit = {"cores_allowed": len(self._choice.cores), "cores_decided_by": self._choice.decided_by}
         log.info("ready", extra={"fields": content | limit | {"shards_served": len(served)}})
