@@ -57,6 +57,15 @@ cdef class Block:
     cdef Py_ssize_t size
 
 
+cdef class BlockPart:
+    cdef Block _block
+    cdef uint8_t* _data
+    cdef Py_ssize_t _size
+
+
+cdef object part_of(Block block, uint8_t* data, Py_ssize_t size)
+
+
 cdef class PaddedBlock:
     cdef Block _block
     cdef Py_ssize_t _size

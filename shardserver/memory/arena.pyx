@@ -283,6 +283,29 @@ cdef class Block:
 
 
 @cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class BlockPart:
+    """Exports some bytes of a block, writable, and holds it."""
+
+    def __len__(self):
+        return self._size
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        view.obj = self
+        fill_view(view, self._data, self._size, flags)
+
+
+cdef object part_of(Block block, uint8_t* data, Py_ssize_t size):
+    """A buffer of `size` bytes at `data`, in the block; the block itself, if these are all of it."""
+    if data == block.data and size == block.size:
+        return block
+    cdef BlockPart part = BlockPart.__new__(BlockPart)
+    part._block, part._data, part._size = block, data, size
+    return part
+
+
+@cython.final
 cdef class PaddedBlock:
     """Exports a block with the zeros behind it, read-only."""
 

@@ -19,7 +19,9 @@ cdef class WireContext:
     cdef readonly uint64_t in_flight_limit
 
     cdef int flush_later(self, FrameReader wire) except -1
-    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1
+    cdef bint take_later(
+        self, FrameReader wire, uint64_t number, route, const uint8_t* batch, size_t size, uint32_t count
+    ) except -1
     cdef int take_now(self) except -1
 
 

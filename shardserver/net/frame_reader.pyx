@@ -69,8 +69,10 @@ cdef class WireContext:
         """Replies are due. For those that have sockets."""
         return 0
 
-    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1:
-        """Have `hand_over` of a Wire called soon, with these. False: it is to be called now."""
+    cdef bint take_later(
+        self, FrameReader wire, uint64_t number, route, const uint8_t* batch, size_t size, uint32_t count
+    ) except -1:
+        """Have `hand_over` of a Wire called soon, with these. False: it is to be called now, and nothing is before it."""
         return False
 
     cdef int take_now(self) except -1:

@@ -9,14 +9,17 @@ from shardserver.net.wire cimport Wire
 
 cdef enum:
     LATER = 2  # sends: so long memory may take to come
+    SCRATCHES = LATER + 1
 
 
 cdef struct Taken:  # a send on its way to its partition; references are owned
     PyObject* wire
     PyObject* route
-    PyObject* block
+    const uint8_t* batch  # in the part `scratch` of the scratch memory
+    size_t size
     uint64_t number
     uint32_t count
+    int scratch
 
 
 cdef class PlaneConnection(Wire):
@@ -41,7 +44,8 @@ cdef class PlaneConnection(Wire):
 
 cdef class Plane(WireContext):
     cdef int epoll
-    cdef uint8_t* scratch
+    cdef uint8_t* scratch  # SCRATCHES of them; what is read goes to the one with the number _scratch
+    cdef int _scratch
     cdef list _due
     cdef list _starved
     cdef object _schedule
@@ -54,5 +58,6 @@ cdef class Plane(WireContext):
 
     cdef int serve_ready(self) except -1
     cdef int take_first(self) except -1
+    cdef uint8_t* free_scratch(self) noexcept
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1
     cdef int starve(self, PlaneConnection connection) except -1

@@ -14,7 +14,6 @@ from libc.string cimport memset
 import logging
 import os
 
-from shardserver.memory.arena cimport Block
 from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.net.frame_reader cimport FrameReader, WireContext
 from shardserver.net.known_routes cimport Route
@@ -58,7 +57,7 @@ cdef extern from "sys/socket.h" nogil:
         MSG_DONTWAIT
 
 cdef enum:
-    TARGET_BYTES = 448  # what a send touches of a partition's log (AppendLog), from its reference count on
+    TARGET_BYTES = 472  # what a send touches of a partition's log (AppendLog), from its reference count on
     SCRATCH = 256 * 1024  # what one socket may bring in one drain, when its frames are small
     DIRECT = 16 * 1024  # so much of a frame is worth being read to where it stays
     HEAD = 4096  # read behind a large frame: what comes before the batch of the next one
@@ -170,20 +169,21 @@ cdef class PlaneConnection(Wire):
         """One read: `rest` bytes of a large frame to where they stay, `more` to be parsed where they were read."""
         cdef iovec vectors[2]
         cdef msghdr message
+        cdef uint8_t* scratch = self.plane.free_scratch()
         cdef ssize_t got
         if rest == 0:
-            got = recv(self.fd, self.plane.scratch, more, MSG_DONTWAIT)
+            got = recv(self.fd, scratch, more, MSG_DONTWAIT)
         else:
             memset(&message, 0, sizeof(message))
             vectors[0].iov_base, vectors[0].iov_len = self._into + self._filled, rest
-            vectors[1].iov_base, vectors[1].iov_len = self.plane.scratch, more
+            vectors[1].iov_base, vectors[1].iov_len = scratch, more
             message.msg_iov, message.msg_iovlen = vectors, 2
             got = recvmsg(self.fd, &message, MSG_DONTWAIT)
         if got <= 0:
             return got
         if rest:
             self.frame_grew(min(<size_t>got, rest))
-        self.take_bytes(self.plane.scratch, got - rest if <size_t>got > rest else 0)
+        self.take_bytes(scratch, got - rest if <size_t>got > rest else 0)
         return got
 
 
@@ -194,7 +194,7 @@ cdef class Plane(WireContext):
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
-        self.scratch = <uint8_t*>malloc(SCRATCH)
+        self.scratch = <uint8_t*>malloc(SCRATCHES * SCRATCH)
         if self.scratch == NULL:
             raise MemoryError
         self._due, self._starved = [], []
@@ -264,12 +264,22 @@ cdef class Plane(WireContext):
 
     # Sends on their way
 
-    cdef bint take_later(self, FrameReader wire, uint64_t number, route, Block block, uint32_t count) except -1:
+    cdef uint8_t* free_scratch(self) noexcept:
+        """Memory to read to, in which no batch waits: those that do are in the last two that were read to."""
+        if self._taken_count and self._taken[(self._taken_first + self._taken_count - 1) % LATER].scratch == self._scratch:
+            self._scratch = (self._scratch + 1) % SCRATCHES
+        return self.scratch + self._scratch * SCRATCH
+
+    cdef bint take_later(
+        self, FrameReader wire, uint64_t number, route, const uint8_t* batch, size_t size, uint32_t count
+    ) except -1:
         """Of thousands of partitions none is in the processor's cache: what a send needs of its own comes while the next
         sockets are read. In order of arrival, and none is left when the drain ends.
         """
         cdef Taken* taken
-        if not self._draining:
+        cdef const uint8_t* scratch = self.scratch + self._scratch * SCRATCH
+        if not self._draining or batch < scratch or batch >= scratch + SCRATCH:  # pieced together elsewhere
+            self.take_now()
             return False
         if self._taken_count == LATER:
             self.take_first()
@@ -277,11 +287,11 @@ cdef class Plane(WireContext):
             taken = self._taken + (self._taken_first + self._taken_count - 1) % LATER
             prefetch_bytes(<void*>(<Route>taken.route).target, TARGET_BYTES)
         taken = self._taken + (self._taken_first + self._taken_count) % LATER
-        taken.wire, taken.route, taken.block = <PyObject*>wire, <PyObject*>route, <PyObject*>block
+        taken.wire, taken.route = <PyObject*>wire, <PyObject*>route
+        taken.batch, taken.size, taken.scratch = batch, size, self._scratch
         taken.number, taken.count = number, count
         Py_INCREF(wire)
         Py_INCREF(route)
-        Py_INCREF(block)
         self._taken_count += 1
         return True
 
@@ -294,14 +304,13 @@ cdef class Plane(WireContext):
         """The next ones may be taken from in here."""
         cdef Taken taken = self._taken[self._taken_first]
         cdef PlaneConnection connection = <PlaneConnection>taken.wire
-        route, block = <Route>taken.route, <Block>taken.block
+        route = <Route>taken.route
         Py_DECREF(connection)
         Py_DECREF(route)
-        Py_DECREF(block)
         self._taken_first = (self._taken_first + 1) % LATER
         self._taken_count -= 1
         try:
-            connection.hand_over(taken.number, route, block, taken.count)
+            connection.hand_over(taken.number, route, taken.batch, taken.size, taken.count)
         except Exception as error:  # as in drain
             log.exception("connection_failed")
             connection.fail("a request failed inside the server")

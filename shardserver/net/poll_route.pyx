@@ -13,7 +13,7 @@ from shardserver.protocol.batch import slice_batch
 from shardserver.net.output cimport Output
 from shardserver.protocol.little_endian cimport read_u32, read_u64, write_u32, write_u64
 from shardserver.storage.append_log cimport AppendLog
-from shardserver.storage.tail cimport Entry
+from shardserver.storage.tail cimport Entry, bytes_of
 
 cdef enum:
     BY_OFFSET = 1
@@ -99,7 +99,7 @@ cdef class PollRoute:
         while next_offset[0] < end and place < self._log.tail._end:
             entry = self._log.tail._entries + place
             start, stop = next_offset[0], min(entry.base + entry.count, end)
-            part = <object>entry.held
+            part = bytes_of(entry)
             if start > entry.base or stop < entry.base + entry.count:
                 part = slice_batch(part, start - entry.base, stop - 1 - entry.base)
             size += len(part)

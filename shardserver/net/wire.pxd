@@ -73,20 +73,18 @@ cdef class Wire(FrameReader):
     cdef Slot* add_slot(self, const uint8_t* raw, size_t size) except NULL
     cdef bint start_next(self) except -1
     cdef int start_frame(self, uint64_t number, raw) except -1
+    cdef int start_in_turn(self, uint64_t number, raw) except -1
     cdef int start_send(self, uint64_t number, const uint8_t* raw, size_t size) except -1
     cdef bint knows_send(self, const uint8_t* key, size_t length) except -1
     cdef int start_poll(self, uint64_t number, const uint8_t* raw, size_t size) except -1
     cdef PollRoute find_poll(self, const uint8_t* key, size_t length)
     cdef int note_local(self) except -1
     cdef Route find_send(self, const uint8_t* key, size_t length)
-    cdef int send_by_route(
-        self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
-    ) except -1
     cdef int note_direction(self, Route route) except -1
     cdef int tell_crossings(self) except -1
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1
-    cdef int hand_over_in_turn(self, uint64_t number, Route route, Block block, uint32_t count) except -1
-    cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1
+    cdef int hand_over(self, uint64_t number, Route route, const uint8_t* batch, size_t size, uint32_t count) except -1
+    cdef int use_route(self, uint64_t number, Route route) except -1
     cdef Slot* started(self, uint64_t number) noexcept
     cdef int answer_status(self, uint64_t number, uint32_t status) except -1
     cdef int done(self, Slot* slot) except -1

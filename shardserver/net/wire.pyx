@@ -57,6 +57,11 @@ cdef inline Request request_of(const uint8_t* raw) noexcept nogil:
     return POLL if raw[OPERATION] == OP_READ and read_u32(raw + CODE) == POLL_MESSAGES else OTHER
 
 
+cdef inline void count_send(Route route, uint64_t size) noexcept:
+    route._requests += 1
+    route._bytes += size
+
+
 cdef class FrameReply:
     """The reply callable of one request that Python serves. Called once."""
 
@@ -256,10 +261,13 @@ cdef class Wire(FrameReader):
         return True
 
     cdef int start_frame(self, uint64_t number, raw) except -1:
+        self.context.take_now()  # sends of this connection before it
+        return self.start_in_turn(number, raw)
+
+    cdef int start_in_turn(self, uint64_t number, raw) except -1:
         cdef FrameReply reply = FrameReply.__new__(FrameReply)
         view = memoryview(raw)
         reply._connection, reply._number = self, number
-        self.context.take_now()  # sends of this connection before it
         self.tell_crossings()
         self._is_local = False
         self.owner.start(Frame(RequestHeader.decode(view), view[HEADER:]), reply)
@@ -292,7 +300,10 @@ cdef class Wire(FrameReader):
         if code:
             self.answer_status(number, code)
             return 0
-        return self.send_by_route(number, route, raw, batch, size - (batch - raw), count)
+        size -= batch - raw
+        if self.context.take_later(self, number, route, batch, size, count):
+            return 0
+        return self.hand_over(number, route, batch, size, count)
 
     cdef inline bint knows_send(self, const uint8_t* key, size_t length) except -1:
         self.routes.begin_revision(self.context.revision)
@@ -306,18 +317,8 @@ cdef class Wire(FrameReader):
         self.routes.begin_revision(self.context.revision)
         return self.routes.find_poll(key, length, self.owner)
 
-    cdef int send_by_route(
-        self, uint64_t number, Route route, const uint8_t* raw, const uint8_t* batch, size_t length, uint32_t count
-    ) except -1:
-        try:
-            block = self.context.arena.copy_bytes(batch, length)
-        except ArenaFullError:  # Python makes room, or refuses
-            self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, batch + length - raw))
-            return 0
-        return self.hand_over_in_turn(number, route, block, count)
-
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1:
-        """As send_by_route, of a batch that lies where it stays. raw: the frame up to it."""
+        """A batch that lies where it stays. raw: the frame up to it."""
         cdef int code
         memcpy(self.slot(number).echo, raw + CLIENT, ECHO)
         with nogil:
@@ -325,24 +326,31 @@ cdef class Wire(FrameReader):
         if code:
             self.answer_status(number, code)
             return 0
-        return self.hand_over_in_turn(number, route, block, count)
-
-    cdef inline int hand_over_in_turn(self, uint64_t number, Route route, Block block, uint32_t count) except -1:
-        """Behind what came before it, also of other connections: soon, when the context has memory to wait for."""
-        if not self.context.take_later(self, number, route, block, count):
-            self.hand_over(number, route, block, count)
-        return 0
-
-    cdef int hand_over(self, uint64_t number, Route route, Block block, uint32_t count) except -1:
-        memcpy(self.slot(number).place, route._place, 12)
-        route._requests += 1
-        route._bytes += block.size
-        self.note_direction(route)
+        self.context.take_now()  # what came before it, also of other connections
+        self.use_route(number, route)
         try:
             route.target.take(block, count, self, number)
         except ShardServerError as error:
             self.refuse(number, error)
+        count_send(route, block.size)
         return 0
+
+    cdef int hand_over(self, uint64_t number, Route route, const uint8_t* batch, size_t size, uint32_t count) except -1:
+        """All that came before it has been handed over; behind it in memory its frame ends."""
+        cdef size_t frame = self.slot(number).bytes
+        self.use_route(number, route)
+        try:
+            route.target.take_bytes(self.context.arena, batch, size, count, self, number)
+        except ArenaFullError:  # Python makes room, or refuses
+            return self.start_in_turn(number, PyBytes_FromStringAndSize(<const char*>batch + size - frame, frame))
+        except ShardServerError as error:
+            self.refuse(number, error)
+        count_send(route, size)
+        return 0
+
+    cdef int use_route(self, uint64_t number, Route route) except -1:
+        memcpy(self.slot(number).place, route._place, 12)
+        return self.note_direction(route)
 
     cdef int note_direction(self, Route route) except -1:
         """Where the connection sends to: its owner is told now and then, as telling costs more than the send."""

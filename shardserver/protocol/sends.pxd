@@ -1,8 +1,8 @@
 """Sends on their way, for cimport. Docstrings in sends.pyx."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from shardserver.memory.arena cimport Block
+from shardserver.memory.arena cimport Arena, Block
 
 
 cdef class Waiter:
@@ -16,6 +16,9 @@ cdef class CallbackWaiter(Waiter):
 
 cdef class Target:
     cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1
+    cdef int take_bytes(
+        self, Arena arena, const uint8_t* batch, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1
 
 
 cdef class CallbackTarget(Target):

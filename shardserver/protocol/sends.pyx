@@ -3,9 +3,9 @@
 The layers of the data path meet here: a connection is a waiter, a partition's log or the peer that owns it is a target.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from shardserver.memory.arena cimport Block
+from shardserver.memory.arena cimport Arena, Block
 
 
 cdef class Waiter:
@@ -44,6 +44,15 @@ cdef class Target:
         Raises ShardServerError: it was not taken, and the waiter will not hear of it.
         """
         raise NotImplementedError
+
+    cdef int take_bytes(
+        self, Arena arena, const uint8_t* batch, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1:
+        """As take, of a batch that is the caller's again afterwards: it is copied to where it stays.
+
+        Raises ArenaFullError: there is no room, and nothing has happened.
+        """
+        return self.take(arena.copy_bytes(batch, size), count, waiter, ticket)
 
     def send(self, Block batch, uint32_t count, done):
         """As take, for callers in Python: done(base offset, or the error)."""

@@ -302,7 +302,8 @@ cdef class SendLane:
     cdef bint serve_send(self, const SlotBytes* slot) except -1:
         """The shard of the connection has verified the batch, and nobody writes in its arena but itself."""
         cdef Target target
-        cdef Block batch
+        cdef const uint8_t* batch
+        cdef uint32_t count
         cdef SendAnswers answers = self._answers
         if slot.length == 0 or slot.length > self._shown_bytes or slot.position > self._shown_bytes - slot.length:
             return False
@@ -312,18 +313,17 @@ cdef class SendLane:
         target = self.find_target(uid)
         if target is None:
             return False
+        count, batch = read_u32(slot.inline_bytes + 8), self._shown_start + slot.position
         try:
-            batch = self._arena.copy_bytes(self._shown_start + slot.position, slot.length)
+            target.take_bytes(self._arena, batch, slot.length, count, answers, slot.request)
         except ArenaFullError:  # the peer's `serve` makes room, or refuses
             return False
-        self.count_load(uid, slot.length)
-        try:
-            target.take(batch, read_u32(slot.inline_bytes + 8), answers, slot.request)
         except ShardServerError as refusal:
             answers.refuse(slot.request, refusal)
         except Exception as error:  # a bug: who asked is told of it, and others are served
             log.exception("send_failed", extra={"fields": {"partition": uid}})
             answers.refuse(slot.request, StorageError(f"a send failed inside the server: {error!r}"))
+        self.count_load(uid, slot.length)
         return True
 
     cdef int count_load(self, uid, uint64_t size) except -1:

@@ -3,7 +3,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from shardserver.memory.arena cimport Block
+from shardserver.memory.arena cimport Arena, Block
 from shardserver.protocol.sends cimport Target, Waiter
 from shardserver.storage.clock cimport SystemClock
 from shardserver.storage.staging cimport Staging
@@ -16,7 +16,7 @@ cpdef enum Running:
 
 
 cdef enum:
-    LOG_BYTES = 448  # of a log, its reference count first: what each append touches
+    LOG_BYTES = 472  # of a log, its reference count first: what each append touches
 
 
 cdef enum Visible:  # which end polls see
@@ -74,6 +74,9 @@ cdef class AppendLog(Target):
     cdef uint64_t _direct_bytes
     cdef Appends _waiting
     cdef readonly Tail tail
+    cdef Block _open  # where small batches go, one behind the other, or None: _open_left bytes from _open_at on are free
+    cdef uint8_t* _open_at
+    cdef size_t _open_left
     cdef SystemClock _system_clock  # the same as _clock, or None where tests have another
     cdef readonly uint64_t uid
     cdef uint64_t _partition_id
@@ -99,6 +102,9 @@ cdef class AppendLog(Target):
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1
+    cdef uint8_t* room_for(self, Arena arena, size_t size) except NULL
+    cdef int open_block(self, Arena arena, size_t size) except -1
+    cdef void close_block(self) noexcept
     cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL
     cdef uint64_t now_us(self) except? 0
     cdef int stamp_first(self, uint64_t now) except -1

@@ -9,13 +9,13 @@ from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObjec
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from shardserver.errors import StorageError
+from shardserver.errors import ArenaFullError, StorageError
 from shardserver.storage import journal_format as fmt
 from shardserver.storage.settings import Durability
 
-from shardserver.memory.arena cimport Block
+from shardserver.memory.arena cimport Arena, Block
 from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
@@ -29,6 +29,12 @@ cdef enum:
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
     WRITE_OVERHEAD = 128 + 24  # of a journal write with one record
+    # Batches up to this share blocks, whose size follows what the partition has in memory: an eighth of it, so that what
+    # is free or left behind in a block is little, within limits.
+    SHARING_BATCH = 16 * 1024
+    LEAST_SHARED = 1024
+    MOST_SHARED = 64 * 1024
+    SHARE_OF_TAIL = 8
 
 assert KIND_BATCH == fmt.KIND_BATCH
 assert WRITE_OVERHEAD == fmt.WRITE_HEADER_BYTES + fmt.RECORD_HEADER_BYTES
@@ -175,6 +181,44 @@ cdef class AppendLog(Target):
             self.fence_after_bug("an append", error)
             raise
 
+    cdef int take_bytes(
+        self, Arena arena, const uint8_t* batch, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1:
+        """Small ones lie back to back, as a segment will have them: a flush copies them in one piece."""
+        cdef uint8_t* place
+        if size > SHARING_BATCH:
+            return self.take(arena.copy_bytes(batch, size), count, waiter, ticket)
+        place = self.room_for(arena, size)
+        memcpy(place, batch, size)
+        try:
+            return self.admit(self._open, place, size, count, waiter, ticket)
+        except Exception as error:  # as in take
+            self.fence_after_bug("an append", error)
+            raise
+
+    cdef uint8_t* room_for(self, Arena arena, size_t size) except NULL:
+        if size > self._open_left:
+            self.open_block(arena, size)
+        self._open_at += size
+        self._open_left -= size
+        return self._open_at - size
+
+    cdef int open_block(self, Arena arena, size_t size) except -1:
+        """Raises ArenaFullError."""
+        cdef size_t wanted = LEAST_SHARED
+        while wanted < MOST_SHARED and wanted < self.tail.bytes // SHARE_OF_TAIL:
+            wanted *= 2
+        try:
+            self._open = arena.allocate(max(wanted, size))
+        except ArenaFullError:
+            self._open = arena.allocate(size)
+        self._open_at, self._open_left = self._open.data, self._open.size
+        return 0
+
+    cdef void close_block(self) noexcept:
+        """What is in it goes as soon as nobody reads it any more."""
+        self._open, self._open_at, self._open_left = None, NULL, 0
+
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1:
@@ -250,6 +294,7 @@ cdef class AppendLog(Target):
         """An empty one; gives the old one, which counts in the shard's total no more."""
         old = self.tail
         old.leave_total()
+        self.close_block()
         self.tail = Tail(self._total)
         return old
 

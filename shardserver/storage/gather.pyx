@@ -11,7 +11,7 @@ from shardserver.storage.index import INDEX_INTERVAL_BYTES
 from shardserver.storage.run import Run
 
 from shardserver.memory.prefetch cimport prefetch_bytes
-from shardserver.storage.tail cimport Entry, Tail
+from shardserver.storage.tail cimport Entry, Tail, bytes_of
 
 cdef enum:
     BLOCK = 4096
@@ -19,6 +19,10 @@ cdef enum:
     ASKED_BYTES = 512  # of each: the processor sees by itself that the rest is wanted
 
 cdef uint64_t MARK_INTERVAL = INDEX_INTERVAL_BYTES
+
+
+cdef inline void ask_for(const Entry* entry) noexcept nogil:
+    prefetch_bytes(entry.data, min(entry.size, <size_t>ASKED_BYTES))
 
 
 cdef class Gathering:
@@ -42,21 +46,23 @@ cdef class Gathering:
         return 0
 
     cdef int add_gathered(self, const Entry* entries, size_t count, uint64_t total) except -1:
-        """Copy them back to back, and zeros behind them up to a whole block."""
-        cdef uint64_t end = (total + BLOCK - 1) // BLOCK * BLOCK, position = 0
+        """Copy them back to back, and zeros behind them up to a whole block. Those that lie so already go in one piece."""
+        cdef uint64_t end = (total + BLOCK - 1) // BLOCK * BLOCK, position = 0, copied = 0
         cdef Py_buffer view
-        cdef const Entry* ahead
+        cdef const uint8_t* piece = entries.data
         cdef size_t number
         staging = self._pool.take(end)
         PyObject_GetBuffer(staging, &view, PyBUF_WRITABLE)
         try:
             for number in range(count):
                 if number + COPIED_AHEAD < count:
-                    ahead = entries + number + COPIED_AHEAD
-                    prefetch_bytes(ahead.data, min(ahead.size, <size_t>ASKED_BYTES))
+                    ask_for(entries + number + COPIED_AHEAD)
                 self.mark(entries + number, self._size + position)
-                memcpy(<uint8_t*>view.buf + position, entries[number].data, entries[number].size)
                 position += entries[number].size
+                if number + 1 == count or entries[number + 1].data != entries[number].data + entries[number].size:
+                    memcpy(<uint8_t*>view.buf + copied, piece, position - copied)
+                    copied = position
+                    piece = entries[number + 1].data if number + 1 < count else NULL
             memset(<uint8_t*>view.buf + position, 0, end - position)
         finally:
             PyBuffer_Release(&view)
@@ -90,7 +96,7 @@ def build_run(
             break
         taken += entry.size
         end_offset = entry.base + entry.count
-        whole = padded(<object>entry.held) if entry.size >= whole_bytes else None
+        whole = padded(bytes_of(entry)) if entry.size >= whole_bytes else None
         if whole is None:
             gathered += entry.size
         else:

@@ -8,7 +8,7 @@ cdef enum:
     TAIL_BYTES = 128  # of a tail, its reference count first
 
 
-cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, whose bytes are at `data`
+cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, which has its bytes, at `data`, maybe among others
     uint64_t base
     uint64_t timestamp
     uint64_t sequence
@@ -16,6 +16,9 @@ cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, wh
     size_t size
     PyObject* held
     uint32_t count
+
+
+cdef object bytes_of(const Entry* entry)
 
 
 cdef class TailTotal:

@@ -8,6 +8,7 @@ from libc.string cimport memmove
 
 from shardserver.storage.tail_python import TailEntry
 
+from shardserver.memory.arena cimport Block, part_of
 from shardserver.memory.prefetch cimport prefetch_bytes
 
 cdef enum:
@@ -19,8 +20,14 @@ cdef inline uint64_t end_of(const Entry* entry) noexcept nogil:
     return entry.base + entry.count
 
 
+cdef object bytes_of(const Entry* entry):
+    """A buffer of the batch, which keeps it."""
+    held = <object>entry.held
+    return part_of(<Block>held, entry.data, entry.size) if isinstance(held, Block) else held
+
+
 cdef view(const Entry* entry):
-    return TailEntry(entry.base, entry.count, entry.timestamp, <object>entry.held, entry.sequence)
+    return TailEntry(entry.base, entry.count, entry.timestamp, bytes_of(entry), entry.sequence)
 
 
 cdef class TailTotal:

@@ -263,4 +263,6 @@ cdef class Turn(Wakers):
         cdef size_t dropped = 0
         while dropped < most and log.tail.bytes > target and log.tail.evict_oldest(end):
             dropped += 1
+        if log.tail._first == log.tail._end:
+            log.close_block()
         return dropped
