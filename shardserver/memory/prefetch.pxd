@@ -8,5 +8,11 @@ cdef extern from *:
         for (size_t line = 0; line < size; line += 64)
             __builtin_prefetch((const char *)start + line);
     }
+    static inline void prefetch_to_write(void *start, size_t size)
+    {
+        for (size_t line = 0; line < size; line += 64)
+            __builtin_prefetch((char *)start + line, 1);
+    }
     """
     void prefetch_bytes(const void* start, size_t size) noexcept nogil
+    void prefetch_to_write(void* start, size_t size) noexcept nogil

@@ -8,7 +8,7 @@ from shardserver.net.wire cimport Wire
 
 
 cdef enum:
-    LATER = 2  # sends: so long memory may take to come
+    LATER = 3  # sends: so long memory may take to come
     SCRATCHES = LATER + 1
 
 
@@ -58,6 +58,7 @@ cdef class Plane(WireContext):
 
     cdef int serve_ready(self) except -1
     cdef int take_first(self) except -1
+    cdef Taken* waiting(self, int number) noexcept
     cdef uint8_t* free_scratch(self) noexcept
     cdef int control(self, PlaneConnection connection, int operation, uint32_t events) except -1
     cdef int starve(self, PlaneConnection connection) except -1

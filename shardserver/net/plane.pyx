@@ -264,9 +264,12 @@ cdef class Plane(WireContext):
 
     # Sends on their way
 
+    cdef inline Taken* waiting(self, int number) noexcept:
+        return self._taken + (self._taken_first + number) % LATER
+
     cdef uint8_t* free_scratch(self) noexcept:
-        """Memory to read to, in which no batch waits: those that do are in the last two that were read to."""
-        if self._taken_count and self._taken[(self._taken_first + self._taken_count - 1) % LATER].scratch == self._scratch:
+        """Memory to read to, in which no batch waits: those that do are in the last ones that were read to."""
+        if self._taken_count and self.waiting(self._taken_count - 1).scratch == self._scratch:
             self._scratch = (self._scratch + 1) % SCRATCHES
         return self.scratch + self._scratch * SCRATCH
 
@@ -283,10 +286,12 @@ cdef class Plane(WireContext):
             return False
         if self._taken_count == LATER:
             self.take_first()
+        if self._taken_count > 1:
+            taken = self.waiting(self._taken_count - 2)
+            (<Route>taken.route).target.expect(taken.size)
         if self._taken_count:
-            taken = self._taken + (self._taken_first + self._taken_count - 1) % LATER
-            prefetch_bytes(<void*>(<Route>taken.route).target, TARGET_BYTES)
-        taken = self._taken + (self._taken_first + self._taken_count) % LATER
+            prefetch_bytes(<void*>(<Route>self.waiting(self._taken_count - 1).route).target, TARGET_BYTES)
+        taken = self.waiting(self._taken_count)
         taken.wire, taken.route = <PyObject*>wire, <PyObject*>route
         taken.batch, taken.size, taken.scratch = batch, size, self._scratch
         taken.number, taken.count = number, count

@@ -15,6 +15,7 @@ cdef class CallbackWaiter(Waiter):
 
 
 cdef class Target:
+    cdef void expect(self, size_t size) noexcept
     cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1
     cdef int take_bytes(
         self, Arena arena, const uint8_t* batch, size_t size, uint32_t count, Waiter waiter, uint64_t ticket

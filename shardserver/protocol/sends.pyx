@@ -38,6 +38,9 @@ cdef class CallbackWaiter(Waiter):
 cdef class Target:
     """Where the batches of one partition go."""
 
+    cdef void expect(self, size_t size) noexcept:
+        """Soon take_bytes comes with so many bytes: ask for the memory where they go."""
+
     cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
         """Take a verified batch of count messages in this process's arena; the waiter hears of it, maybe at once.
 

@@ -102,8 +102,8 @@ cdef class AppendLog(Target):
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1
-    cdef uint8_t* room_for(self, Arena arena, size_t size) except NULL
-    cdef int open_block(self, Arena arena, size_t size) except -1
+    cdef bint has_room_for(self, Arena arena, size_t size) except -1
+    cdef size_t shared_bytes(self) noexcept
     cdef void close_block(self) noexcept
     cdef Entry* stamp(self, object held, uint8_t* data, size_t size, uint32_t count, uint64_t now) except NULL
     cdef uint64_t now_us(self) except? 0

@@ -16,7 +16,7 @@ from shardserver.storage import journal_format as fmt
 from shardserver.storage.settings import Durability
 
 from shardserver.memory.arena cimport Arena, Block
-from shardserver.memory.prefetch cimport prefetch_bytes
+from shardserver.memory.prefetch cimport prefetch_bytes, prefetch_to_write
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
 from shardserver.storage.clock cimport SystemClock
@@ -29,12 +29,12 @@ cdef enum:
     MAX_GATHER_BYTES = 8 << 20
     BACKLOG_LIMIT_BYTES = 64 << 20
     WRITE_OVERHEAD = 128 + 24  # of a journal write with one record
-    # Batches up to this share blocks, whose size follows what the partition has in memory: an eighth of it, so that what
-    # is free or left behind in a block is little, within limits.
-    SHARING_BATCH = 16 * 1024
+    # Small batches share blocks.
+    LEAST_SHARING = 4
     LEAST_SHARED = 1024
     MOST_SHARED = 64 * 1024
     SHARE_OF_TAIL = 8
+    EXPECTED_BYTES = 512  # of a batch: the processor sees by itself that the rest is wanted
 
 assert KIND_BATCH == fmt.KIND_BATCH
 assert WRITE_OVERHEAD == fmt.WRITE_HEADER_BYTES + fmt.RECORD_HEADER_BYTES
@@ -181,39 +181,49 @@ cdef class AppendLog(Target):
             self.fence_after_bug("an append", error)
             raise
 
+    cdef void expect(self, size_t size) noexcept:
+        prefetch_to_write(self._open_at, min(size, self._open_left, <size_t>EXPECTED_BYTES))
+
     cdef int take_bytes(
         self, Arena arena, const uint8_t* batch, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1:
         """Small ones lie back to back, as a segment will have them: a flush copies them in one piece."""
         cdef uint8_t* place
-        if size > SHARING_BATCH:
+        if not self.has_room_for(arena, size):
             return self.take(arena.copy_bytes(batch, size), count, waiter, ticket)
-        place = self.room_for(arena, size)
+        place = self._open_at
         memcpy(place, batch, size)
+        self._open_at += size
+        self._open_left -= size
         try:
             return self.admit(self._open, place, size, count, waiter, ticket)
         except Exception as error:  # as in take
             self.fence_after_bug("an append", error)
             raise
 
-    cdef uint8_t* room_for(self, Arena arena, size_t size) except NULL:
-        if size > self._open_left:
-            self.open_block(arena, size)
-        self._open_at += size
-        self._open_left -= size
-        return self._open_at - size
-
-    cdef int open_block(self, Arena arena, size_t size) except -1:
-        """Raises ArenaFullError."""
-        cdef size_t wanted = LEAST_SHARED
-        while wanted < MOST_SHARED and wanted < self.tail.bytes // SHARE_OF_TAIL:
-            wanted *= 2
+    cdef bint has_room_for(self, Arena arena, size_t size) except -1:
+        """In the shared block, maybe a new one. False: it is to have one of its own, as of a shared one it would take a
+        quarter or more, and as much could be left over.
+        """
+        cdef size_t shared
+        if size <= self._open_left:
+            return True
+        shared = self.shared_bytes()
+        if size > shared // LEAST_SHARING:
+            return False
         try:
-            self._open = arena.allocate(max(wanted, size))
+            self._open = arena.allocate(shared)
         except ArenaFullError:
-            self._open = arena.allocate(size)
-        self._open_at, self._open_left = self._open.data, self._open.size
-        return 0
+            return False
+        self._open_at, self._open_left = self._open.data, shared
+        return True
+
+    cdef size_t shared_bytes(self) noexcept:
+        """Of a new shared block: about an eighth of what is in memory here, as the last one is filled in part only."""
+        cdef size_t shared = LEAST_SHARED
+        while shared < MOST_SHARED and shared < self.tail.bytes // SHARE_OF_TAIL:
+            shared *= 2
+        return shared
 
     cdef void close_block(self) noexcept:
         """What is in it goes as soon as nobody reads it any more."""
