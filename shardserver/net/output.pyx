@@ -6,6 +6,8 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from shardserver.net.socket_calls cimport bare_send
+
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
         void* iov_base
@@ -16,7 +18,6 @@ cdef extern from "sys/socket.h" nogil:
         iovec* msg_iov
         size_t msg_iovlen
     ssize_t sendmsg(int fd, const msghdr* msg, int flags)
-    ssize_t send(int fd, const void* data, size_t length, int flags)
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
@@ -94,7 +95,7 @@ cdef class Output:
         while self.total:
             count = self.gather(vectors)
             if count == 1:  # as most small replies are; a message header costs the kernel two more copies
-                sent = send(fd, vectors[0].iov_base, vectors[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+                sent = bare_send(fd, vectors[0].iov_base, vectors[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
             else:
                 memset(&message, 0, sizeof(message))
                 message.msg_iov, message.msg_iovlen = vectors, count

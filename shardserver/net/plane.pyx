@@ -17,6 +17,7 @@ import os
 from shardserver.memory.prefetch cimport prefetch_bytes
 from shardserver.net.frame_reader cimport FrameReader, WireContext
 from shardserver.net.known_routes cimport Route
+from shardserver.net.socket_calls cimport bare_recv
 from shardserver.net.wire cimport Wire
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
-    ssize_t recv(int fd, void* buffer, size_t length, int flags)
     ssize_t recvmsg(int fd, msghdr* msg, int flags)
     enum:
         MSG_DONTWAIT
@@ -172,7 +172,7 @@ cdef class PlaneConnection(Wire):
         cdef uint8_t* scratch = self.plane.free_scratch()
         cdef ssize_t got
         if rest == 0:
-            got = recv(self.fd, scratch, more, MSG_DONTWAIT)
+            got = bare_recv(self.fd, scratch, more, MSG_DONTWAIT)
         else:
             memset(&message, 0, sizeof(message))
             vectors[0].iov_base, vectors[0].iov_len = self._into + self._filled, rest

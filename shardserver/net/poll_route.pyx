@@ -87,7 +87,7 @@ cdef class PollRoute:
             return False
         if start[0] >= high_watermark:
             return strategy != LAST
-        return self._log.tail._first < self._log.tail._end and self._log.tail._entries[self._log.tail._first].base <= start[0]
+        return self._log.tail._first < self._log.tail._end and self._log.tail.at_place(self._log.tail._first).base <= start[0]
 
     cdef list collect(self, uint64_t* next_offset, uint32_t count):
         """Batches, whole or cut, from next_offset on, which is moved behind them. The first is taken whatever its size."""
@@ -97,7 +97,7 @@ cdef class PollRoute:
         cdef Entry* entry
         cdef list parts = []
         while next_offset[0] < end and place < self._log.tail._end:
-            entry = self._log.tail._entries + place
+            entry = self._log.tail.at_place(place)
             start, stop = next_offset[0], min(entry.base + entry.count, end)
             part = bytes_of(entry)
             if start > entry.base or stop < entry.base + entry.count:

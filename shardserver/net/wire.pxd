@@ -8,10 +8,7 @@ from shardserver.net.frame_reader cimport FrameReader
 from shardserver.net.known_routes cimport KnownRoutes, Route
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport PollRoute
-
-cdef enum:
-    ECHO = 49  # bytes of a request header that its reply gives back: client, checksum, timestamp, request, operation
-
+from shardserver.net.reply_header cimport ECHO
 
 cdef enum Kind:
     CONFIRMED
@@ -91,5 +88,4 @@ cdef class Wire(FrameReader):
     cdef bint release_first(self) except -1
     cdef int drop_slots(self) except -1
     cdef int write_reply(self, Slot* slot) except -1
-    cdef void write_header(self, uint8_t* at, const Slot* slot, size_t size) noexcept
     cdef int due(self) except -1

@@ -21,6 +21,7 @@ from shardserver.net.frame_reader cimport FrameReader, WireContext, checksum_is_
 from shardserver.net.known_routes cimport KEY_ROOM, KnownRoutes, Route
 from shardserver.net.output cimport Output
 from shardserver.net.poll_route cimport POLL_TAIL, PollRoute
+from shardserver.net.reply_header cimport REPLY_STATUS, keep_echo, write_reply_header
 from shardserver.protocol.batch cimport verify
 from shardserver.protocol.little_endian cimport read_u32, write_u32, write_u64
 
@@ -31,19 +32,9 @@ cdef enum:
     POLL_MESSAGES = 100  # the code of an OP_READ
     CROSSINGS_TOLD = 64
     LARGE_BATCH = 64 * 1024  # below, a copy costs less than the bookkeeping
-    # Of a request header (framing 2) and of a reply header (framing 3).
-    SIZE = 48
-    COMMAND = 60
-    CLIENT = 128
-    CHECKSUM = 144
+    # Of a request header (framing 2).
     OPERATION = 176
     CODE = 196
-    REPLY_CHECKSUM = 128
-    REPLY_CLIENT = 160
-    REPLY_TIMESTAMP = 192
-    REPLY_OPERATION = 208
-    REPLY_STATUS = 216
-    COMMAND_REPLY = 8
 
 cdef enum SlotState:
     WAITING
@@ -296,7 +287,7 @@ cdef class Wire(FrameReader):
         if route is None:
             self.start_frame(number, PyBytes_FromStringAndSize(<const char*>raw, size))
             return 0
-        memcpy(self.slot(number).echo, raw + CLIENT, ECHO)
+        keep_echo(self.slot(number).echo, raw)
         if code:
             self.answer_status(number, code)
             return 0
@@ -320,7 +311,7 @@ cdef class Wire(FrameReader):
     cdef int send_block(self, uint64_t number, Route route, const uint8_t* raw, Block block, uint32_t count) except -1:
         """A batch that lies where it stays. raw: the frame up to it."""
         cdef int code
-        memcpy(self.slot(number).echo, raw + CLIENT, ECHO)
+        keep_echo(self.slot(number).echo, raw)
         with nogil:
             code = verify(block.data, block.size, count)
         if code:
@@ -393,8 +384,8 @@ cdef class Wire(FrameReader):
         if body > POLL_TAIL and checksum_is_good(raw, body):
             route = self.find_poll(raw + HEADER, body - POLL_TAIL)
         if route is not None:
-            memcpy(slot.echo, raw + CLIENT, ECHO)
-            self.write_header(header, slot, HEADER)
+            keep_echo(slot.echo, raw)
+            write_reply_header(header, slot.echo, HEADER)
             if route.try_answer(raw + size - POLL_TAIL, self._output, header, HEADER):
                 self.note_local()
                 slot.kind = WRITTEN
@@ -484,7 +475,7 @@ cdef class Wire(FrameReader):
             return 0
         size = HEADER + 24 if slot.kind == CONFIRMED else HEADER
         at = self._output.claim(size)
-        self.write_header(at, slot, size)
+        write_reply_header(at, slot.echo, size)
         if slot.kind == STATUS:
             write_u32(at + REPLY_STATUS, slot.base)
         else:  # one confirmation: stream, topic, partition, base offset (messages 3.3)
@@ -492,16 +483,6 @@ cdef class Wire(FrameReader):
             memcpy(at + HEADER + 4, slot.place, 12)
             write_u64(at + HEADER + 16, slot.base)
         return 0
-
-    cdef void write_header(self, uint8_t* at, const Slot* slot, size_t size) noexcept:
-        """Of a reply with status 0 that gives back what the request's header held (framing 3)."""
-        memset(at, 0, HEADER)
-        write_u32(at + SIZE, size)
-        at[COMMAND] = COMMAND_REPLY
-        memcpy(at + REPLY_CHECKSUM, slot.echo + CHECKSUM - CLIENT, 16)
-        memcpy(at + REPLY_CLIENT, slot.echo, 16)
-        memcpy(at + REPLY_TIMESTAMP, slot.echo + 32, 16)  # and the request's number
-        at[REPLY_OPERATION] = slot.echo[OPERATION - CLIENT]
 
     cdef int due(self) except -1:
         """Bytes may leave at the end of this drain or turn."""

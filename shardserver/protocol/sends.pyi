@@ -1,7 +1,8 @@
 from collections.abc import Callable
 
 from shardserver.errors import ShardServerError
-from shardserver.memory.arena import Block
+from shardserver.memory.arena import Arena, Block
+from shardserver.memory.buffers import Buffer
 
 SendDone = Callable[[int | ShardServerError], None]
 
@@ -12,6 +13,7 @@ class CallbackWaiter(Waiter):
 
 class Target:
     def send(self, batch: Block, count: int, done: SendDone) -> None: ...
+    def send_bytes(self, arena: Arena, batch: Buffer, count: int, done: SendDone) -> None: ...
 
 class CallbackTarget(Target):
     def __init__(self, append: Callable[[Block, int, SendDone], None]) -> None: ...

@@ -61,6 +61,10 @@ cdef class Target:
         """As take, for callers in Python: done(base offset, or the error)."""
         self.take(batch, count, CallbackWaiter(done), 0)
 
+    def send_bytes(self, Arena arena not None, const uint8_t[::1] batch not None, uint32_t count, done):
+        """As take_bytes, for callers in Python."""
+        self.take_bytes(arena, &batch[0], len(batch), count, CallbackWaiter(done), 0)
+
 
 cdef class Ticket:
     """A waiter and its ticket as a `done`, for who is told of the outcome in Python."""

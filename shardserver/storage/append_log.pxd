@@ -1,10 +1,10 @@
 """A partition's appends, for cimport. Docstrings in append_log.pyx."""
 
-from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from shardserver.memory.arena cimport Arena, Block
 from shardserver.protocol.sends cimport Target, Waiter
+from shardserver.storage.appends cimport Append, Appends
 from shardserver.storage.clock cimport SystemClock
 from shardserver.storage.staging cimport Staging
 from shardserver.storage.tail cimport TAIL_BYTES, Entry, Tail, TailTotal
@@ -23,26 +23,6 @@ cdef enum Visible:  # which end polls see
     DURABLE
     WRITTEN
     APPENDED
-
-
-cdef struct Append:  # references to `held` and `waiter` are owned; held is NULL once the batch is in the tail
-    uint64_t base
-    uint64_t end
-    uint64_t ticket
-    uint8_t* data
-    size_t size
-    PyObject* held
-    PyObject* waiter
-    uint32_t count
-
-
-cdef struct Appends:  # first in, first out: `one` when it is there, then slots[head..tail), a ring of `room`
-    Append one
-    Append* slots
-    uint64_t room
-    uint64_t head
-    uint64_t tail
-    bint has_one
 
 
 cdef class Admission:

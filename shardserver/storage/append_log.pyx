@@ -8,7 +8,6 @@ Specification: append_log_python.py.
 from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from shardserver.errors import ArenaFullError, StorageError
@@ -19,6 +18,7 @@ from shardserver.memory.arena cimport Arena, Block
 from shardserver.memory.prefetch cimport prefetch_bytes, prefetch_to_write
 from shardserver.protocol.batch cimport stamp as stamp_batch
 from shardserver.protocol.sends cimport CallbackWaiter, Target, Waiter
+from shardserver.storage.appends cimport drop_first, drop_last, first_of, last_of, length_of, push, release
 from shardserver.storage.clock cimport SystemClock
 
 cdef enum:
@@ -33,7 +33,7 @@ cdef enum:
     LEAST_SHARING = 4
     LEAST_SHARED = 1024
     MOST_SHARED = 64 * 1024
-    SHARE_OF_TAIL = 8
+    SHARE_OF_TAIL = 16
     EXPECTED_BYTES = 512  # of a batch: the processor sees by itself that the rest is wanted
 
 assert KIND_BATCH == fmt.KIND_BATCH
@@ -41,67 +41,6 @@ assert WRITE_OVERHEAD == fmt.WRITE_HEADER_BYTES + fmt.RECORD_HEADER_BYTES
 
 
 cdef dict VISIBLE = {Durability.FSYNC: DURABLE, Durability.WRITE: WRITTEN, Durability.MEMORY: APPENDED}
-
-
-cdef inline uint64_t length_of(const Appends* appends) noexcept nogil:
-    return appends.has_one + appends.tail - appends.head
-
-
-cdef inline Append* first_of(Appends* appends) noexcept nogil:
-    return &appends.one if appends.has_one else appends.slots + (appends.head & (appends.room - 1))
-
-
-cdef inline Append* last_of(Appends* appends) noexcept nogil:
-    return &appends.one if appends.head == appends.tail else appends.slots + ((appends.tail - 1) & (appends.room - 1))
-
-
-cdef inline void drop_first(Appends* appends) noexcept nogil:
-    if appends.has_one:
-        appends.has_one = False
-    else:
-        appends.head += 1
-
-
-cdef inline void drop_last(Appends* appends) noexcept nogil:
-    if appends.head == appends.tail:
-        appends.has_one = False
-    else:
-        appends.tail -= 1
-
-
-cdef inline Append* push(Appends* appends) except NULL:
-    """A new last one, good until the next; the caller fills it."""
-    if length_of(appends) == 0:
-        appends.has_one = True
-        return &appends.one
-    if appends.tail - appends.head == appends.room:
-        grow(appends)
-    appends.tail += 1
-    return last_of(appends)
-
-
-cdef int grow(Appends* appends) except -1:
-    cdef uint64_t room = max(2 * appends.room, <uint64_t>4), number = appends.head
-    cdef Append* grown = <Append*>malloc(room * sizeof(Append))
-    if grown == NULL:
-        raise MemoryError
-    while number != appends.tail:
-        grown[number & (room - 1)] = appends.slots[number & (appends.room - 1)]
-        number += 1
-    free(appends.slots)
-    appends.slots, appends.room = grown, room
-    return 0
-
-
-cdef void release(Appends* appends) noexcept:
-    """Their references and memory."""
-    while length_of(appends):
-        one = first_of(appends)
-        drop_first(appends)
-        if one.held != NULL:
-            Py_DECREF(<object>one.held)
-        Py_DECREF(<object>one.waiter)
-    free(appends.slots)
 
 
 cdef class Admission:
@@ -219,9 +158,9 @@ cdef class AppendLog(Target):
         return True
 
     cdef size_t shared_bytes(self) noexcept:
-        """Of a new shared block: about an eighth of what is in memory here, as the last one is filled in part only."""
-        cdef size_t shared = LEAST_SHARED
-        while shared < MOST_SHARED and shared < self.tail.bytes // SHARE_OF_TAIL:
+        """Of a new shared block: about a sixteenth of what is in memory here, as the last one is filled in part only."""
+        cdef size_t shared = LEAST_SHARED, wanted = (self.tail.bytes + self.waiting_bytes) // SHARE_OF_TAIL
+        while shared < MOST_SHARED and shared < wanted:
             shared *= 2
         return shared
 
@@ -419,14 +358,14 @@ cdef class AppendLog(Target):
             return -1
         if self.journaled_end < self.next_offset:
             place = self.tail.place_of(self.journaled_end)
-            while place < self.tail._end and staging.fits(self.tail._entries[place].size):
-                self.journal_entry(self.tail._entries + place, staging, shard, sequence)
+            while place < self.tail._end and staging.fits(self.tail.at_place(place).size):
+                self.journal_entry(self.tail.at_place(place), staging, shard, sequence)
                 place += 1
         if self.journaled_end == self.next_offset and length_of(&self._waiting):
             now = self.now_us()
             while length_of(&self._waiting) and staging.fits(first_of(&self._waiting).size):
                 self.stamp_first(now)
-                self.journal_entry(self.tail._entries + self.tail._end - 1, staging, shard, sequence)
+                self.journal_entry(self.tail.at_place(self.tail._end - 1), staging, shard, sequence)
         return <int64_t>self.journaled_end if self.journaled_end > before else -1
 
     cdef int journal_entry(self, Entry* entry, Staging staging, uint32_t shard, uint64_t sequence) except -1:

@@ -85,11 +85,13 @@ def build_run(
 
     whole_bytes: from so many on a batch is not copied. mark_from: the first place that a sparse index is to name.
     """
-    cdef size_t place = tail.place_of(start), first = place
+    cdef size_t place, first
     cdef uint64_t taken = 0, gathered = 0, end_offset = start
     cdef Entry* entry
     cdef Gathering run = Gathering.__new__(Gathering)
     run._pool, run._run, run._mark_from = pool, Run(), mark_from
+    tail.settle()
+    place = first = tail.place_of(start)
     while place < tail._end:
         entry = tail._entries + place
         if entry.base + entry.count > limit or (taken and taken + entry.size > most_bytes):

@@ -5,7 +5,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef enum:
-    TAIL_BYTES = 128  # of a tail, its reference count first
+    TAIL_BYTES = 128  # of a tail, its reference count first, without the newest entries
+    NEWEST = 4
 
 
 cdef struct Entry:  # one stamped batch; the tail owns a reference to `held`, which has its bytes, at `data`, maybe among others
@@ -27,13 +28,18 @@ cdef class TailTotal:
 
 cdef class Tail:
     cdef TailTotal _total
+    # By place: entries before _first are evicted, those up to _settled in _entries, those from there to _end in _newest.
     cdef Entry* _entries
     cdef size_t _room
-    cdef size_t _first  # entries before it are evicted
+    cdef size_t _first
+    cdef size_t _settled
     cdef size_t _end
     cdef readonly uint64_t bytes
+    cdef Entry _newest[NEWEST]
 
     cdef Entry* add(self, uint64_t base, uint32_t count, uint64_t timestamp, object held, uint8_t* data, size_t size) except NULL
+    cdef Entry* at_place(self, size_t place) noexcept nogil
+    cdef int settle(self) except -1
     cdef int make_room(self) except -1
     cdef size_t place_of(self, uint64_t offset) noexcept nogil
     cdef int drop_oldest(self) except -1

@@ -4,7 +4,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObjec
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
 from shardserver.storage.tail_python import TailEntry
 
@@ -35,7 +35,11 @@ cdef class TailTotal:
 
 
 cdef class Tail:
-    """Contiguous batches in order of their offsets."""
+    """Contiguous batches in order of their offsets.
+
+    Their entries are an array, which for ten thousand partitions together is on more pages than the processor knows the
+    places of: the newest are in the tail itself, and the array is touched once for some of them.
+    """
 
     def __init__(self, TailTotal total):
         self._total = total
@@ -43,7 +47,7 @@ cdef class Tail:
     def __dealloc__(self):
         while self._first < self._end:
             self._end -= 1
-            Py_DECREF(<object>self._entries[self._end].held)
+            Py_DECREF(<object>self.at_place(self._end).held)
         free(self._entries)
 
     def __len__(self):
@@ -51,7 +55,7 @@ cdef class Tail:
 
     @property
     def first_offset(self):
-        return self._entries[self._first].base if self._first < self._end else None
+        return self.at_place(self._first).base if self._first < self._end else None
 
     def append(self, entry):
         """A TailEntry."""
@@ -68,9 +72,9 @@ cdef class Tail:
     ) except NULL:
         """Good until the next change of the tail. held: keeps the bytes."""
         cdef Entry* entry
-        if self._end == self._room:
-            self.make_room()
-        entry = self._entries + self._end
+        if self._end - self._settled == NEWEST:
+            self.settle()
+        entry = self._newest + (self._end - self._settled)
         entry.base, entry.count, entry.timestamp, entry.sequence = base, count, timestamp, 0
         entry.data, entry.size, entry.held = data, size, <PyObject*>held
         Py_INCREF(held)
@@ -80,6 +84,17 @@ cdef class Tail:
             self._total.bytes += size
         return entry
 
+    cdef inline Entry* at_place(self, size_t place) noexcept nogil:
+        return self._entries + place if place < self._settled else self._newest + (place - self._settled)
+
+    cdef int settle(self) except -1:
+        """All entries are in the array then."""
+        while self._end > self._room:
+            self.make_room()
+        memcpy(self._entries + self._settled, self._newest, (self._end - self._settled) * sizeof(Entry))
+        self._settled = self._end
+        return 0
+
     cdef int make_room(self) except -1:
         """Close the gap of evicted entries when it is a quarter of them, else grow.
 
@@ -88,7 +103,11 @@ cdef class Tail:
         cdef size_t room
         cdef Entry* grown
         if self._first * 4 > self._end:
-            memmove(self._entries, self._entries + self._first, (self._end - self._first) * sizeof(Entry))
+            if self._first > self._settled:
+                memmove(self._newest, self.at_place(self._first), (self._end - self._first) * sizeof(Entry))
+                self._settled = self._first
+            memmove(self._entries, self._entries + self._first, (self._settled - self._first) * sizeof(Entry))
+            self._settled -= self._first
             self._end -= self._first
             self._first = 0
             return 0
@@ -110,7 +129,7 @@ cdef class Tail:
         cdef size_t low = self._first, high = self._end, middle
         while low < high:
             middle = (low + high) // 2
-            if end_of(self._entries + middle) <= offset:
+            if end_of(self.at_place(middle)) <= offset:
                 low = middle + 1
             else:
                 high = middle
@@ -120,36 +139,37 @@ cdef class Tail:
         """Entries from the one that holds `offset` on, or from the first. To be used up before the tail changes."""
         cdef size_t place = self.place_of(offset)
         while place < self._end:
-            yield view(self._entries + place)
+            yield view(self.at_place(place))
             place += 1
 
     def at(self, uint64_t offset):
         """The entry that holds `offset`, or the first; None when there is none."""
         cdef size_t place = self.place_of(offset)
-        return view(self._entries + place) if place < self._end else None
+        return view(self.at_place(place)) if place < self._end else None
 
     def bytes_from(self, uint64_t offset):
         """Of all entries that from_offset gives."""
         cdef uint64_t total = 0
         cdef size_t place
         for place in range(self.place_of(offset), self._end):
-            total += self._entries[place].size
+            total += self.at_place(place).size
         return total
 
     def cut_from(self, uint64_t offset):
         """Forget entries whose run failed: they were never acknowledged."""
         cdef Entry* last
-        while self._first < self._end and self._entries[self._end - 1].base >= offset:
+        while self._first < self._end and self.at_place(self._end - 1).base >= offset:
             self._end -= 1
-            last = self._entries + self._end
+            last = self.at_place(self._end)
+            self._settled = min(self._settled, self._end)
             self.bytes -= last.size
             if self._total is not None:
                 self._total.bytes -= last.size
             Py_DECREF(<object>last.held)
 
     cdef int drop_oldest(self) except -1:
-        cdef Entry* oldest = self._entries + self._first
-        if self._first + DROPPED_AHEAD < self._end:
+        cdef Entry* oldest = self.at_place(self._first)
+        if self._first + DROPPED_AHEAD < self._settled:
             prefetch_bytes(oldest[DROPPED_AHEAD].held, HELD_BYTES)
         self._first += 1
         self.bytes -= oldest.size
@@ -157,18 +177,18 @@ cdef class Tail:
             self._total.bytes -= oldest.size
         Py_DECREF(<object>oldest.held)
         if self._first == self._end:
-            self._first = self._end = 0
+            self._first = self._settled = self._end = 0
         return 0
 
     cdef bint has_below(self, uint64_t limit_offset) noexcept nogil:
         """Its oldest entry ends at or before limit_offset."""
-        return self._first < self._end and end_of(self._entries + self._first) <= limit_offset
+        return self._first < self._end and end_of(self.at_place(self._first)) <= limit_offset
 
     cpdef uint64_t evict_oldest(self, uint64_t limit_offset) except? 0:
         """Drop the oldest entry if it ends at or before limit_offset (it is in a segment); gives the bytes freed."""
         cdef uint64_t freed
         if not self.has_below(limit_offset):
             return 0
-        freed = self._entries[self._first].size
+        freed = self.at_place(self._first).size
         self.drop_oldest()
         return freed

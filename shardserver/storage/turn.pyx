@@ -29,7 +29,7 @@ cdef inline void prefetch_for_staging(list logs, Py_ssize_t number, Py_ssize_t c
         prefetch_bytes(<void*>(<AppendLog>logs[number + AHEAD]).tail, TAIL_BYTES)
     if number < count:
         tail = (<AppendLog>logs[number]).tail
-        prefetch_bytes(tail._entries + tail._end, sizeof(Entry))
+        prefetch_bytes(tail.at_place(tail._end), sizeof(Entry))
 
 
 cdef class Staged:

@@ -16,10 +16,17 @@ from shardserver.errors import BackpressureError, Code
 from shardserver.memory.heap import heap_arena
 from shardserver.net.known_routes import Route
 from shardserver.net.plane import Plane, PlaneConnection
-from shardserver.protocol.frame import HEADER_BYTES, Frame, ReplyHeader, encode_reply_header, encode_request
+from shardserver.protocol.frame import (
+    HEADER_BYTES,
+    Frame,
+    ReplyHeader,
+    RequestHeader,
+    encode_reply_header,
+    encode_request,
+)
 from shardserver.protocol.messages import SendReply, SendRequest
 from shardserver.protocol.sends import CallbackTarget
-from tests.batches import make_batch
+from tests.batches import make_batch, payloads_of
 
 CLIENT = b"\x05" + bytes(15)
 OP_READ, OP_SEND = 2, 160
@@ -86,6 +93,7 @@ class Owner:
         self.wire = PlaneConnection(server.plane, self, MAX_FRAME, limit)
         self.repeated, self.asked, self.lookups, self.local = 1, 0, 0, 0
         self.reason = ""
+        self.sends: list[tuple[RequestHeader, bytes]] = []
         self.on_start: Callable[[], None] = lambda: None
         server.plane.add(self.wire, connected.fileno())
 
@@ -93,6 +101,7 @@ class Owner:
         self.asked += 1
         self.on_start()
         if frame.header.operation == OP_SEND:
+            self.sends.append((frame.header, bytes(frame.body)))
             reply([encode_reply_header(frame.header, 0, status=3)], False)
             return
         body = [frame.body] * self.repeated
@@ -173,7 +182,7 @@ def test_what_came_before_a_request_for_python_is_stored_when_python_gets_it() -
         client, owner = server.connect()
         stored: list[int] = []
         owner.on_start = lambda: stored.append(len(server.appended))
-        routed = [False, True, True, False, True, False, False]  # two of them may be on their way at a time
+        routed = [False, True, True, False, True, False, False]  # three of them may be on their way at a time
         client.send(b"".join(send_frame(n, partition=2 if known else 5) for n, known in enumerate(routed)))
         for number in range(len(routed)):
             assert (await take_reply(client))[0].request == number
@@ -314,6 +323,51 @@ def test_refusals_of_the_partition_and_of_the_arena_are_answered() -> None:
         assert owner.asked == 1  # Python makes room or refuses
         server.close()
         client.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("between", range(6))
+def test_a_send_on_its_way_keeps_its_bytes_while_other_sockets_are_read(between: int) -> None:
+    """Between two sends in one drain come pieces of frames, which are read to the same memory and start nothing."""
+
+    async def work() -> None:
+        server = Server()
+        clients = [server.connect()[0] for _ in range(6 * (between + 1))]
+        frames = [send_frame(1, b"%d" % number * 300) for number in range(len(clients))]
+        for number, (client, frame) in enumerate(zip(clients, frames, strict=True)):
+            client.send(frame[: 100 + 300 * (number % 2)] if number % (between + 1) else frame)
+        while len(server.appended) < 6:
+            await asyncio.sleep(0)
+        for number, (client, frame) in enumerate(zip(clients, frames, strict=True)):
+            if number % (between + 1):
+                client.send(frame[100 + 300 * (number % 2) :])
+            assert (await take_reply(client))[0].status == 0
+            client.close()
+        stored = sorted(payloads_of(b"".join(server.appended)))
+        assert stored == sorted(b"%d" % number * 300 for number in range(len(clients)))
+        server.close()
+
+    run(work)
+
+
+def test_sends_that_find_no_room_go_to_python_whole_and_in_their_turn() -> None:
+    async def work() -> None:
+        server = Server()
+        client, owner = server.connect()
+        held = []
+        while server.arena.statistics().largest_free_bytes:
+            held.append(server.arena.allocate(server.arena.statistics().largest_free_bytes))
+        frames = [send_frame(number, bytes([number]) * 900) for number in range(1, 9)]
+        await asyncio.get_running_loop().sock_sendall(client, b"".join(frames))
+        for number in range(1, 9):
+            header, _ = await take_reply(client)
+            assert (header.status, header.request) == (3, number)
+        assert [one[0].request for one in owner.sends] == list(range(1, 9))
+        assert [encoded for _, encoded in owner.sends] == [frame[HEADER_BYTES:] for frame in frames]
+        assert server.appended == []
+        client.close()
+        server.close()
 
     run(work)
 

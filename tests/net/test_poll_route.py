@@ -56,7 +56,8 @@ class World:
         self.wire = Wire(self.context, self, 1 << 20, 1 << 20)
 
     def send(self, *sizes: int) -> None:
-        self.log.append(make_batch([b"x" * size for size in sizes]), len(sizes), lambda base: None)
+        batch = make_batch([b"x" * size for size in sizes])
+        self.log.send_bytes(self.local.logs.resources.memory, batch, len(sizes), lambda base: None)
 
     def frame(self, poll: PollRequest, number: int = 1) -> bytes:
         return encode_request(2, 100, poll.encode(), client=CLIENT, request=number, session=1, checked=bool(number % 2))

@@ -108,17 +108,23 @@ class Load:
             self.number += 1
             numbers.append(self.number)
         size = self._chance.choice((10, 100, 3700, 9000))  # blocks of 3700 have room for their padding
-        batch = logs.copy_batch(make_batch([f"{number} ".encode() + b"x" * size for number in numbers]))
+        batch = make_batch([f"{number} ".encode() + b"x" * size for number in numbers])
 
         def done(result: int | ShardServerError) -> None:
             if isinstance(result, int):
                 self.acknowledged[uid] += numbers
-                self._on_acknowledged(bytes(batch))
+                entry = log.tail.at(result)
+                assert entry is not None
+                self._on_acknowledged(bytes(entry.data))
             else:
                 self.refused += 1
             outcome.set_result(None)
 
-        logs.partition(uid).append(batch, len(numbers), done)
+        log = logs.partition(uid)
+        if self._chance.random() < 0.5:  # by a known route
+            log.send_bytes(logs.resources.memory, batch, len(numbers), done)
+        else:
+            log.append(logs.copy_batch(batch), len(numbers), done)
         return outcome
 
     def _commit(self, logs: ShardLog) -> asyncio.Future[None]:

@@ -1,5 +1,6 @@
 """The tail against a plain list."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -45,3 +46,19 @@ def test_it_gives_what_a_list_would_give(module: Any, steps: list[tuple[str, int
     assert total.bytes == 0
     tail.append(TailEntry(end, 1, 0, bytearray(9)))
     assert total.bytes == 0
+
+
+@pytest.mark.parametrize("module", [compiled, plain], ids=["compiled", "plain"])
+def test_its_newest_may_go_while_they_are_not_in_the_array_yet(module: Any) -> None:
+    for before, gone, more in itertools.product(range(10), range(10), range(10)):
+        tail = module.Tail(module.TailTotal())
+        for offset in range(before):
+            tail.append(TailEntry(offset, 1, 0, bytearray(offset)))
+        for _ in range(min(before, gone)):
+            tail.evict_oldest(before)
+        for offset in range(before, before + more):
+            tail.append(TailEntry(offset, 1, 0, bytearray(offset)))
+        assert [one.base_offset for one in tail.from_offset(0)] == list(range(min(before, gone), before + more))
+        end = max(0, before + more - 2)
+        tail.cut_from(end)
+        assert [one.base_offset for one in tail.from_offset(0)] == list(range(min(before, gone), end))
