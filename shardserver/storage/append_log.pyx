@@ -121,6 +121,7 @@ cdef class AppendLog(Target):
             raise
 
     cdef void expect(self, size_t size) noexcept:
+        prefetch_to_write(<void*>self._open, 1)  # its reference count
         prefetch_to_write(self._open_at, min(size, self._open_left, <size_t>EXPECTED_BYTES))
 
     cdef int take_bytes(
@@ -154,6 +155,7 @@ cdef class AppendLog(Target):
             self._open = arena.allocate(shared)
         except ArenaFullError:
             return False
+        arena.use_huge_pages(self._open)
         self._open_at, self._open_left = self._open.data, shared
         return True
 
