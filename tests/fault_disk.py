@@ -541,6 +541,22 @@ class RecordingDisk(FaultDisk):
         return outcome
 
 
+class HoldingDisk(FaultDisk):
+    """Writes to files whose names end in `held` are not begun, until that is something else."""
+
+    held: str | None = None
+
+    def write(self, file: FaultFile, position: int, buffers: Sequence[memoryview], **more: Any) -> Future:
+        if self.held is None or not file.path.endswith(self.held):
+            return super().write(file, position, buffers, **more)
+        return asyncio.ensure_future(self._write_later(self.held, file, position, buffers, **more))
+
+    async def _write_later(self, held: str, *arguments: Any, **more: Any) -> None:
+        while self.held == held:
+            await asyncio.sleep(0)
+        await super().write(*arguments, **more)
+
+
 class EarlyDisk(RecordingDisk):
     """A broken engine: a synced write is reported when it is written, and synced some time later."""
 

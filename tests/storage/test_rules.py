@@ -28,7 +28,7 @@ from shardserver.storage.synced_write import (
     write_group_synced,
     write_synced,
 )
-from tests.fault_disk import FaultDisk, FaultFile
+from tests.fault_disk import FaultDisk, FaultFile, HoldingDisk
 from tests.storage.journal_world import World
 from tests.storage.log_world import SETTINGS, abandon, append, made_disk, open_logs, read_numbers, ticking_clock
 from tests.storage.scenarios import until_dead
@@ -62,30 +62,14 @@ async def bytes_of_two_runs(disk: FaultDisk, first: int) -> bytes:
     return bytes(disk.files[path].current[end:])
 
 
-class HeldRunDisk(FaultDisk):
-    """The writes of segments are not begun while is_held."""
-
-    is_held = False
-
-    def write(self, file, position, buffers, **more) -> asyncio.Future:  # type: ignore[no-untyped-def]
-        if not (self.is_held and file.path.endswith(".log")):
-            return super().write(file, position, buffers, **more)
-        return asyncio.ensure_future(self._write_later(file, position, buffers, **more))
-
-    async def _write_later(self, *arguments, **more) -> None:  # type: ignore[no-untyped-def]
-        while self.is_held:
-            await asyncio.sleep(0)
-        await super().write(*arguments, **more)
-
-
 def test_what_came_behind_a_direct_run_is_not_acknowledged_before_it_nor_without_it() -> None:
     """Rule 3: journaled beside the run, it would be answered, and after a crash have a gap before it."""
-    disk = HeldRunDisk(1)
+    disk = HoldingDisk(1)
 
     async def life() -> None:
         logs = await open_logs(disk)
         await append_and_flush(logs, 0)  # the partition has its segment
-        disk.is_held = True
+        disk.held = ".log"
         run = asyncio.ensure_future(append(logs, 1, 1, 1, size=SETTINGS.direct_bytes))
         while not logs.partition(1).running:
             await asyncio.sleep(0)
@@ -97,7 +81,7 @@ def test_what_came_behind_a_direct_run_is_not_acknowledged_before_it_nor_without
         logs_after = await open_logs(disk.after_power_loss(1))
         assert await read_numbers(logs_after, 1) == [0]
         abandon(logs_after)
-        disk.is_held = False
+        disk.held = None
         assert (await run, await behind) == (1, 2)
         await logs.close()
 

@@ -16,7 +16,7 @@ from shardserver.storage.flush import GROUP_PARTITIONS
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
-from tests.fault_disk import FaultDisk
+from tests.fault_disk import FaultDisk, HoldingDisk
 from tests.storage.log_world import SETTINGS as SMALL_SETTINGS
 from tests.storage.log_world import abandon, append, read_numbers, ticking_clock
 from tests.storage.scenarios import until_dead
@@ -26,8 +26,8 @@ BULK, OVERSIZE = SETTINGS.direct_bytes, SETTINGS.max_write_bytes  # the latter f
 LONGEST_S = 20.0  # of what would wait for ever
 
 
-class HeldDisk(FaultDisk):
-    """New segments are not begun while is_held, journal writes while is_journal_held.
+class HeldDisk(HoldingDisk):
+    """New segments are not begun while is_held.
 
     groups: how many partitions each call made segments for.
     fail_step: of the operations of the next such call; it fails.
@@ -36,18 +36,8 @@ class HeldDisk(FaultDisk):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.groups: list[int] = []
-        self.is_held = self.is_journal_held = False
+        self.is_held = False
         self.fail_step = 0
-
-    def write(self, file, position, buffers, **more) -> asyncio.Future:  # type: ignore[no-untyped-def]
-        if file.path.endswith(".journal") and self.is_journal_held:
-            return asyncio.ensure_future(self._write_later(file, position, buffers, **more))
-        return super().write(file, position, buffers, **more)
-
-    async def _write_later(self, *arguments, **more) -> None:  # type: ignore[no-untyped-def]
-        while self.is_journal_held:
-            await asyncio.sleep(0)
-        await super().write(*arguments, **more)
 
     def do_steps(self, chains: int, steps: Sequence[Step]) -> asyncio.Future:
         if not any(one.act is Act.CREATE and one.path.endswith(".log") for one in steps):
@@ -268,7 +258,7 @@ def test_what_waits_for_the_journal_only_is_not_refused_when_a_roll_fails() -> N
     disk = HeldDisk(10)
 
     async def work(logs: ShardLog) -> None:
-        disk.is_journal_held, disk.fail_step = True, 3
+        disk.held, disk.fail_step = ".journal", 3
         waiting = [begin(logs, 1, 0, 0)]
         await until(lambda: logs.journal.in_flight)
         waiting += [begin(logs, 1, number, size) for number, size in enumerate((0, BULK, 0), 1)]
@@ -276,7 +266,7 @@ def test_what_waits_for_the_journal_only_is_not_refused_when_a_roll_fails() -> N
         for _ in range(100):
             await asyncio.sleep(0)
         assert disk.groups == [1] and logs.partition(1).has_waiting and not any(one.done() for one in waiting)
-        disk.is_journal_held = False
+        disk.held = None
         assert await asyncio.gather(*waiting) == [0, 1, 2, 3]
 
     live(disk, work, 1, Durability.FSYNC, replace(SETTINGS, retry_s=60.0))
