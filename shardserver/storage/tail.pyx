@@ -89,6 +89,8 @@ cdef class Tail:
 
     cdef int settle(self) except -1:
         """All entries are in the array then."""
+        if self._settled == self._end:
+            return 0
         while self._end > self._room:
             self.make_room()
         memcpy(self._entries + self._settled, self._newest, (self._end - self._settled) * sizeof(Entry))
@@ -103,10 +105,11 @@ cdef class Tail:
         cdef size_t room
         cdef Entry* grown
         if self._first * 4 > self._end:
-            if self._first > self._settled:
+            if self._first < self._settled:
+                memmove(self._entries, self._entries + self._first, (self._settled - self._first) * sizeof(Entry))
+            else:
                 memmove(self._newest, self.at_place(self._first), (self._end - self._first) * sizeof(Entry))
                 self._settled = self._first
-            memmove(self._entries, self._entries + self._first, (self._settled - self._first) * sizeof(Entry))
             self._settled -= self._first
             self._end -= self._first
             self._first = 0
