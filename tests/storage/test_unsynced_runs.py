@@ -14,7 +14,7 @@ from shardserver.storage import direct_run
 from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
 from tests.fault_disk import FaultDisk, FaultFile
-from tests.storage.log_world import abandon, append, open_logs, read_numbers
+from tests.storage.log_world import SETTINGS, abandon, append, open_logs, read_numbers
 
 BULK = 13_000  # more than direct_bytes of the settings
 SEED = 5
@@ -149,7 +149,7 @@ def test_a_failed_sync_fails_all_writes_before_it_and_they_are_written_elsewhere
                 log.hurry()
                 await asyncio.sleep(0.001)
 
-    live(disk, work)
+    live(disk, work, settings=replace(SETTINGS, retry_s=0.5))  # what is looked at in between has not been tried again
     assert read_after(disk.after_power_loss(SEED)) == [0, 1, 2]
 
 
