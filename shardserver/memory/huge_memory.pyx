@@ -3,8 +3,9 @@
 In a page of 2 MiB a batch lies in one piece: a write of a mebibyte is one segment for the device instead of 256, and the
 processor looks up one address instead of 512. Of shared memory the kernel gives such pages when it is asked for each,
 MADV_COLLAPSE (madvise(2), Linux 6.1), unless `shmem_enabled` is `deny`, if the mapping begins at a multiple of 2 MiB.
-That takes up to 5 ms a page on a virtual machine, so that a thread asks which runs when its core has nothing else to do: a
-little ahead of what is used, or, under load, behind it; the kernel moves what is there.
+That takes up to 5 ms a page on a virtual machine, so they are for large sends only, and a thread asks that runs
+when its core has nothing else to do: a little ahead of what is used, or, under load, behind it; the kernel moves what is
+there.
 
 No twin: there is nothing but system calls, and whoever reads or writes the memory sees no difference.
 """
