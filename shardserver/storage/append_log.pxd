@@ -79,6 +79,9 @@ cdef class AppendLog(Target):
     cdef public object set_aside
     cdef public object encoded_hint  # what hint() gives, or None: it has changed; encode_hint() makes it
 
+    cdef int admit_or_fence(
+        self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
     ) except -1

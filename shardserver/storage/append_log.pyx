@@ -114,11 +114,7 @@ cdef class AppendLog(Target):
         self.admit(batch, data, size, count, CallbackWaiter(done), 0)
 
     cdef int take(self, Block batch, uint32_t count, Waiter waiter, uint64_t ticket) except -1:
-        try:
-            return self.admit(batch, batch.data, batch.size, count, waiter, ticket)
-        except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
-            self.fence_after_bug("an append", error)
-            raise
+        return self.admit_or_fence(batch, batch.data, batch.size, count, waiter, ticket)
 
     cdef void expect(self, size_t size) noexcept:
         prefetch_to_write(<void*>self._open, 1)  # its reference count
@@ -135,11 +131,7 @@ cdef class AppendLog(Target):
         memcpy(place, batch, size)
         self._open_at += size
         self._open_left -= size
-        try:
-            return self.admit(self._open, place, size, count, waiter, ticket)
-        except Exception as error:  # as in take
-            self.fence_after_bug("an append", error)
-            raise
+        return self.admit_or_fence(self._open, place, size, count, waiter, ticket)
 
     cdef bint has_room_for(self, Arena arena, size_t size) except -1:
         """In the shared block, maybe a new one. False: it is to have one of its own, as of a shared one it would take a
@@ -168,6 +160,15 @@ cdef class AppendLog(Target):
     cdef void close_block(self) noexcept:
         """What is in it goes as soon as nobody reads it any more."""
         self._open, self._open_at, self._open_left = None, NULL, 0
+
+    cdef int admit_or_fence(
+        self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
+    ) except -1:
+        try:
+            return self.admit(held, data, size, count, waiter, ticket)
+        except Exception as error:  # a bug amid a change: what is in memory of this partition may be half of it
+            self.fence_after_bug("an append", error)
+            raise
 
     cdef int admit(
         self, object held, uint8_t* data, size_t size, uint32_t count, Waiter waiter, uint64_t ticket
