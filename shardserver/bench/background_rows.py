@@ -19,9 +19,11 @@ from shardserver.bench.long_rows import (
     ROLL_PARTITIONS,
     SEGMENT_BYTES,
     Once,
+    at_half_load,
     filled_bulk,
     half_load,
     p999,
+    restart_settled,
     send_to_each,
     settle,
 )
@@ -193,11 +195,9 @@ def beside_flush(directory: Path, window_s: float) -> Verdict:
     with OwnServer(directory, replace(FSYNC, environment=FLUSHED_RING)) as server:
         session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
         session.create(FLUSHED_PARTITIONS)
-        reached = session.run(sends, warmup_s=1, seconds=window_s / 4)
-        half = replace(sends, rate=max(1.0, reached.requests_per_s / 2), depth=16)
+        half = at_half_load(session, sends, window_s)
         ring_s = _seconds_of_ring(server, session, half)
-        session.peer = server.restart()
-        settle(server.peer.pids)
+        restart_settled(server, session)
         quiet = session.run(half, warmup_s=1, seconds=min(window_s, ring_s * QUIET_SHARE))
         flushed = _flushes(server)
         if flushed:

@@ -133,15 +133,17 @@ def while_deleting(directory: Path, window_s: float, size_bytes: int) -> Verdict
 def while_rolling(directory: Path, window_s: float) -> Verdict:
     """Every partition's segment is full when a second window begins; in it one batch more goes to each.
 
-    The last one's messages are read back.
+    Both windows begin with a start, whose first touch of memory is in them. The last one's messages are read back.
     """
     sends = replace(SENDS, partitions=ROLL_PARTITIONS, switches=True)
     with OwnServer(directory, ROLLING) as server:
         session = Session(server.peer, "fsync", cores_beside(server.peer.cores))
         session.create(ROLL_PARTITIONS)
-        spec, quiet = half_load(session, sends, window_s)
+        spec = at_half_load(session, sends, window_s)
         pairs = []
         while True:
+            restart_settled(server, session)
+            quiet = session.run(spec, warmup_s=1, seconds=window_s)
             session.delete()
             session, busy, rolled = _while_all_roll(server, session.cores, spec, window_s)
             if rolled < ROLL_PARTITIONS:
@@ -152,8 +154,6 @@ def while_rolling(directory: Path, window_s: float) -> Verdict:
             session.delete()
             session = Session(server.peer, "fsync", session.cores)
             session.create(ROLL_PARTITIONS)
-            settle(server.peer.pids)
-            quiet = session.run(spec, warmup_s=1, seconds=window_s)
 
 
 def _while_all_roll(
@@ -164,8 +164,7 @@ def _while_all_roll(
     session.create(ROLL_PARTITIONS, segment_size=ROLL_SEGMENT_BYTES)
     filling = LoadSpec(ROLL_SHAPE, pollers=1, partitions=ROLL_PARTITIONS)
     session.fill(filling, ROLL_PARTITIONS * ROLL_BATCHES * ROLL_SHAPE.batch_bytes)
-    session.peer = server.restart()  # nothing is in the journal only
-    settle(server.peer.pids)
+    restart_settled(server, session)
     before = _segments(server)
     sent = Acknowledged.none(ROLL_PARTITIONS)
     rolling = Once(lambda: send_to_each(session, sent))
@@ -174,6 +173,12 @@ def _while_all_roll(
     rolling.join()
     session.acknowledged.merge(sent)
     return session, busy, rolled
+
+
+def restart_settled(server: OwnServer, session: Session) -> None:
+    """Nothing is in the journal only, and nothing is left to do."""
+    session.peer = server.restart()
+    settle(server.peer.pids)
 
 
 def send_to_each(session: Session, sent: Acknowledged) -> None:
@@ -243,9 +248,14 @@ class Once:
 
 def half_load(session: Session, spec: LoadSpec, window_s: float) -> tuple[LoadSpec, Outcome]:
     """The open loop at half of what a closed one reaches, and its outcome undisturbed."""
-    reached = session.run(spec, warmup_s=1, seconds=window_s / 4, report=no_progress)
-    half = replace(spec, rate=max(1.0, reached.requests_per_s / 2), depth=16)
+    half = at_half_load(session, spec, window_s)
     return half, session.run(half, warmup_s=1, seconds=window_s)
+
+
+def at_half_load(session: Session, spec: LoadSpec, window_s: float) -> LoadSpec:
+    """An open loop at half of what a closed one reaches in a quarter of a window."""
+    reached = session.run(spec, warmup_s=1, seconds=window_s / 4, report=no_progress)
+    return replace(spec, rate=max(1.0, reached.requests_per_s / 2), depth=16)
 
 
 def _segments(server: OwnServer) -> int:
