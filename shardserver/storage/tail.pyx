@@ -3,12 +3,12 @@
 from cpython.buffer cimport PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 from shardserver.storage.tail_python import TailEntry
 
 from shardserver.memory.arena cimport Block, part_of
+from shardserver.memory.growing cimport freed, grown
 from shardserver.memory.prefetch cimport prefetch_bytes
 
 cdef enum:
@@ -48,7 +48,7 @@ cdef class Tail:
         while self._first < self._end:
             self._end -= 1
             Py_DECREF(<object>self.at_place(self._end).held)
-        free(self._entries)
+        freed(self._entries, self._room * sizeof(Entry))
 
     def __len__(self):
         return self._end - self._first
@@ -103,7 +103,7 @@ cdef class Tail:
         Each entry is moved about three times in its life; memory is touched for the first time seldom, which costs more.
         """
         cdef size_t room
-        cdef Entry* grown
+        cdef void* entries
         if self._first * 4 > self._end:
             if self._first < self._settled:
                 memmove(self._entries, self._entries + self._first, (self._settled - self._first) * sizeof(Entry))
@@ -115,10 +115,10 @@ cdef class Tail:
             self._first = 0
             return 0
         room = max(2 * self._room, <size_t>4)
-        grown = <Entry*>realloc(self._entries, room * sizeof(Entry))
-        if grown == NULL:
+        entries = grown(self._entries, self._room * sizeof(Entry), room * sizeof(Entry))
+        if entries == NULL:
             raise MemoryError
-        self._entries, self._room = grown, room
+        self._entries, self._room = <Entry*>entries, room
         return 0
 
     def leave_total(self):

@@ -1,6 +1,7 @@
 """The tail against a plain list."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,28 @@ def test_its_newest_may_go_while_they_are_not_in_the_array_yet(module: Any) -> N
         end = max(0, before + more - 2)
         tail.cut_from(end)
         assert [one.base_offset for one in tail.from_offset(0)] == list(range(min(before, gone), end))
+
+
+def test_an_array_that_has_grown_large_is_a_mapping_of_small_pages_and_goes_with_its_tail() -> None:
+    count, entry_bytes = 20_000, 56
+    small = small_page_bytes()
+    tail = compiled.Tail(compiled.TailTotal())
+    for offset in range(count):
+        tail.append(TailEntry(offset, 1, 0, bytearray(1)))
+        if offset in (2_000, 5_000, count - 1):  # it was moved, grown, and grown once more
+            assert [one.base_offset for one in tail.from_offset(0)] == list(range(offset + 1))
+    assert small_page_bytes() - small >= count * entry_bytes
+    del tail
+    assert small_page_bytes() - small < count * entry_bytes
+
+
+def small_page_bytes() -> int:
+    """Of all mappings of this process that are to have no huge pages."""
+    found = size = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Size":
+            size = int(value.split()[0]) << 10
+        elif name == "VmFlags" and "nh" in value.split():
+            found += size
+    return found
