@@ -199,14 +199,14 @@ def beside_flush(directory: Path, window_s: float) -> Verdict:
         ring_s = _seconds_of_ring(server, session, half)
         restart_settled(server, session)
         quiet = session.run(half, warmup_s=1, seconds=min(window_s, ring_s * QUIET_SHARE))
-        flushed = _flushes(server)
+        flushed = server.log_figure("flushes")
         if flushed:
             return Verdict("", "µs p99.9", NOT_RUN, note=f"{flushed} flushes in the quiet window too")
-        while not _flushes(server):
+        while not server.log_figure("flushes"):
             session.run(half, seconds=ring_s / 8)
-        before = _flushes(server)
+        before = server.log_figure("flushes")
         busy = session.run(half, warmup_s=1, seconds=max(window_s, ring_s))
-        done = _flushes(server) - before
+        done = server.log_figure("flushes") - before
         found = p999([(quiet, busy)], session, server, sends, f"{done} partitions flushed")
         if done < FLUSHED_PARTITIONS and found.state != WRONG:
             return replace(found, state=NOT_RUN, note=f"no whole round: {found.note}")
@@ -215,17 +215,9 @@ def beside_flush(directory: Path, window_s: float) -> Verdict:
 
 def _seconds_of_ring(server: OwnServer, session: Session, load: LoadSpec) -> float:
     """How long this load takes to fill the journal."""
-    before, seconds = _journal_bytes(server), 1.0
+    before, seconds = server.log_figure("journal", "written_bytes"), 1.0
     session.run(load, seconds=seconds)
-    return FLUSHED_RING_BYTES * seconds / max(1, _journal_bytes(server) - before)
-
-
-def _journal_bytes(server: OwnServer) -> int:
-    return sum(int(shard["log"]["journal"]["written_bytes"]) for shard in server.statistics())
-
-
-def _flushes(server: OwnServer) -> int:
-    return sum(int(shard["log"]["flushes"]) for shard in server.statistics())
+    return FLUSHED_RING_BYTES * seconds / max(1, server.log_figure("journal", "written_bytes") - before)
 
 
 def beside_get_snapshot(directory: Path, window_s: float) -> Verdict:

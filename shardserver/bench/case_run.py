@@ -20,9 +20,13 @@ from shardserver.bench.processes import cores_beside
 from shardserver.bench.refusals import probe_refusals
 from shardserver.bench.rows import Case
 from shardserver.bench.session import Session
+from shardserver.errors import ShardServerError
 
 # The probes of refusals.py take less; under it they meet a server that is busy.
 REFUSALS_LOAD_S = 1.0
+# Flushes of each partition before a case in bursts is measured: when the second has ended, the journal has gone round,
+# and nothing is made or touched for the first time any more.
+SETTLED_FLUSHES, SETTLE_LIMIT_ROUNDS = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,8 @@ def _probe_refusals(spec: LoadSpec, session: Session, result: CaseResult) -> Non
 def _measure(
     case: Case, spec: LoadSpec, server: OwnServer, session: Session, directory: Path, pace: Pace, result: CaseResult
 ) -> None:
-    if case.settle_s:
-        session.run(replace(spec, depth=case.settle_depth), seconds=case.settle_s)
-    before = _journal_writes(server)
+    use_once(case, spec, server, session)
+    before = server.log_figure("journal", "writes")
     with _echo_of(case, spec, server.peer) as beside:
         for _ in range(pace.repeats):
             ours = session.run(spec, warmup_s=pace.warmup_s, seconds=pace.seconds)
@@ -104,7 +107,20 @@ def _measure(
                 result.echo.append(echoed)
             if case.disk is not None:
                 result.disk.append(measure_disk(directory, case.disk, pace.seconds))
-    result.journal_writes = _journal_writes(server) - before
+    result.journal_writes = server.log_figure("journal", "writes") - before
+
+
+def use_once(case: Case, spec: LoadSpec, server: OwnServer, session: Session) -> None:
+    """Load until what costs more the first time than later is over. Raises ShardServerError: it does not end."""
+    if not case.settle_s:
+        return
+    deep = replace(spec, depth=case.settle_depth)
+    session.run(deep, seconds=case.settle_s)
+    rounds = SETTLE_LIMIT_ROUNDS
+    while case.in_bursts and server.log_figure("flushes") < SETTLED_FLUSHES * spec.partitions:
+        if not (rounds := rounds - 1):
+            raise ShardServerError("the first bursts did not end")
+        session.run(deep, seconds=case.settle_s)
 
 
 @contextlib.contextmanager
@@ -114,7 +130,3 @@ def _echo_of(case: Case, spec: LoadSpec, peer: Peer) -> Iterator[Peer | None]:
         return
     with echo(peer.cores, spec) as made:
         yield made
-
-
-def _journal_writes(server: OwnServer) -> int:
-    return sum(shard["log"]["journal"]["writes"] for shard in server.statistics())

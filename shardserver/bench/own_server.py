@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,6 +101,10 @@ class OwnServer:
             raise PeerError(f"the server gives no statistics: {done.stderr.strip()}")
         shards: list[dict[str, Any]] = json.loads(done.stdout)["shards"]
         return shards
+
+    def log_figure(self, *names: str) -> int:
+        """Of the shards' logs together: what their statistics hold under these names, each within the last."""
+        return sum(int(reduce(getitem, names, shard["log"])) for shard in self.statistics())
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "shardserver", "--config", str(self._home / "config.toml")]

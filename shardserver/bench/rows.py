@@ -30,7 +30,7 @@ class Case:
 
     settle_s: load before the first window, settle_depth requests in flight a connection: as long as the first send to
     each partition costs more than the next, and until the memory of recent batches has been used once. in_bursts: what
-    it costs comes in bursts, such as flushes: its windows are long enough for them.
+    it costs comes in bursts, such as flushes: its windows are long enough for them, and settling goes on through two.
     """
 
     server: ServerSetup

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shardserver.bench import suite
-from shardserver.bench.case_run import CaseResult, Pace
+from shardserver.bench.case_run import SETTLE_LIMIT_ROUNDS, CaseResult, Pace, use_once
 from shardserver.bench.disk_speed import DiskSpeed
 from shardserver.bench.latencies import Latencies, empty_counts
 from shardserver.bench.load import latency_index
 from shardserver.bench.long_rows import p999
 from shardserver.bench.outcome import Acknowledged, Measurement, Outcome
+from shardserver.bench.plan import LoadSpec
 from shardserver.bench.rows import (
     CONSUME_TAIL,
     LONG_ROWS,
     ONE_CONNECTION,
+    PARTITIONS_10000,
     PRODUCE_WRITE,
     ROWS,
     SMALL_1000,
@@ -29,7 +32,7 @@ from shardserver.bench.rows import (
 )
 from shardserver.bench.suite import Suite, chosen_rows, line_of, pace_of
 from shardserver.bench.verdict import MET, NOT_MET, NOT_RUN, SUSPECT, WRONG, judge
-from shardserver.errors import StorageError
+from shardserver.errors import ShardServerError, StorageError
 
 
 def outcome(
@@ -257,3 +260,32 @@ def test_one_stop_of_the_device_decides_nothing_about_a_tail_measured_in_pairs()
     assert late.state == NOT_MET
     few = p999([*pairs, (outcome(), outcome(9))], RestartedSession(), None, None, "")  # type: ignore[arg-type]
     assert few.state == NOT_RUN
+
+
+class StandInSession:
+    """Each load makes the server flush so many partitions."""
+
+    def __init__(self, flushed: int) -> None:
+        self.flushed, self.loads = flushed, 0
+
+    def run(self, spec: LoadSpec, *, seconds: float) -> None:
+        assert (spec.depth, seconds) == (PARTITIONS_10000.settle_depth, PARTITIONS_10000.settle_s)
+        self.loads += 1
+
+    def log_figure(self, name: str) -> int:
+        assert name == "flushes"
+        return self.loads * self.flushed
+
+
+def loads_before(case: Case, flushed: int) -> int:
+    stand_in: Any = StandInSession(flushed)
+    use_once(case, case.spec, stand_in, stand_in)
+    return int(stand_in.loads)
+
+
+def test_a_case_in_bursts_is_measured_when_each_partition_was_flushed_twice() -> None:
+    assert [loads_before(PARTITIONS_10000, flushed) for flushed in (30_000, 20_000, 19_999, 5_000)] == [1, 1, 2, 4]
+    assert loads_before(replace(PARTITIONS_10000, in_bursts=False), 0) == 1
+    assert loads_before(replace(PARTITIONS_10000, settle_s=0), 0) == 0
+    with pytest.raises(ShardServerError):
+        loads_before(PARTITIONS_10000, 20_000 // SETTLE_LIMIT_ROUNDS - 1)
