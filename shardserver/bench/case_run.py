@@ -24,9 +24,7 @@ from shardserver.errors import ShardServerError
 
 # The probes of refusals.py take less; under it they meet a server that is busy.
 REFUSALS_LOAD_S = 1.0
-# Flushes of each partition before a case in bursts is measured: when the second has ended, the journal has gone round,
-# and nothing is made or touched for the first time any more.
-SETTLED_FLUSHES, SETTLE_LIMIT_ROUNDS = 2, 8
+SETTLE_LIMIT_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +115,9 @@ def use_once(case: Case, spec: LoadSpec, server: OwnServer, session: Session) ->
     deep = replace(spec, depth=case.settle_depth)
     session.run(deep, seconds=case.settle_s)
     rounds = SETTLE_LIMIT_ROUNDS
-    while case.in_bursts and server.log_figure("flushes") < SETTLED_FLUSHES * spec.partitions:
+    while server.log_figure("flushes") < case.settle_flushes:
         if not (rounds := rounds - 1):
-            raise ShardServerError("the first bursts did not end")
+            raise ShardServerError(f"fewer than {case.settle_flushes} flushes before the first window")
         session.run(deep, seconds=case.settle_s)
 
 

@@ -285,7 +285,7 @@ def loads_before(case: Case, flushed: int) -> int:
 
 def test_a_case_in_bursts_is_measured_when_each_partition_was_flushed_twice() -> None:
     assert [loads_before(PARTITIONS_10000, flushed) for flushed in (30_000, 20_000, 19_999, 5_000)] == [1, 1, 2, 4]
-    assert loads_before(replace(PARTITIONS_10000, in_bursts=False), 0) == 1
+    assert loads_before(replace(PARTITIONS_10000, settle_flushes=0), 0) == 1
     assert loads_before(replace(PARTITIONS_10000, settle_s=0), 0) == 0
     with pytest.raises(ShardServerError):
         loads_before(PARTITIONS_10000, 20_000 // SETTLE_LIMIT_ROUNDS - 1)
