@@ -40,6 +40,7 @@ cdef class Arena:
     cdef uint64_t _used_units
     cdef uint64_t _blocks
     cdef Buddies _buddies
+    cdef public bint is_scattered  # what is written next lies on more pages than the processor knows the places of
 
     cpdef Block allocate(self, Py_ssize_t size)
     cdef void make_present(self) noexcept

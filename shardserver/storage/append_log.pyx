@@ -147,6 +147,8 @@ cdef class AppendLog(Target):
             self._open = arena.allocate(shared)
         except ArenaFullError:
             return False
+        if arena.is_scattered:
+            arena.use_huge_pages(self._open)
         self._open_at, self._open_left = self._open.data, shared
         return True
 

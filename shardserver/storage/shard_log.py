@@ -40,6 +40,8 @@ from shardserver.storage.write_records import WriteRecords
 log = logging.getLogger(__name__)
 
 DRAIN_LOOK_S = 1.0
+# Each writes to a page of its own, and a core knows the places of 1,536 to 3,072 pages.
+MANY_PARTITIONS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,11 @@ class ShardLog(ShardTurn):
         created = PartitionLog(self.resources, directory, identity, self._turn)
         created.is_served = True
         self._partitions[identity.uid] = created
+        self._note_partitions()
         return created
+
+    def _note_partitions(self) -> None:
+        self.resources.memory.is_scattered = len(self._partitions) > MANY_PARTITIONS
 
     def serves(self, partition: PartitionLog) -> bool:
         """It was not forgotten. A partition that came back has another log of the same uid."""
@@ -128,6 +134,7 @@ class ShardLog(ShardTurn):
         gone = self._partitions.pop(uid, None)
         if gone is None:
             return
+        self._note_partitions()
         gone.fence(NotOwnerError(f"partition {uid} is not here any more"))  # who asks again is told what there is now
         self.moves.forget(gone)
         self._pins.unpin(gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,11 +13,15 @@ from hypothesis import strategies as st
 from shardserver.errors import ArenaFullError, ShardServerError
 from shardserver.memory.arena import Arena
 from shardserver.memory.heap import heap_arena
+from shardserver.memory.huge_memory import HugeMemory
+from shardserver.memory.shared import make_memory
+from shardserver.storage import shard_log
 from shardserver.storage.recovery import RecoveryInput, recover_shard
 from shardserver.storage.settings import Durability, LogSettings, PartitionIdentity
 from shardserver.storage.shard_log import ShardLog
 from tests.batches import make_batch, payloads_of
 from tests.fault_disk import FaultDisk
+from tests.memory.test_huge_memory import needs_huge_pages, wait_for
 from tests.storage.log_world import abandon, ticking_clock
 
 LEAST_SHARED = 1024
@@ -94,6 +99,35 @@ def test_a_tail_of_many_has_few_blocks_and_all_of_them_are_free_in_the_end() -> 
         assert world.memory.statistics() == before
 
     play(work)
+
+
+@needs_huge_pages
+def test_they_come_to_lie_on_huge_pages_only_while_there_are_many_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_log, "MANY_PARTITIONS", 1)
+    descriptor = make_memory("huge", 34 << 20)  # all but the last two are one free block, used from its start on
+    huge = HugeMemory(descriptor)
+    huge.start()
+
+    async def send_for_a_while(world: World) -> None:
+        for _ in range(10_000):
+            world.send(404)
+        await world.answered()
+
+    async def work(world: World) -> None:
+        await send_for_a_while(world)
+        world.logs.create_partition(PartitionIdentity(2, 1, 1))
+        world.logs.forget_partition(2)
+        await send_for_a_while(world)
+        assert huge.huge_bytes == 0
+        world.logs.create_partition(PartitionIdentity(2, 1, 1))
+        await send_for_a_while(world)
+        assert wait_for(lambda: huge.huge_bytes > 0)
+
+    try:
+        play(work, Arena(huge))
+    finally:
+        huge.stop()
+        os.close(descriptor)
 
 
 def test_what_is_left_of_a_tail_goes_with_it() -> None:
