@@ -8,20 +8,13 @@ pages move without a copy, and its new ones are touched one by one.
 
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
+from posix.mman cimport (
+    MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, mremap, munmap
+)
 
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* start, size_t length, int protection, int flags, int descriptor, long offset)
-    void* mremap(void* start, size_t length, size_t wanted, int flags)
-    int munmap(void* start, size_t length)
-    int madvise(void* start, size_t length, int advice)
-    void* MAP_FAILED
+cdef extern from "<sys/mman.h>":
     enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
         MREMAP_MAYMOVE
-        MADV_NOHUGEPAGE
 
 cdef enum:
     MAPPED = 128 << 10
