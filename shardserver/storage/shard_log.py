@@ -247,10 +247,11 @@ class ShardLog(ShardTurn):
         await self._growth.have_file(self.journal)
         while self.journal.is_flush_due and self.failed is None:
             oldest = self._oldest_live()
-            if oldest >= self.journal.sequence:
+            if oldest < self.journal.sequence:
+                await self._flush_through(oldest)
+            elif oldest <= self.journal.published_oldest_live:
                 break
-            await self._flush_through(oldest)
-            await self._publish()
+            await self._publish()  # a full ring takes no other write that would say it of what direct runs have moved
             self._plan_flush()
 
     async def _flush_pinned(self) -> None:

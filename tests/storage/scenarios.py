@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from shardserver.errors import StorageError
 from shardserver.storage.metadata_log import MetadataLog
@@ -20,6 +20,9 @@ from tests.storage.log_world import Load, abandon, append_more, made_disk, open_
 
 ROUNDS = 25
 LONGEST_LIFE = 900
+LONGEST_S = 60.0  # of a life that takes a tenth of a second
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Scenario:
         return disk.after_power_loss(seed) if self.left == "power loss" else disk.after_kill(seed)
 
 
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Raises TimeoutError: it waits for something that does not come."""
+    return asyncio.run(asyncio.wait_for(work, LONGEST_S))
+
+
 async def until_dead(disk: FaultDisk, work: Awaitable[Any]) -> Any:
     """The result of work, or None when the modelled process died in it or the disk refused it."""
     task = asyncio.ensure_future(work)
@@ -82,13 +90,13 @@ def play_log(scenario: Scenario) -> bool:
             await load.run(logs, disk, ROUNDS)
             abandon(logs)
 
-    asyncio.run(live())
+    run(live())
     left = _crash_recoveries(scenario, disk, lambda heir: open_logs(heir))
-    first = asyncio.run(recover_and_check(left, load))
+    first = run(recover_and_check(left, load))
     # What was visible after the recovery is durable: the power goes, and the second one finds the same.
     again = left.after_power_loss(scenario.seed + 1)
-    assert asyncio.run(recover_and_check(again, load)) == first
-    asyncio.run(append_more(again, load))
+    assert run(recover_and_check(again, load)) == first
+    run(append_more(again, load))
     return disk.is_dead or disk.has_failed
 
 
@@ -102,7 +110,7 @@ def _crash_recoveries(scenario: Scenario, disk: FaultDisk, recover: Callable[[Fa
             if hasattr(logs, "failed"):
                 abandon(logs)
 
-        asyncio.run(try_recovery())
+        run(try_recovery())
         left = scenario.remains(left, scenario.seed + 100 + number)
     return left
 
@@ -130,13 +138,13 @@ def play_metadata(scenario: Scenario) -> bool:
             else:
                 tried.pop()
 
-    asyncio.run(live())
+    run(live())
     left = _crash_recoveries(scenario, disk, lambda heir: MetadataLog(heir, "data/metadata").replay())
-    first = asyncio.run(entries_of(left))
+    first = run(entries_of(left))
     assert first[: len(acknowledged)] == acknowledged, "an acknowledged entry is gone"
     assert first == tried[: len(first)], "an entry out of order"
     again = left.after_power_loss(scenario.seed + 1)
-    assert asyncio.run(entries_of(again)) == first
+    assert run(entries_of(again)) == first
     return disk.is_dead or disk.has_failed
 
 
@@ -156,9 +164,9 @@ def play_control(seed: int) -> bool:
     """A life under `memory`, then a power loss: True when it lost something, as it must now and then."""
     disk = made_disk(seed).after_kill(seed)
     load = Load(seed)
-    asyncio.run(_memory_life(disk, load))
+    run(_memory_life(disk, load))
     try:
-        asyncio.run(recover_and_check(disk.after_power_loss(seed), load))
+        run(recover_and_check(disk.after_power_loss(seed), load))
     except AssertionError:
         return True
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -33,17 +34,17 @@ RESERVE = "data/reserve"
 LONGEST_S = 20.0  # of what would wait for ever
 
 
-async def fill(logs: ShardLog, load: Load) -> object:
+async def fill(logs: ShardLog, load: Load, uid: int = 1) -> object:
     """Append until something is refused."""
     while True:
         outcome: asyncio.Future = asyncio.get_running_loop().create_future()
         load.number += 1
         number = load.number
-        logs.partition(1).append(make_batch([f"{number} ".encode() + b"x" * 9000]), 1, outcome.set_result)
+        logs.partition(uid).append(make_batch([f"{number} ".encode() + b"x" * 9000]), 1, outcome.set_result)
         result = await outcome
         if not isinstance(result, int):
             return result
-        load.acknowledged[1].append(number)
+        load.acknowledged[uid].append(number)
 
 
 def test_appends_are_refused_in_the_middle_and_taken_again_when_there_is_room() -> None:
@@ -234,6 +235,29 @@ def test_a_journal_without_a_free_file_takes_appends_again_when_there_is_room() 
         await logs.close()
 
     asyncio.run(asyncio.wait_for(life(), LONGEST_S))
+
+
+def test_a_full_ring_is_freed_when_a_direct_run_has_moved_what_no_flush_could() -> None:
+    """The flush that looks again finds nothing to move, and no write has said so yet."""
+
+    async def life() -> None:
+        disk = FaultDisk(1)
+        logs = await open_logs(disk, settings=replace(SETTINGS, retry_s=LONGEST_S))
+        await append(logs, 2)
+        await logs.flush_partitions([logs.partition(2)])  # it has a segment, or its run would wait for one
+        disk.capacity_bytes = disk._used()
+        assert isinstance(await fill(logs, Load(1), 2), DiskFullError)
+        await logs.wait_idle()
+        disk.capacity_bytes = None
+        await append(logs, 2, size=SETTINGS.direct_bytes)
+        assert logs._oldest_live() == logs.journal.sequence > logs.journal.published_oldest_live
+        with pytest.raises(DiskFullError):  # as the last flush says
+            await append(logs, 1)
+        await logs.wait_idle()
+        await append(logs, 1)
+        await logs.close()
+
+    asyncio.run(asyncio.wait_for(life(), LONGEST_S / 2))
 
 
 def test_nothing_is_appended_before_cut_offsets_have_room_in_the_journal() -> None:
