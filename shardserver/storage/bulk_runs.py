@@ -39,7 +39,8 @@ class BulkRuns:
         is_recent = asyncio.get_running_loop().time() - self._turn.small_at < SMALL_LASTS_S
         if is_recent or self._turn.any_small():
             return BULK_BESIDE_SMALL_BYTES
-        return min(BULK_BYTES, max(BULK_LEAST_BYTES, (self._budget.taken_bytes + self._waiting_bytes) * 3 // 4))
+        there_is = self._budget.taken_bytes + self._budget.waiting_bytes + self._waiting_bytes
+        return min(BULK_BYTES, max(BULK_LEAST_BYTES, there_is * 3 // 4))
 
     def start(self) -> None:
         """Those that are due and may go. The others stay dirty, as do those that need a segment first."""

@@ -141,16 +141,29 @@ class DirectRun:
 
     async def _has_more(self, last: FlushWrite) -> bool:
         """Bulk has come in time, and another write may take it. What is small waits for the sync and the journal."""
+        try:
+            return await self._take_more(last)
+        finally:
+            self._share.end_wait()
+
+    async def _take_more(self, last: FlushWrite) -> bool:
         partition = self._partition
-        while not (partition.has_waiting or partition.is_hurried or self._is_late):
+        while not (partition.is_hurried or self._is_late or partition.fenced is not None):
+            if partition.has_waiting:
+                size = min(partition.waiting_bytes, self._most_bytes)
+                if not self._may_take(last, size):
+                    return False
+                if self._share.take(size):
+                    return True
+                self._share.wait(size, self._woken.set)  # others are in flight: a sync now would come too early
             self._woken.clear()
             await self._woken.wait()
-        size = min(partition.waiting_bytes, self._most_bytes)
+        return False
+
+    def _may_take(self, last: FlushWrite, size: int) -> bool:
+        partition = self._partition
         return (
-            not (partition.is_hurried or self._is_late)
-            and partition.fenced is None
-            and partition.waiting_bytes >= partition.resources.settings.direct_bytes
+            partition.waiting_bytes >= partition.resources.settings.direct_bytes
             and last.end - last.segment.end + size <= UNSYNCED_BYTES
             and last.end < partition.identity.segment_bytes
-            and self._share.take(size)
         )

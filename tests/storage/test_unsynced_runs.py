@@ -10,17 +10,17 @@ from dataclasses import replace
 import pytest
 
 from shardserver.errors import StorageError
-from shardserver.storage import direct_run
+from shardserver.storage import bulk_runs, direct_run
 from shardserver.storage.settings import Durability
 from shardserver.storage.shard_log import ShardLog
-from tests.fault_disk import FaultDisk, FaultFile
+from tests.fault_disk import FaultDisk, FaultFile, HoldingDisk
 from tests.storage.log_world import SETTINGS, abandon, append, open_logs, read_numbers
 
 BULK = 13_000  # more than direct_bytes of the settings
 SEED = 5
 
 
-class WatchedDisk(FaultDisk):
+class WatchedDisk(HoldingDisk):
     """What segments and journal were asked for, in order. unsynced: bytes of segments, and the most at a time."""
 
     def __init__(self, seed: int) -> None:
@@ -118,6 +118,29 @@ def test_a_small_append_goes_to_the_journal_behind_the_sync() -> None:
         assert disk.calls == ["write", "journal"]
         await append(logs, 1, number=2)
         assert disk.calls == ["write", "journal", "sync", "journal"]
+
+    live(disk, work)
+
+
+def test_bulk_that_waits_for_others_in_flight_does_not_end_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_runs, "BULK_BYTES", 1)
+    disk = WatchedDisk(SEED)
+
+    async def work(logs: ShardLog) -> None:
+        await append(logs, 2, number=0, size=BULK)
+        await logs.partition(2).end_run()
+        disk.calls.clear()
+        await append(logs, 1, number=1, size=BULK)
+        disk.held = logs.partition(2).segments[-1].file.path
+        other = asyncio.ensure_future(append(logs, 2, number=1, size=BULK))
+        await asyncio.sleep(0.01)
+        waits = asyncio.ensure_future(append(logs, 1, number=2, size=BULK))
+        await asyncio.sleep(0.01)
+        assert disk.calls.count("write") == 2 and not waits.done()  # the second one is held
+        disk.held = None
+        async with asyncio.timeout(30):
+            await asyncio.gather(other, waits)
+        assert disk.calls.count("write") == 3 and "sync" not in disk.calls
 
     live(disk, work)
 
