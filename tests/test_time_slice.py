@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ SLICES_SINCE = (6, 12)
 
 @pytest.fixture
 def process() -> Iterator[int]:
-    with subprocess.Popen(["sleep", "60"]) as made:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as made:
         try:
             yield made.pid
         finally:
@@ -42,6 +44,21 @@ def test_it_is_idle_where_it_cannot_be_told_otherwise(
     monkeypatch.setattr(time_slice, "CALLS", calls)
     send_to_background(process)
     assert os.sched_getscheduler(process) == os.SCHED_IDLE
+
+
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no autogroup")
+def test_its_session_has_the_least_share(process: int) -> None:
+    """Within a share like that of the others it kept the workers waiting that had just had theirs."""
+    before = AUTOGROUP.read_text()
+    deadline = time.monotonic() + 10
+    while not Path(f"/proc/{process}/autogroup").read_text().endswith(f"nice {time_slice.LEAST_NICE}\n"):
+        send_to_background(process)  # who is not root may do it ten times a second, all together
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert AUTOGROUP.read_text() == before, "not the caller's"
 
 
 def test_one_that_is_gone_is_an_error() -> None:

@@ -57,6 +57,7 @@ def _spawn(given: int, made: int) -> int:
         [sys.executable, "-m", snapshot_archive.__name__],
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, made, 1)],
+        setsid=True,
     )
     send_to_background(archiver)
     os.sched_setaffinity(archiver, os.sched_getaffinity(os.getppid()))

@@ -24,6 +24,7 @@ class TailRoom:
     def __init__(self, resources: LogResources, turn: Turn, on_full: Callable[[], None]) -> None:
         self._resources, self._turn, self._on_full = resources, turn, on_full
         self._goes_on = False
+        self._leaving = asyncio.Lock()
 
     def copy(self, batch: Buffer) -> Block:
         """The batch in the arena. Raises ArenaFullError: all that is there is needed."""
@@ -49,11 +50,12 @@ class TailRoom:
             asyncio.get_running_loop().call_soon(self._go_on)
 
     async def let_go(self, tail: Tail) -> None:
-        """Of a partition that is not served here any more, in parts as well."""
-        while tail.first_offset is not None:
-            for _ in range(LET_GO_AT_ONCE):
-                tail.evict_oldest(ALL_OFFSETS)
-            await asyncio.sleep(0)
+        """Of a partition that is not served here any more, in parts as well, and of many that go together in turn."""
+        async with self._leaving:
+            while tail.first_offset is not None:
+                for _ in range(LET_GO_AT_ONCE):
+                    tail.evict_oldest(ALL_OFFSETS)
+                await asyncio.sleep(0)
 
     def _go_on(self) -> None:
         self._goes_on = False

@@ -14,7 +14,7 @@ import pytest
 
 from shardserver.config import Config
 from shardserver.config_text import describe
-from shardserver.core import snapshot_archive
+from shardserver.core import snapshot, snapshot_archive
 from shardserver.core.snapshot import run_archiver
 from shardserver.core.snapshot_archive import Material, build_archive
 from shardserver.protocol.system import COMPRESSIONS, SnapshotRequest
@@ -105,3 +105,13 @@ def test_the_shard_runs_as_much_python_for_an_archive_of_many_files_as_of_one(tm
         assert len(found[NAMES[1]].splitlines()) == 1 + files
         counts.append(count)
     assert 0 < counts[0] == counts[1]
+
+
+def test_the_archiver_has_a_session_of_its_own_to_send_to_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[tuple[int, int]] = []
+    monkeypatch.setattr(snapshot, "send_to_background", lambda process: sessions.append((process, os.getsid(process))))
+    run_archiver(msgspec.msgpack.encode(material(tmp_path)))
+    ((process, session),) = sessions
+    assert session == process

@@ -42,7 +42,7 @@ async def open_log(disk: FaultDisk, memory: Arena, **changes: Any) -> ShardLog:
     return await recover_shard(disk, "data", settings, source, ticking_clock(), lambda error: None)
 
 
-async def send(logs: ShardLog, payload: bytes) -> int:
+async def send(logs: ShardLog, payload: bytes, uid: int = 1) -> int:
     """As the handler does it. Raises what refused the batch."""
     outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -52,7 +52,7 @@ async def send(logs: ShardLog, payload: bytes) -> int:
         else:
             outcome.set_exception(result)
 
-    logs.partition(1).append(logs.copy_batch(make_batch([payload])), 1, done)
+    logs.partition(uid).append(logs.copy_batch(make_batch([payload])), 1, done)
     return await outcome
 
 
@@ -252,22 +252,26 @@ def test_all_blocks_come_back_when_a_partition_is_deleted(durability: Durability
     asyncio.run(run())
 
 
-def test_the_memory_of_a_deleted_partition_comes_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("partitions", [1, 6])
+def test_the_memory_of_deleted_partitions_comes_back_in_parts(partitions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once it stopped the loop for as long as hundreds of thousands of batches take."""
     monkeypatch.setattr(tail_room, "LET_GO_AT_ONCE", 8)
     memory = heap_arena(1 << 20)
 
     async def run() -> None:
         logs = await open_log(FaultDisk(1), memory)
-        for number in range(50):
-            await send(logs, numbered(number, 100))
-        logs.forget_partition(1)
+        for uid in range(2, partitions + 1):
+            logs.create_partition(PartitionIdentity(uid, 1, uid))
+        for number in range(20 * partitions):
+            await send(logs, numbered(number, 100), 1 + number % partitions)
+        for uid in range(1, partitions + 1):  # of one topic
+            logs.forget_partition(uid)
         left = [memory.statistics().blocks]
         while left[-1]:
             await asyncio.sleep(0)
             left.append(memory.statistics().blocks)
         parts = [before - after for before, after in itertools.pairwise(left)]
-        assert sum(parts) >= 50 and max(parts) == 8
+        assert sum(parts) >= 20 * partitions and max(parts) == 8
         await logs.close()
 
     asyncio.run(run())
