@@ -26,10 +26,10 @@ class RunBudget:
         self._on_free()
 
     def wait(self, share: Share, size: int, wake: Callable[[], None]) -> None:
-        """wake: called once, when it may be worth another look."""
-        self.forget(share)
+        """wake: called once, when it may be worth another look. Who waits already keeps its place."""
+        former, _ = self._waiting.get(share, (0, None))
         self._waiting[share] = size, wake
-        self.waiting_bytes += size
+        self.waiting_bytes += size - former
 
     def forget(self, share: Share) -> None:
         size, _ = self._waiting.pop(share, (0, None))

@@ -13,14 +13,13 @@ def test_what_the_woken_one_does_not_take_wakes_the_next() -> None:
     assert holder.take(10) and not late.take(4)
     late.wait(4, lambda: woken.append("late"))
     patient.wait(5, lambda: woken.append("patient"))
-    late.wait(6, lambda: woken.append("late"))  # asked again it stands behind
-    patient.wait(3, lambda: woken.append("patient"))
-    assert budget.waiting_bytes == 9
+    late.wait(6, lambda: woken.append("late"))  # more has come: it keeps its place
+    assert budget.waiting_bytes == 11
     holder.give_back()
     assert woken == ["late"] and len(turns) == 1
     late.end_wait()
     assert woken == ["late", "patient"]
-    assert patient.take(3) and budget.taken_bytes == 3
+    assert patient.take(5) and budget.taken_bytes == 5
     patient.end_wait()
     patient.give_back()
     assert woken == ["late", "patient"] and budget.waiting_bytes == budget.taken_bytes == 0
