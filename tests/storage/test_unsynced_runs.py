@@ -132,13 +132,14 @@ def test_bulk_that_waits_for_others_in_flight_does_not_end_its_run(monkeypatch: 
         disk.calls.clear()
         await append(logs, 1, number=1, size=BULK)
         disk.held = logs.partition(2).segments[-1].file.path
-        other = asyncio.ensure_future(append(logs, 2, number=1, size=BULK))
-        await asyncio.sleep(0.01)
-        waits = asyncio.ensure_future(append(logs, 1, number=2, size=BULK))
-        await asyncio.sleep(0.01)
-        assert disk.calls.count("write") == 2 and not waits.done()  # the second one is held
-        disk.held = None
         async with asyncio.timeout(30):
+            other = asyncio.ensure_future(append(logs, 2, number=1, size=BULK))
+            while disk.calls.count("write") < 2:  # the second one is held
+                await asyncio.sleep(0)
+            waits = asyncio.ensure_future(append(logs, 1, number=2, size=BULK))
+            while not logs._bulk._budget.waiting_bytes:
+                await asyncio.sleep(0)
+            disk.held = None
             await asyncio.gather(other, waits)
         assert disk.calls.count("write") == 3 and "sync" not in disk.calls
 
